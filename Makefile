@@ -1,0 +1,76 @@
+# Two commands for everybody: `make serve` and `make test`. Each does its own set-up; what is there already is not done again.
+# Needed on a fresh Debian or Ubuntu: python3 (3.11 or later) with venv, make, gcc.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+export PENSTOCK_HOME := $(CURDIR)
+PIP := --disable-pip-version-check --quiet --no-input
+# Lines of a pip that is set up with folders that lack some packages; they say nothing about ours.
+FILTER := 2> >(grep -v '^WARNING: Location' >&2)
+
+.PHONY: serve test test-fast check fix bench lock engine apt clean help
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded engine
+	@exec .venv/bin/penstock serve $(ARGS)
+
+test: .venv-dev/ready engine node apt ## everything, the real engine included
+	.venv-dev/bin/python -m pytest $(ARGS)
+
+test-fast: .venv-dev/ready ## everything that needs no engine and kills nothing
+	.venv-dev/bin/python -m pytest -m "not engine and not chaos" $(ARGS)
+
+check: .venv-dev/ready ## format, lint, types, import rules, generated files
+	.venv-dev/bin/ruff format --check .
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/mypy
+	.venv-dev/bin/lint-imports
+	.venv-dev/bin/python scripts/check_docs.py
+
+fix: .venv-dev/ready ## format and repair what can be repaired by itself
+	.venv-dev/bin/ruff format .
+	.venv-dev/bin/ruff check --fix .
+
+bench: .venv-dev/ready engine ## tokens per second of the real engine through the gateway
+	.venv-dev/bin/python -m bench.tokens $(ARGS)
+
+lock: ## write the lock files anew from their .in files
+	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install $(PIP) uv==0.13.9
+	cd requirements && ../.venv-lock/bin/uv pip compile -q --generate-hashes --python-version 3.11 --no-annotate --no-header \
+	  --constraint constraints.txt -o gateway.txt gateway.in
+	cd requirements && ../.venv-lock/bin/uv pip compile -q --generate-hashes --python-version 3.11 --no-annotate --no-header \
+	  --override overrides.txt -o dev.txt dev.in
+	cd backends/sglang_dsv3/engine && ../../../.venv-lock/bin/uv pip compile -q --no-deps --generate-hashes --python-version 3.11 \
+	  --universal --no-annotate --no-header -o lock-cpu.txt lock-cpu.in
+
+engine: .venv/ready ## the engine's environment
+	@.venv/bin/penstock engine install
+
+apt:
+	@scripts/apt.sh
+
+node: .venv-dev/node-ready
+
+.venv/ready: requirements/gateway.txt pyproject.toml
+	@echo "penstock: installing the gateway's environment (about 15 MB of wheels)"
+	@$(PYTHON) -m venv .venv || { echo "penstock: python3-venv is missing? apt-get install python3-venv"; exit 1; }
+	@.venv/bin/pip install $(PIP) --no-deps --require-hashes -r requirements/gateway.txt $(FILTER)
+	@.venv/bin/pip install $(PIP) --no-deps --no-build-isolation -e . $(FILTER)
+	@touch $@
+
+.venv-dev/ready: requirements/dev.txt pyproject.toml
+	@echo "penstock: installing the tests' environment (about 130 MB of wheels)"
+	@$(PYTHON) -m venv .venv-dev || { echo "penstock: python3-venv is missing? apt-get install python3-venv"; exit 1; }
+	@.venv-dev/bin/pip install $(PIP) --no-deps --require-hashes -r requirements/dev.txt $(FILTER)
+	@.venv-dev/bin/pip install $(PIP) --no-deps --no-build-isolation -e . $(FILTER)
+	@touch $@
+
+.venv-dev/node-ready: .venv-dev/ready tests/node/package-lock.json
+	@echo "penstock: installing openai-node for the tests"
+	@scripts/npm.sh ci --prefix tests/node --silent --no-audit --no-fund
+	@touch $@
+
+clean: ## forget every environment, checkpoint and state
+	rm -rf .venv .venv-dev .venv-engine .venv-lock checkpoints state tests/node/node_modules

@@ -1,0 +1,40 @@
+"""The primary backend: DeepSeek-V3 on SGLang, on hosts with GPUs or, for everybody else, on this machine's CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from backends.sglang_dsv3.config import Config as _Config
+from gateway.plugin import BackendEnv, Service
+
+if TYPE_CHECKING:
+    import click
+
+    from backends.sglang_dsv3.backend import SGLang
+
+
+class _Plugin:
+    kind = "sglang_dsv3"
+    Config = _Config
+
+    def build(self, name: str, config: _Config, env: BackendEnv) -> SGLang:
+        from backends.sglang_dsv3.backend import SGLang
+
+        return SGLang(name, config, env)
+
+    def services(self, name: str, config: _Config, env: BackendEnv) -> Sequence[Service]:
+        from backends.sglang_dsv3.backend import service_name
+        from backends.sglang_dsv3.engine import service
+
+        return [
+            service(service_name(name, index), config.engine, env.home) for index, host in enumerate(config.hosts) if host.launch == "local"
+        ]
+
+    def commands(self) -> Sequence[click.Command]:
+        from backends.sglang_dsv3.engine.commands import engine
+
+        return [engine]
+
+
+plugin = _Plugin()

@@ -1,0 +1,339 @@
+"""The backend: hosts that run SGLang, one attempt at a time, and nothing left generating for a client that is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from backends.sglang_dsv3 import stream, translate
+from backends.sglang_dsv3.config import Config, Host
+from gateway.errors import BadGateway, Unavailable
+from gateway.plugin import AttemptFailed, BackendEnv, Call, Reply, ServiceState, Target, Verdict
+
+log = logging.getLogger("penstock.sglang")
+
+# SGLang closes an idle connection after 5 s (SGLANG_TIMEOUT_KEEP_ALIVE): ours must be gone before.
+KEEP_ALIVE_S = 4.0
+PROBE_TIMEOUT_S = 2.0
+MAX_JSON_BYTES = 64 << 20
+MAX_ERROR_BYTES = 64 << 10
+# A request may be unknown to the engine for a moment after it was sent, and an abort of an unknown id does nothing: it is repeated.
+ABORT_AT_S = (0.0, 0.1, 0.3, 0.8)
+# With n > 1 the engine makes up the ids that an abort needs; they are read from the stream for at most so long.
+LEARN_IDS_S = 60.0
+
+
+class _ModelInfo(msgspec.Struct):
+    architectures: list[str] | None = None
+    model_path: str = ""
+
+
+class _Place:
+    """One host: its id for people, and where it is right now."""
+
+    def __init__(self, name: str, index: int, host: Host, services: Callable[[str], ServiceState | None]) -> None:
+        self.weight = host.weight
+        self._url = host.url.rstrip("/") if host.url is not None else None
+        self._service = service_name(name, index)
+        self._services = services
+        self._seen: ServiceState | None = None
+        self._seen_at = 0.0
+        self.id = self._url.split("://", 1)[1] if self._url is not None else self._service
+
+    @property
+    def url(self) -> str:
+        """Base URL; empty while a launched engine has none."""
+        if self._url is not None:
+            return self._url
+        state = self._services(self._service)
+        return state.url if state is not None else ""
+
+    def target(self) -> Target:
+        """A snapshot for the core. A launched engine is ready when its supervisor says so, a host with a URL until a probe fails."""
+        if self._url is not None:
+            return Target(self.id, self.weight)
+        state = self._services(self._service) or ServiceState()
+        if state is not self._seen:
+            self._seen, self._seen_at = state, time.monotonic()
+        wait_s = max(state.eta_s - (time.monotonic() - self._seen_at), 1.0)
+        return Target(self.id, self.weight, state.state == "ready" and bool(state.url), _words(state), wait_s)
+
+
+def _words(state: ServiceState) -> str:
+    detail = f" ({state.detail})" if state.detail else ""
+    if state.state in ("starting", "loading"):
+        return f"The engine is loading{detail}."
+    if state.state == "restarting":
+        return f"The engine is loading again after it ended{detail}."
+    return f"The engine is {state.state}{detail}."
+
+
+def service_name(backend: str, index: int) -> str:
+    """The name under which the parent runs a launched engine."""
+    return f"{backend}/local-{index}"
+
+
+class SGLangReply(Reply):
+    """A reply whose closing stops the generation."""
+
+    def __init__(self, backend: SGLang, place: _Place, call: Call, source: stream.EventStream, response: aiohttp.ClientResponse) -> None:
+        super().__init__(content_type=b"text/event-stream; charset=utf-8", events=source.events())
+        self._backend, self._place, self._call, self._source, self._response = backend, place, call, source, response
+        self._closed = False
+
+    def close(self) -> None:
+        """Hand the connection back when the answer is whole; else stop the engine in the background."""
+        if self._closed:
+            return
+        self._closed = True
+        self.usage = self._source.usage
+        if not self._source.complete:
+            self._backend.abandon(self._place, self._call, self._response, self._source)
+        elif not self._response.content.at_eof():  # aiohttp has pooled it by itself when the end came with the last event
+            self._backend.later(_finish(self._response))
+
+
+def _reader(response: aiohttp.ClientResponse, place: _Place) -> Callable[[], Awaitable[bytes]]:
+    """Whatever bytes have come; the one border where aiohttp's words for a broken connection become ours."""
+
+    async def read() -> bytes:
+        try:
+            return await response.content.readany()
+        except (aiohttp.ClientError, ConnectionError) as error:
+            lost = BadGateway("The engine was lost in the middle of the answer.", detail=f"{place.id}: {error!r}")
+            raise AttemptFailed("cut", lost) from error
+
+    return read
+
+
+async def _finish(response: aiohttp.ClientResponse) -> None:
+    """Read the few closing bytes after `[DONE]`, so that the connection can be used again."""
+    try:
+        async with asyncio.timeout(1.0):
+            while await response.content.readany():
+                pass
+        response.release()
+    except (TimeoutError, aiohttp.ClientError):
+        response.close()
+
+
+class SGLang:
+    """SGLang servers behind one configuration section."""
+
+    def __init__(self, name: str, config: Config, env: BackendEnv) -> None:
+        self._config = config
+        self._places = {
+            place.id: place for place in (_Place(name, index, host, env.services.get) for index, host in enumerate(config.hosts))
+        }
+        self._headers = {"content-type": "application/json"}
+        self._session: aiohttp.ClientSession | None = None
+        self._tails: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Make the connection pool; no host is contacted."""
+        if self._config.api_key_file is not None:
+            key = Path(self._config.api_key_file).read_text(encoding="utf-8").strip()
+            self._headers["authorization"] = f"Bearer {key}"
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+            timeout=aiohttp.ClientTimeout(total=None),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            headers=self._headers,
+        )
+
+    async def aclose(self) -> None:
+        """Finish what was begun for clients that left (a second or so), then close every connection."""
+        if self._tails:
+            await asyncio.wait(self._tails, timeout=2.0)
+        for tail in self._tails:
+            tail.cancel()
+        if self._session is not None:
+            await self._session.close()
+
+    async def check(self) -> list[str]:
+        """Hosts that cannot be reached or serve another architecture."""
+        findings: list[str] = []
+        if self._config.api_key_file is not None and not Path(self._config.api_key_file).is_file():
+            return [f"api_key_file {self._config.api_key_file} does not exist"]
+        await self.open()
+        for place in self._places.values():
+            if not place.url:
+                continue
+            try:
+                info = msgspec.json.decode(await self._get(place.url + "/model_info"), type=_ModelInfo)
+            except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
+                findings.append(f"{place.id} does not answer /model_info: {type(error).__name__}")
+                continue
+            if "DeepseekV3ForCausalLM" not in (info.architectures or []):
+                findings.append(f"{place.id} serves {info.architectures}, not DeepseekV3ForCausalLM")
+        return findings
+
+    async def _get(self, url: str) -> bytes:
+        assert self._session is not None
+        async with self._session.get(url, timeout=aiohttp.ClientTimeout(PROBE_TIMEOUT_S)) as response:
+            response.raise_for_status()
+            return await response.content.read(MAX_ERROR_BYTES)
+
+    def targets(self) -> Sequence[Target]:
+        """Every host, launched or named."""
+        return [place.target() for place in self._places.values()]
+
+    async def probe(self, target: str) -> bool:
+        """`GET /ready`: flags only, costs no token; 503 while starting or draining."""
+        url = self._places[target].url
+        if not url or self._session is None:
+            return False
+        try:
+            async with self._session.get(f"{url}/ready", timeout=aiohttp.ClientTimeout(PROBE_TIMEOUT_S)) as response:
+                return response.status != 503
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    def classify(self, outcome: Reply | BaseException) -> Verdict:
+        """As the attempt itself says; what it did not foresee is the host's fault."""
+        if isinstance(outcome, Reply):
+            return Verdict.OK
+        return outcome.verdict if isinstance(outcome, AttemptFailed) else Verdict.SICK
+
+    async def send(self, target: str, call: Call) -> Reply:
+        """One attempt. Cancelling it stops the generation, in whatever phase it is."""
+        place = self._places[target]
+        translate.refuse_internal(call)
+        payload = translate.engine_body(call)
+        url = place.url
+        if not url:
+            raise AttemptFailed("connect", Unavailable("The engine is loading.", code="engine_unavailable", retry_after_s=5))
+        posting: asyncio.Task[aiohttp.ClientResponse] | None = None
+        source: stream.EventStream | None = None
+        response: aiohttp.ClientResponse | None = None
+        try:
+            if call.stream and call.choices > call.prompts:
+                # The ids that an abort needs come with the answer, so the request outlives its caller for a moment.
+                posting = asyncio.create_task(self._post(url + call.endpoint.value, payload, call))
+                response = await asyncio.shield(posting)
+            else:
+                response = await self._post(url + call.endpoint.value, payload, call)
+            if response.status != 200:
+                content = await response.content.read(MAX_ERROR_BYTES)
+                response.close()
+                raise translate.failure(response.status, content)
+            if not call.stream:
+                return await self._whole(response, call)
+            source = stream.EventStream(call, _reader(response, place))
+            await source.begin()
+            return SGLangReply(self, place, call, source, response)
+        except asyncio.CancelledError:
+            if response is None and posting is not None:
+                self.later(self._learn_then_abort(place, call, posting))
+            else:
+                self.abandon(place, call, response, source)
+            raise
+        except AttemptFailed:
+            if response is not None and source is not None:
+                self.abandon(place, call, response, source)
+            raise
+        except aiohttp.ClientConnectorError as error:
+            raise AttemptFailed(
+                "connect",
+                Unavailable("The engine cannot be reached.", code="engine_unavailable", retry_after_s=5, detail=f"{place.id}: {error}"),
+            ) from error
+        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            if response is not None:
+                response.close()
+            raise AttemptFailed(
+                "broken", BadGateway("The engine ended in the middle of the request.", detail=f"{place.id}: {error!r}")
+            ) from error
+
+    async def _post(self, url: str, payload: bytes, call: Call) -> aiohttp.ClientResponse:
+        assert self._session is not None
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=call.connect_s)
+        return await self._session.post(url, data=payload, timeout=timeout, allow_redirects=False)
+
+    async def _whole(self, response: aiohttp.ClientResponse, call: Call) -> Reply:
+        content = await response.content.read(MAX_JSON_BYTES)
+        parts = [content]
+        size = len(content)
+        while content := await response.content.read(MAX_JSON_BYTES):
+            parts.append(content)
+            size += len(content)
+            if size > MAX_JSON_BYTES:
+                response.close()
+                raise AttemptFailed("broken", BadGateway("The engine's answer is too large."))
+        response.release()
+        whole = parts[0] if len(parts) == 1 else b"".join(parts)
+        if b'"finish_reason":"abort"' in whole:
+            raise stream.aborted()
+        if call.choices > 1:
+            whole = stream.with_id(whole, call.id)
+        return Reply(content_type=response.content_type.encode("latin-1"), body=whole, usage=stream.usage_of(whole))
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a tail in the background; `aclose` waits for it."""
+        task = asyncio.ensure_future(work)
+        self._tails.add(task)
+        task.add_done_callback(self._tails.discard)
+
+    def abandon(self, place: _Place, call: Call, response: aiohttp.ClientResponse | None, source: stream.EventStream | None) -> None:
+        """Nobody waits for this answer any more: close the connection and have the engine stop generating."""
+        if source is not None and call.choices > call.prompts:
+            assert response is not None
+            self.later(self._abort_all_choices(place, call, response, source))
+            return
+        if response is not None:
+            response.close()
+        rids = [call.id] if call.prompts == 1 else [f"{call.id}_{index}" for index in range(call.prompts)]
+        # Once an event has come the engine knows the id, and asking once is enough.
+        known = source is not None and source.usage is None
+        self.later(self._abort(place, rids, ABORT_AT_S[:1] if known else ABORT_AT_S))
+
+    async def _abort(self, place: _Place, rids: Sequence[str], at_s: Sequence[float]) -> None:
+        started = time.monotonic()
+        for moment in at_s:
+            await asyncio.sleep(max(0.0, moment - (time.monotonic() - started)))
+            for rid in rids:
+                await self._abort_one(place, rid)
+
+    async def _abort_one(self, place: _Place, rid: str) -> None:
+        if self._session is None or not place.url:
+            return
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, ConnectionError):
+            timeout = aiohttp.ClientTimeout(1.0)
+            async with self._session.post(f"{place.url}/abort_request", json={"rid": rid}, timeout=timeout):
+                pass
+
+    async def _learn_then_abort(self, place: _Place, call: Call, posting: asyncio.Task[aiohttp.ClientResponse]) -> None:
+        """The client left before the engine answered, and only the answer says which ids to abort."""
+        try:
+            async with asyncio.timeout(LEARN_IDS_S):
+                response = await posting
+        except (TimeoutError, aiohttp.ClientError, ConnectionError):
+            return
+        await self._abort_all_choices(place, call, response, stream.EventStream(call, _reader(response, place)))
+
+    async def _abort_all_choices(self, place: _Place, call: Call, response: aiohttp.ClientResponse, source: stream.EventStream) -> None:
+        """Abort each choice as its id shows up in the stream: SGLang 0.5.23 does not stop n > 1 streams of clients that left."""
+        aborted: set[str] = set()
+        try:
+            async with asyncio.timeout(LEARN_IDS_S):
+                for rid in source.ids:
+                    await self._abort_one(place, rid)
+                aborted |= source.ids
+                async for _ in source.events():
+                    for rid in source.ids - aborted:
+                        await self._abort_one(place, rid)
+                    aborted |= source.ids
+                    if len(aborted) >= call.choices:
+                        break
+        except (TimeoutError, AttemptFailed):
+            pass
+        finally:
+            response.close()

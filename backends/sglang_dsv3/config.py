@@ -1,0 +1,64 @@
+"""The `sglang_dsv3` section of the configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+
+class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How a host that is launched here runs SGLang; the defaults serve the tiny checkpoint on a CPU.
+
+    `context_length`, `max_total_tokens` in tokens; `model_path` None is the tiny checkpoint, built on first use.
+    """
+
+    model_path: str | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    tp_size: int = 1
+    context_length: int = 4096
+    max_running_requests: int = 64
+    max_total_tokens: int = 65536
+    extra_args: list[str] = []
+
+    def __post_init__(self) -> None:
+        for name in ("tp_size", "context_length", "max_running_requests", "max_total_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+
+class Host(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One SGLang server: either its `url`, or `launch: local` for one that the gateway runs itself."""
+
+    url: str | None = None
+    launch: Literal["local"] | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.url is None) == (self.launch is None):
+            raise ValueError("a host has either `url` or `launch: local`")
+        if self.url is not None:
+            parts = urlsplit(self.url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(f"'{self.url}' is no URL of a host; accepted: http://HOST:PORT or https://HOST:PORT")
+            if parts.path.strip("/") or parts.query or parts.username:
+                raise ValueError(f"'{self.url}' must end after the port")
+        if not self.weight > 0:
+            raise ValueError(f"the weight must be above 0, is {self.weight:g}")
+
+
+class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Hosts that serve the same weights. `api_key_file` holds the engines' own key, which no client ever sees."""
+
+    hosts: list[Host]
+    engine: Engine = Engine()
+    api_key_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.hosts:
+            raise ValueError("hosts must name at least one")
+        urls = [host.url.rstrip("/") for host in self.hosts if host.url is not None]
+        twice = sorted({url for url in urls if urls.count(url) > 1})
+        if twice:
+            raise ValueError(f"{twice[0]} is listed twice")

@@ -1,0 +1,49 @@
+"""The composition root: settings and surroundings in, an ASGI application out. The only file that knows everybody."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+from litestar import Litestar, Request
+from litestar.exceptions import HTTPException
+
+import middleware
+from gateway import routes
+from gateway.config import Settings
+from gateway.errors import UnknownUrl
+from gateway.plugin import BackendEnv
+from gateway.registry import Registry
+
+
+def build(settings: Settings, env: BackendEnv) -> middleware.App:
+    """The whole gateway for one worker; does no I/O until its lifespan begins. Two of them in one process do not meet."""
+    registry = Registry(settings, env)
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        await registry.open()
+        try:
+            yield
+        finally:
+            await registry.aclose()
+
+    app = Litestar(
+        route_handlers=routes.handlers(routes.table(registry, settings)),
+        lifespan=[lifespan],
+        openapi_config=None,
+        logging_config=None,
+        exception_handlers={HTTPException: _refused, Exception: _reraise},
+    )
+    return middleware.wrap(app, settings)  # type: ignore[arg-type]
+
+
+def _refused(request: Request[Any, Any, Any], error: HTTPException) -> NoReturn:
+    """Litestar's own refusals, of which a route that does not exist is the only one our handlers leave to it."""
+    raise UnknownUrl(request.method, request.url.path) from error
+
+
+def _reraise(request: Request[Any, Any, Any], error: Exception) -> NoReturn:
+    """Everything else passes through to the errors middleware, which renders for all."""
+    raise error

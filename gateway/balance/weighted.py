@@ -1,0 +1,28 @@
+"""Smooth weighted round robin, the algorithm NGINX's `weight=` uses: exact shares over every Σ weight picks, no bursts.
+
+Each pick adds every candidate's weight to its credit, takes the candidate with the most credit, and charges it the sum. Shares are
+renormalised over whoever is a candidate, so weights 5, 1, 1 with the first one down become an even split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.plugin import Target
+
+
+class WeightedRoundRobin:
+    """Picks one of the candidates; state is one number per target id."""
+
+    def __init__(self) -> None:
+        self._credit: dict[str, float] = {}
+
+    def pick(self, candidates: Sequence[Target]) -> Target:
+        """The next target; `candidates` must not be empty. Targets that are gone are forgotten."""
+        if len(candidates) == 1:
+            return candidates[0]
+        credit = {target.id: self._credit.get(target.id, 0.0) + target.weight for target in candidates}
+        chosen = max(candidates, key=lambda target: credit[target.id])
+        credit[chosen.id] -= sum(target.weight for target in candidates)
+        self._credit = credit
+        return chosen

@@ -1,0 +1,181 @@
+"""The `penstock` command: `serve`, `check`, and whatever the installed backends bring."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import msgspec
+
+import gateway
+from gateway import config, log, registry
+from gateway.errors import ConfigError
+from gateway.home import home
+from gateway.plugin import BackendEnv, Service, ServiceState
+from gateway.processes import parent
+
+CONFIG_OPTION = click.option(
+    "-c", "--config", "path", type=click.Path(path_type=Path), help="A YAML (or JSON) file; every key is optional."
+)
+
+
+class _Commands(click.Group):
+    """Built-in commands and those of the plugins, which are asked only when no built-in has the name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *(command.name for command in registry.commands())})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        found: click.Command | None = next((command for command in registry.commands() if command.name == cmd_name), None)
+        return found
+
+
+@click.group(cls=_Commands)
+@click.version_option(gateway.__version__, prog_name="penstock")
+def main() -> None:
+    """An OpenAI-compatible gateway for self-hosted DeepSeek-V3 on SGLang."""
+
+
+@main.command()
+@CONFIG_OPTION
+@click.option("--host", help="Address to listen on (listen.host).")
+@click.option("--port", type=int, help="Port to listen on, 0 for any free one (listen.port).")
+@click.option("--workers", type=int, help="Worker processes (listen.workers).")
+def serve(path: Path | None, host: str | None, port: int | None, workers: int | None) -> None:
+    """Serve /v1 (and the engine that the configuration launches) until SIGTERM or Ctrl-C."""
+    given = {"listen.host": host, "listen.port": port, "listen.workers": workers}
+    try:
+        settings = config.load(path, overrides={key: value for key, value in given.items() if value is not None}).settings
+        services = registry.services(settings, BackendEnv(home()))
+        log.setup(settings.log.level, settings.log.format)
+        listener = parent.listen(settings)
+    except ConfigError as error:
+        _refuse(error)
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    narrator = Narrator(settings, url, services)
+    process = parent.Parent(settings, home(), services, listener, narrator.observe)
+    asyncio.run(_run(process, narrator))
+
+
+async def _run(process: parent.Parent, narrator: Narrator) -> None:
+    async def announce() -> None:
+        await process.serving.wait()
+        narrator.listening()
+
+    greeting = asyncio.create_task(announce())
+    try:
+        await process.run()
+    finally:
+        greeting.cancel()
+
+
+class Narrator:
+    """Says on standard output what is going on while it goes on, and at last what to copy."""
+
+    def __init__(self, settings: config.Settings, url: str, services: Sequence[Service]) -> None:
+        self._settings = settings
+        self._url = url
+        self._waiting = {service.name for service in services}
+        self._greeted = False
+
+    def listening(self) -> None:
+        """The listener is up."""
+        _say(f"listening on {self._url}")
+        if self._waiting:
+            _say("until the engine is ready, requests are answered 503 'the engine is loading'")
+        self._greet()
+
+    def observe(self, name: str, state: ServiceState) -> None:
+        """One line per change of a service."""
+        _say(f"{name}: {state.state}{f', {state.detail}' if state.detail else ''}")
+        if state.state == "ready":
+            self._waiting.discard(name)
+            self._greet()
+
+    def _greet(self) -> None:
+        if self._waiting or self._greeted:
+            return
+        self._greeted = True
+        model = next(iter(self._settings.models))
+        key = "YOUR_KEY" if self._settings.keys else "none"
+        click.echo(_GREETING.format(url=self._url, model=model, key=key))
+
+
+_GREETING = """
+Ready. Try it:
+
+curl {url}/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
+  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}], "max_tokens": 32}}'
+
+Or in Python (pip install openai):
+
+from openai import OpenAI
+client = OpenAI(base_url="{url}", api_key="{key}")
+stream = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}], max_tokens=32, stream=True)
+for chunk in stream:
+    print(chunk.choices[0].delta.content or "", end="", flush=True)
+"""
+
+
+def _say(text: str) -> None:
+    click.echo(f"penstock: {text}")
+
+
+def _refuse(error: ConfigError) -> NoReturn:
+    click.echo(f"penstock: {error}", err=True)
+    sys.exit(2)
+
+
+@main.command()
+@CONFIG_OPTION
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+def check(path: Path | None, as_json: bool) -> None:
+    """Validate the configuration and print every effective value with its origin, secrets masked."""
+    try:
+        loaded = config.load(path)
+        backends = registry.configured(loaded.settings)
+        findings = asyncio.run(_findings(loaded.settings))
+    except ConfigError as error:
+        _refuse(error)
+    tree = msgspec.to_builtins(loaded.settings)
+    for name, (plugin, section) in backends.items():
+        tree["backends"][name] = {"kind": plugin.kind, **msgspec.to_builtins(section)}
+    rows = [
+        {"key": leaf, "value": config.masked(leaf, value), "origin": loaded.origins.get(leaf, "default")}
+        for leaf, value in config.leaves(tree)
+    ]
+    if as_json:
+        click.echo(msgspec.json.encode({"values": rows, "findings": findings}))
+    else:
+        _table(rows)
+        for finding in findings:
+            click.echo(f"note: {finding}")
+        click.echo(f"ok: {path or 'the defaults'} can be served")
+
+
+async def _findings(settings: config.Settings) -> list[str]:
+    live = registry.Registry(settings, BackendEnv(home()))
+    try:
+        return await live.check()
+    finally:
+        await live.aclose()
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    width = max(len(row["key"]) for row in rows)
+    values = [msgspec.json.encode(row["value"]).decode() for row in rows]
+    value_width = min(max(map(len, values)), 60)
+    for row, value in zip(rows, values, strict=True):
+        click.echo(f"{row['key']:<{width}}  {value:<{value_width}}  {row['origin']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""One record per request: what the log line, and later spans, metrics and the ledger, are all rendered from."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from gateway.plugin import Usage
+
+Scope = MutableMapping[str, Any]
+
+KEY = "penstock.context"
+# An id a client may choose: long enough for a trace id or a ULID, nothing that could break a log line or a header.
+_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:")
+_MAX_ID = 128
+
+
+class RequestContext:
+    """Timestamps (monotonic seconds) and counts of one request, from its first byte to the end of its body."""
+
+    __slots__ = (
+        "attempts",
+        "call_id",
+        "first_event_at",
+        "key",
+        "method",
+        "model",
+        "outcome",
+        "path",
+        "request_id",
+        "started_at",
+        "status",
+        "stream",
+        "target",
+        "usage",
+    )
+
+    def __init__(self, scope: Scope) -> None:
+        self.request_id = request_id(scope)
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.started_at = time.monotonic()
+        self.first_event_at = 0.0
+        self.call_id = ""
+        self.model = ""
+        self.key = ""
+        self.stream = False
+        self.target = ""
+        self.attempts = 0
+        self.status = 0
+        self.outcome = ""
+        self.usage: Usage | None = None
+
+
+def of(scope: Scope) -> RequestContext:
+    """The context that the outermost middleware put into this scope."""
+    found: RequestContext = scope[KEY]
+    return found
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first header of that (lower-case) name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            result: bytes = value
+            return result
+    return None
+
+
+def request_id(scope: Scope) -> str:
+    """The client's own `x-request-id` where it is sane, else a new one. Echoed and searchable, never trusted."""
+    sent = header(scope, b"x-request-id")
+    if sent and len(sent) <= _MAX_ID:
+        text = sent.decode("latin-1")
+        if _SAFE.issuperset(text):
+            return text
+    return f"req_{uuid.uuid4().hex}"

@@ -1,0 +1,163 @@
+"""From configuration to live backends: entry point -> config -> build -> open -> aclose, and who serves which model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+import msgspec
+
+from gateway.balance.weighted import WeightedRoundRobin
+from gateway.config import Settings, convert
+from gateway.errors import ConfigError, UnknownModel
+from gateway.plugin import ENTRY_POINT_GROUP, Backend, BackendEnv, Model, Plugin, Service, Target
+
+log = logging.getLogger("penstock.registry")
+
+PROBE_INTERVAL_S = 1.0
+
+
+def plugins() -> dict[str, Plugin]:
+    """Every installed plugin by its kind; built-ins come through the same door as strangers."""
+    found: dict[str, Plugin] = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        plugin: Plugin = entry.load()
+        found[plugin.kind] = plugin
+    return found
+
+
+def configured(settings: Settings) -> dict[str, tuple[Plugin, msgspec.Struct]]:
+    """Plugin and checked configuration of every backend by name; raises ConfigError with the path of what is wrong."""
+    known = plugins()
+    result: dict[str, tuple[Plugin, msgspec.Struct]] = {}
+    for name, section in settings.backends.items():
+        kind = section.get("kind")
+        if not isinstance(kind, str) or kind not in known:
+            near = difflib.get_close_matches(str(kind), known, n=1)
+            hint = f", did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"backends.{name}.kind", f"unknown kind {kind!r}{hint} (installed: {', '.join(sorted(known))})")
+        plugin = known[kind]
+        rest = {key: value for key, value in section.items() if key != "kind"}
+        result[name] = (plugin, convert(rest, plugin.Config, f"backends.{name}"))
+    for model, entry in settings.models.items():
+        if entry.backend not in result:
+            raise ConfigError(f"models.{model}.backend", f"no backend is called '{entry.backend}' (have: {', '.join(result) or 'none'})")
+    return result
+
+
+def services(settings: Settings, env: BackendEnv) -> list[Service]:
+    """Every process that the parent must run for the configured backends."""
+    return [service for name, (plugin, config) in configured(settings).items() for service in plugin.services(name, config, env)]
+
+
+class Pool:
+    """One backend with what the core knows of its targets: the probe's last word, and whose turn it is."""
+
+    def __init__(self, name: str, backend: Backend) -> None:
+        self.name = name
+        self.backend = backend
+        self._down: dict[str, bool] = {}
+        self._turn = WeightedRoundRobin()
+
+    def pick(self, tried: set[str]) -> Target | None:
+        """The next ready target that was not tried yet. Targets whose last probe failed come only when no other is left."""
+        ready = [target for target in self.backend.targets() if target.ready and target.id not in tried]
+        if not ready:
+            return None
+        up = [target for target in ready if not self._down.get(target.id)]
+        return self._turn.pick(up or ready)
+
+    def waiting_for(self) -> Target | None:
+        """The target that will be ready first, when none is."""
+        return min(self.backend.targets(), key=lambda target: target.retry_after_s, default=None)
+
+    def available(self) -> bool:
+        """Whether any target would take a request now."""
+        return any(target.ready and not self._down.get(target.id) for target in self.backend.targets())
+
+    async def probe_forever(self, interval_s: float = PROBE_INTERVAL_S) -> None:
+        """Ask every ready target once an interval; one log line per change."""
+        while True:
+            targets = [target.id for target in self.backend.targets() if target.ready]
+            answers = await asyncio.gather(*(self.backend.probe(target) for target in targets))
+            for target, up in zip(targets, answers, strict=True):
+                if self._down.get(target, False) == up:
+                    log.info("target %s is %s", target, "back" if up else "down")
+                self._down[target] = not up
+            await asyncio.sleep(interval_s)
+
+
+class Registry:
+    """All pools, and the models they serve."""
+
+    def __init__(self, settings: Settings, env: BackendEnv) -> None:
+        self._pools: dict[str, Pool] = {}
+        self._models: dict[str, Pool] = {}
+        self._listed: list[Model] = []
+        self._probes: list[asyncio.Task[None]] = []
+        for name, (plugin, config) in configured(settings).items():
+            self._pools[name] = Pool(name, plugin.build(name, config, env))
+        created = int(time.time())
+        for model, entry in settings.models.items():
+            for alias in (model, *entry.aliases):
+                self._models[alias] = self._pools[entry.backend]
+                self._listed.append(Model(id=alias, created=created))
+
+    async def open(self) -> None:
+        """Open every backend and begin to probe; on failure everything opened so far is closed again."""
+        try:
+            for pool in self._pools.values():
+                await pool.backend.open()
+                self._probes.append(asyncio.create_task(pool.probe_forever(), name=f"probe {pool.name}"))
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Stop probing and close every backend, each in spite of the others' failures."""
+        for task in self._probes:
+            task.cancel()
+        await asyncio.gather(*self._probes, return_exceptions=True)
+        for pool in self._pools.values():
+            with contextlib.suppress(Exception):
+                await pool.backend.aclose()
+
+    def pool(self, model: str) -> Pool:
+        """Who serves this model; raises UnknownModel."""
+        found = self._models.get(model)
+        if found is None:
+            raise UnknownModel(model, list(self._models))
+        return found
+
+    def models(self) -> Sequence[Model]:
+        """Every name a client may use, aliases included."""
+        return self._listed
+
+    def model(self, name: str) -> Model:
+        """One of them; raises UnknownModel."""
+        for model in self._listed:
+            if model.id == name:
+                return model
+        raise UnknownModel(name, list(self._models))
+
+    def not_ready(self) -> Mapping[str, Target | None]:
+        """Pools that cannot take a request now, with what they are waiting for. Empty means ready."""
+        return {name: pool.waiting_for() for name, pool in self._pools.items() if not pool.available()}
+
+    async def check(self) -> list[str]:
+        """Every backend's own findings, for `penstock check`."""
+        findings: list[str] = []
+        for name, pool in self._pools.items():
+            findings += [f"backends.{name}: {finding}" for finding in await pool.backend.check()]
+        return findings
+
+
+def commands() -> list[Any]:
+    """Commands that plugins bring, for the CLI to mount."""
+    return [command for plugin in plugins().values() for command in plugin.commands()]

@@ -1,0 +1,89 @@
+"""Every route on one screen. The table drives methods, 405 with `Allow`, and (in `openapi/`) the document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+from litestar import asgi
+from litestar.handlers import ASGIRouteHandler
+
+from gateway import context, dispatch
+from gateway.config import Settings
+from gateway.context import Scope
+from gateway.dispatch import Dispatcher
+from gateway.errors import MethodNotAllowed, UnknownUrl
+from gateway.plugin import Endpoint
+from gateway.registry import Registry
+from gateway.relay import Handler, Send, exchange
+from gateway.wire.body import Receive
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path, the method it answers to, and who answers; `below`: also for every path that continues it."""
+
+    method: str
+    path: str
+    handler: Handler
+    below: bool = False
+
+
+def table(registry: Registry, settings: Settings) -> Sequence[Route]:
+    """All of them."""
+    dispatcher = Dispatcher(registry, settings.timeouts)
+    return (
+        *(Route("POST", endpoint.value, exchange(endpoint, dispatcher, settings)) for endpoint in Endpoint),
+        Route("GET", "/v1/models", _models(registry), below=True),
+        Route("GET", "/livez", _livez),
+        Route("GET", "/readyz", _readyz(registry)),
+    )
+
+
+def handlers(routes: Sequence[Route]) -> list[ASGIRouteHandler]:
+    """The table as Litestar handlers; HEAD is answered where GET is."""
+    return [asgi(route.path, is_mount=route.below, copy_scope=False)(_guarded(route)) for route in routes]
+
+
+def _guarded(route: Route) -> Handler:
+    allowed = ["GET", "HEAD"] if route.method == "GET" else [route.method]
+
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
+        path = context.of(scope).path
+        if route.below and not f"{path}/".startswith(f"{route.path}/"):
+            raise UnknownUrl(scope["method"], path)
+        if scope["method"] not in allowed:
+            raise MethodNotAllowed(scope["method"], path, allowed)
+        await route.handler(scope, receive, send)
+
+    return handle
+
+
+async def _json(send: Send, value: object) -> None:
+    content = msgspec.json.encode(value)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def _models(registry: Registry) -> Handler:
+    async def models(scope: Scope, receive: Receive, send: Send) -> None:
+        # The server has decoded the path, so an id sent with %2F arrives with its slash, as it does when sent raw.
+        name = context.of(scope).path.removeprefix("/v1/models").strip("/")
+        await _json(send, registry.model(name) if name else {"object": "list", "data": registry.models()})
+
+    return models
+
+
+async def _livez(scope: Scope, receive: Receive, send: Send) -> None:
+    await _json(send, {"status": "alive"})
+
+
+def _readyz(registry: Registry) -> Handler:
+    async def readyz(scope: Scope, receive: Receive, send: Send) -> None:
+        for target in registry.not_ready().values():
+            raise dispatch.not_ready(target)
+        await _json(send, {"status": "ready"})
+
+    return readyz

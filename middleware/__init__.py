@@ -1,0 +1,29 @@
+"""Plain ASGI around the app, so that 404 and 405 pass through it too (Litestar's own middleware list is not run on those).
+
+`ORDER` owns the order, outermost first: every answer gets its id, every exception OpenAI's shape, and nothing is served to strangers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from gateway.config import Settings
+from gateway.context import Scope
+from gateway.wire.body import Message, Receive
+from middleware import auth, errors, request_id
+
+App = Callable[[Scope, Receive, Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+ORDER = (request_id.RequestId, errors.Errors, auth.Auth)
+
+
+def wrap(app: App, settings: Settings) -> App:
+    """The app inside all middleware; what is no HTTP request (the lifespan) passes untouched."""
+    wrapped = app
+    for layer in reversed(ORDER):
+        wrapped = layer(wrapped, settings)
+
+    async def entry(scope: Scope, receive: Receive, send: Callable[[Message], Awaitable[None]]) -> None:
+        await (wrapped if scope["type"] == "http" else app)(scope, receive, send)
+
+    return entry

@@ -1,0 +1,44 @@
+"""Bearer keys from the configuration. On for every route but those in `OPEN`: forgetting one is safe."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable
+
+from gateway import context
+from gateway.config import Settings
+from gateway.context import Scope
+from gateway.errors import InvalidKey
+from gateway.wire.body import Message, Receive
+
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# What a load balancer asks without a key.
+OPEN = frozenset({"/livez", "/readyz"})
+
+
+class Auth:
+    """Lets a request pass when its key's SHA-256 is configured, or when no keys are (loopback only, see config)."""
+
+    def __init__(self, app: App, settings: Settings) -> None:
+        self._app = app
+        self._keys = [(key.name, bytes.fromhex(key.hash.removeprefix("sha256:"))) for key in settings.keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._keys and scope["path"] not in OPEN:
+            context.of(scope).key = self._name(context.header(scope, b"authorization") or b"")
+        await self._app(scope, receive, send)
+
+    def _name(self, authorization: bytes) -> str:
+        """Whose key this is; every configured key is compared, so that the time says nothing. Raises InvalidKey."""
+        scheme, _, secret = authorization.partition(b" ")
+        digest = hashlib.sha256(secret.strip()).digest()
+        name = ""
+        for candidate, expected in self._keys:
+            if hmac.compare_digest(digest, expected):
+                name = candidate
+        if scheme.lower() != b"bearer" or not name:
+            raise InvalidKey
+        return name
