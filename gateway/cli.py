@@ -164,6 +164,10 @@ def check(path: Path | None, as_json: bool) -> None:
 async def _findings(settings: config.Settings) -> list[str]:
     live = registry.Registry(settings, BackendEnv(home()))
     try:
+        await live.open()
+    except OSError as error:
+        raise ConfigError("backends", f"cannot be opened: {error}") from None
+    try:
         return await live.check()
     finally:
         await live.aclose()

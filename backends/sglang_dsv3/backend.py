@@ -101,6 +101,11 @@ class SGLangReply(Reply):
             self._backend.later(_finish(self._response))
 
 
+def _key(file: str) -> str:
+    """The engines' own key; read when the backend opens, so that no configuration ever holds it."""
+    return Path(file).read_text(encoding="utf-8").strip()
+
+
 def _reader(response: aiohttp.ClientResponse, place: _Place) -> Callable[[], Awaitable[bytes]]:
     """Whatever bytes have come; the one border where aiohttp's words for a broken connection become ours."""
 
@@ -140,8 +145,7 @@ class SGLang:
     async def open(self) -> None:
         """Make the connection pool; no host is contacted."""
         if self._config.api_key_file is not None:
-            key = Path(self._config.api_key_file).read_text(encoding="utf-8").strip()
-            self._headers["authorization"] = f"Bearer {key}"
+            self._headers["authorization"] = f"Bearer {_key(self._config.api_key_file)}"
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
             timeout=aiohttp.ClientTimeout(total=None),
@@ -162,9 +166,6 @@ class SGLang:
     async def check(self) -> list[str]:
         """Hosts that cannot be reached or serve another architecture."""
         findings: list[str] = []
-        if self._config.api_key_file is not None and not Path(self._config.api_key_file).is_file():
-            return [f"api_key_file {self._config.api_key_file} does not exist"]
-        await self.open()
         for place in self._places.values():
             if not place.url:
                 continue
@@ -270,7 +271,7 @@ class SGLang:
                 raise AttemptFailed("broken", BadGateway("The engine's answer is too large."))
         response.release()
         whole = parts[0] if len(parts) == 1 else b"".join(parts)
-        if b'"finish_reason":"abort"' in whole:
+        if stream.JSON_ABORT.search(whole):
             raise stream.aborted()
         if call.choices > 1:
             whole = stream.with_id(whole, call.id)

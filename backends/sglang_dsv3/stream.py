@@ -18,6 +18,7 @@ from gateway.wire.sse import DONE, EventTooLarge, Splitter
 
 _FINISH = b'"finish_reason":"'
 _ABORT = b'"finish_reason":"abort"'
+JSON_ABORT = re.compile(rb'"finish_reason"\s*:\s*"abort"')
 _ERROR = re.compile(rb'\s*data:\s*\{\s*"error"\s*:\s*[^n\s]')
 _ID = re.compile(rb'^data: \{"id":"([^"]*)"')
 _JSON_ID = re.compile(rb'^\{"id":"([^"]*)"')

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import json
 import logging
 import logging.handlers
@@ -34,10 +33,7 @@ from typing import Any
 import msgspec
 
 from backends.sglang_dsv3.config import Engine
-from backends.sglang_dsv3.engine import GRACE_S, TINY_MODEL, environment_folder, launch
-
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_libc = ctypes.CDLL(None, use_errno=True)
+from backends.sglang_dsv3.engine import GRACE_S, TINY_MODEL, environment_folder, family, launch
 
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 HEALTHY_AFTER_S = 60.0
@@ -143,7 +139,7 @@ class Supervisor:
         finally:
             for task in (ready, stop, exited):
                 task.cancel()
-            await _kill_descendants(process.pid)
+            await family.end(own_child=process.pid)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(reading, 2.0)
             self._process = None
@@ -177,7 +173,7 @@ class Supervisor:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=1 << 20,
-            preexec_fn=lambda: _die_with(me),
+            preexec_fn=lambda: family.die_with(me),
         )
 
     async def _follow_log(self, process: asyncio.subprocess.Process, url: str, started: float, usual_s: float) -> None:
@@ -248,12 +244,6 @@ def _how(code: int | None, tail: list[str]) -> str:
     return f"SGLang ended with exit code {code}{f': {said[-200:]}' if said else ''}"
 
 
-def _die_with(parent: int) -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 async def _parent_gone() -> None:
     """Returns when our standard input ends. On a terminal nobody holds a lifeline, so nothing ends."""
     if sys.stdin is None or sys.stdin.isatty():
@@ -264,51 +254,8 @@ async def _parent_gone() -> None:
         pass
 
 
-def _children(zombies: bool) -> dict[int, list[int]]:
-    """Parent to children of every process on the machine, by /proc: the living, or the zombies."""
-    found: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                with open(f"/proc/{entry}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-                if (fields[0] == b"Z") == zombies:
-                    found.setdefault(int(fields[1]), []).append(int(entry))
-    return found
-
-
-def descendants() -> list[int]:
-    """Every living process below this one. As their subreaper we keep those whose own parent died."""
-    children = _children(zombies=False)
-    found: list[int] = []
-    below = children.get(os.getpid(), [])
-    while below:
-        found += below
-        below = [child for parent in below for child in children.get(parent, [])]
-    return found
-
-
-def _kill_all() -> bool:
-    """SIGKILL for every descendant; whether there were any."""
-    alive = descendants()
-    for pid in alive:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return bool(alive)
-
-
-async def _kill_descendants(but_reap_not: int) -> None:
-    """Kill until nobody is left, then reap those who fell to us; asyncio reaps its own child `but_reap_not` itself."""
-    while _kill_all():
-        await asyncio.sleep(0.02)
-    for pid in _children(zombies=True).get(os.getpid(), []):
-        if pid != but_reap_not:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-
-
 def _kill_everything_and_exit() -> None:
-    while _kill_all():
+    while family.kill():
         time.sleep(0.02)
     os._exit(1)
 
@@ -320,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--engine", required=True)
     options: Any = parser.parse_args(arguments)
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    family.adopt()
     config = msgspec.json.decode(options.engine, type=Engine)
     sys.exit(asyncio.run(Supervisor(options.name, config, options.home).run()))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.quantization import fp8
@@ -44,7 +43,7 @@ def _linear_loaded(self: Any, layer: torch.nn.Module) -> None:
 
 
 def _linear_apply(self: Any, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return F.linear(x, layer.penstock_weight.to(x.dtype), bias)
+    return torch.nn.functional.linear(x, layer.penstock_weight.to(x.dtype), bias)
 
 
 def _experts_loaded(self: Any, layer: torch.nn.Module) -> None:

@@ -1,0 +1,45 @@
+"""Fixtures shared by all tests. Engines are started once per session, each only when a test asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import Gateway, Rehearsal, gateway, rehearsal
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test says where it belongs, so that `make test-fast` can leave out what is slow and nothing is lost between."""
+    for item in items:
+        if not {"unit", "wire", "engine", "chaos"} & {mark.name for mark in item.iter_markers()}:
+            raise pytest.UsageError(f"{item.nodeid} has none of the markers unit, wire, engine, chaos")
+
+
+@pytest.fixture(scope="session")
+def scripted_sglang() -> Iterator[Rehearsal]:
+    """A scripted SGLang server."""
+    with rehearsal() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def wired(scripted_sglang: Rehearsal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway in front of it, with no engine."""
+    with gateway(tmp_path_factory.mktemp("wired"), scripted_sglang.backend()) as running:
+        running.wait_ready()
+        yield running
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """`penstock serve` without any configuration: the real engine with the tiny checkpoint."""
+    with gateway(tmp_path_factory.mktemp("served")) as running:
+        running.wait_ready()
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path

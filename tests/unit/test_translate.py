@@ -1,0 +1,179 @@
+"""SGLang's words: what is edited on the way in, what its errors become on the way out, and when a stream is really finished."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from backends.sglang_dsv3 import stream, translate
+from gateway import calls
+from gateway.errors import InvalidRequest
+from gateway.plugin import AttemptFailed, Call, Endpoint, Usage, Verdict
+from tests.support.processes import GOLDEN
+
+pytestmark = pytest.mark.unit
+
+
+def call(**fields: Any) -> Call:
+    return calls.parse(Endpoint.CHAT, json.dumps({"model": "m", "messages": [], **fields}).encode())
+
+
+def test_the_engine_gets_the_clients_fields_and_our_rid() -> None:
+    sent = call(top_k=3, regex="a+", chat_template_kwargs={"thinking": True}, never_heard_of={"a": [1, None]})
+    assert json.loads(translate.engine_body(sent)) == {
+        "model": "m",
+        "messages": [],
+        "top_k": 3,
+        "regex": "a+",
+        "chat_template_kwargs": {"thinking": True},
+        "never_heard_of": {"a": [1, None]},
+        "rid": sent.id,
+    }
+
+
+def test_usage_is_always_asked_of_a_stream_and_other_options_stay() -> None:
+    body = json.loads(translate.engine_body(call(stream=True, stream_options={"include_usage": False, "continuous_usage_stats": True})))
+    assert body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    assert "stream_options" not in json.loads(translate.engine_body(call(stream_options={"include_usage": True})))
+
+
+def test_nulls_that_the_engine_refuses_are_left_out_and_others_stay() -> None:
+    body = json.loads(translate.engine_body(call(n=None, logprobs=None, presence_penalty=None, stop=None)))
+    assert set(body) == {"model", "messages", "stop", "rid"}
+
+
+@pytest.mark.parametrize("name", ["rid", "bootstrap_host", "input_ids", "custom_logit_processor", "lora_path"])
+def test_fields_that_steer_the_engines_inside_are_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        translate.refuse_internal(call(**{name: "x"}))
+    assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
+
+
+OVER = "context_length_exceeded"
+
+
+def flat(message: str) -> bytes:
+    return json.dumps({"object": "error", "message": message, "type": "BadRequestError", "param": None, "code": 400}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "becomes", "code", "verdict"),
+    [
+        (400, flat("The input (9 tokens) is longer than the model's context length (4 tokens)."), 400, OVER, Verdict.CLIENT_FAULT),
+        (400, flat("Requested token count exceeds the model's maximum context length of 4 tokens."), 400, OVER, Verdict.CLIENT_FAULT),
+        (400, flat("max_completion_tokens is too large: 9."), 400, "invalid_value", Verdict.CLIENT_FAULT),
+        (401, b'{"error":"Unauthorized"}', 502, "engine_error", Verdict.SICK),
+        (404, b'{"detail":"Not Found"}', 502, "engine_error", Verdict.SICK),
+        (503, flat("The request queue is full."), 503, "engine_overloaded", Verdict.BUSY),
+        (429, b"", 503, "engine_overloaded", Verdict.BUSY),
+        (500, flat("Internal server error: /sgl/x.py"), 502, "engine_error", Verdict.SICK),
+        (500, b"<html>", 502, "engine_error", Verdict.SICK),
+    ],
+)  # fmt: skip
+def test_an_engines_error_becomes_ours(status: int, body: bytes, becomes: int, code: str, verdict: Verdict) -> None:
+    failure = translate.failure(status, body)
+    assert (failure.error.status, failure.error.code, failure.verdict) == (becomes, code, verdict)
+    assert "/sgl" not in failure.error.message
+    if code == "context_length_exceeded":
+        assert code in failure.error.message
+
+
+def test_a_validation_dump_is_shortened_to_place_and_reason() -> None:
+    dump = "2 validation errors for ChatCompletionRequest\nmessages.0.role\n  Input should be 'user' [type=literal_error]\n"
+    error = translate.failure(400, flat(dump)).error
+    assert error.param == "messages.0.role"
+    assert error.message == "Invalid 'messages.0.role': Input should be 'user'."
+
+
+def test_paths_in_a_message_are_not_passed_on() -> None:
+    assert "/usr" not in translate.failure(400, flat("bad thing in /usr/lib/python3/x.py")).error.message
+
+
+def run(recorded: bytes, size: int, **fields: Any) -> tuple[bytes, stream.EventStream, AttemptFailed | None]:
+    """What a client would get of `recorded`, arriving in pieces of `size` bytes."""
+    pieces = [recorded[at : at + size] for at in range(0, len(recorded), size)] + [b""]
+
+    async def read() -> bytes:
+        return pieces.pop(0) if pieces else b""
+
+    source = stream.EventStream(call(stream=True, **fields), read)
+
+    async def collect() -> tuple[bytes, AttemptFailed | None]:
+        got = b""
+        try:
+            await source.begin()
+            async for block in source.events():
+                got += block
+        except AttemptFailed as failure:
+            return got, failure
+        return got, None
+
+    got, failure = asyncio.run(collect())
+    return got, source, failure
+
+
+@pytest.mark.parametrize("name", ["plain", "full"])
+def test_golden_streams_pass_unchanged_but_for_the_usage_nobody_asked_for(name: str) -> None:
+    recorded = (GOLDEN / f"sglang-0.5.23-chat-stream-{name}.sse").read_bytes()
+    events = recorded.split(b"\n\n")
+    hidden = b"\n\n".join(event for event in events if b'"choices":[]' not in event)
+    for size in range(1, len(recorded), 7):
+        asked, source, failure = run(recorded, size, stream_options={"include_usage": True})
+        assert (asked, failure, source.usage) == (recorded, None, Usage(12, 19, None))
+        silent, source, failure = run(recorded, size)
+        assert (silent, failure, source.usage) == (hidden, None, Usage(12, 19, None))
+
+
+@pytest.mark.parametrize(
+    ("name", "events", "cause", "status"),
+    [
+        ("abort", 2, "aborted", 503),
+        ("error-midstream", 2, "busy", 503),
+        ("error-valueerror", 2, "refused", 400),
+        ("error-first-event-http200", 0, "busy", 503),
+    ],
+)
+def test_golden_failures_end_in_a_failure_and_never_in_done(name: str, events: int, cause: str, status: int) -> None:
+    recorded = (GOLDEN / f"sglang-0.5.23-chat-stream-{name}.sse").read_bytes()
+    for size in range(1, len(recorded) + 1, 5):
+        got, _, failure = run(recorded, size)
+        assert got == b"".join(event + b"\n\n" for event in recorded.split(b"\n\n")[:events])
+        assert failure is not None
+        assert (failure.cause, failure.error.status) == (cause, status)
+        assert b"[DONE]" not in got
+
+
+def test_done_counts_only_when_every_choice_has_finished() -> None:
+    recorded = (GOLDEN / "sglang-0.5.23-chat-stream-plain.sse").read_bytes()
+    _, _, failure = run(recorded, 100, n=2)
+    assert failure is not None
+    assert failure.cause == "cut"
+
+
+def test_an_end_after_the_last_finish_lacks_only_its_closing_line() -> None:
+    recorded = (GOLDEN / "sglang-0.5.23-chat-stream-plain.sse").read_bytes()
+    got, _, failure = run(recorded.replace(b"data: [DONE]\n\n", b""), 100)
+    assert failure is None
+    assert got.endswith(b"data: [DONE]\n\n")
+
+
+def test_words_that_look_like_a_finish_inside_the_text_do_not_count() -> None:
+    text = json.dumps('"finish_reason":"stop" data: {"error": 1} "choices":[] "usage":{')
+    event = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":%s},"finish_reason":null}]}\n\n' % text.encode()
+    got, _, failure = run(event + b"data: [DONE]\n\n", 1000)
+    assert got == event
+    assert failure is not None
+    assert failure.cause == "cut"
+
+
+def test_several_choices_come_under_our_id() -> None:
+    events = b"".join(
+        b'data: {"id":"%032d","choices":[{"index":%d,"delta":{},"finish_reason":"stop"}]}\n\n' % (index, index) for index in range(2)
+    )
+    got, source, failure = run(events + b"data: [DONE]\n\n", 50, n=2)
+    assert failure is None
+    assert source.ids == {f"{index:032d}" for index in range(2)}
+    assert {json.loads(line[6:])["id"] for line in got.decode().splitlines() if line.startswith("data: {")} == {source._call.id}
