@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Seen:
         self.events_sent = 0
         self.aborted: list[str] = []
         self.last_body = ""
+        self.last_ids: list[str] = []
         self.last_headers: dict[str, str] = {}
 
 
@@ -71,6 +73,9 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         raw = await request.text()
         seen.last_body, seen.last_headers = raw, dict(request.headers)
         body = json.loads(raw)
+        n = body.get("n") or 1
+        # As SGLang does: several choices get ids of its own making, one each.
+        seen.last_ids = body["ids"] = [body["rid"]] if n == 1 else [uuid.uuid4().hex for _ in range(n)]
         text = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
         commands = dict(_COMMAND.findall(text if isinstance(text, str) else json.dumps(text)))
         if "refuse" in commands:
@@ -114,7 +119,7 @@ async def _whole(request: web.Request, body: dict[str, Any], commands: dict[str,
         {"index": index, "message": {"role": "assistant", "content": content, "reasoning_content": None}, "finish_reason": finish}
         for index in range(body.get("n", 1))
     ]
-    answer = {"id": body["rid"], "object": "chat.completion", "created": _CREATED, "model": body["model"], "choices": choices}
+    answer = {"id": body["ids"][0], "object": "chat.completion", "created": _CREATED, "model": body["model"], "choices": choices}
     return web.json_response({**answer, "usage": _usage(count), "x_unknown": {"kept": [1, 2.50, "\u00e9"]}})
 
 
@@ -175,7 +180,12 @@ async def _stream(request: web.Request, body: dict[str, Any], commands: dict[str
 
 
 def _chunk(body: dict[str, Any], choices: list[dict[str, Any]], **more: Any) -> bytes:
-    head = {"id": body["rid"], "object": "chat.completion.chunk", "created": _CREATED, "model": body["model"]}
+    head = {
+        "id": body["ids"][choices[0]["index"] if choices else 0],
+        "object": "chat.completion.chunk",
+        "created": _CREATED,
+        "model": body["model"],
+    }
     return _event({**head, "choices": choices, **more})
 
 
