@@ -31,7 +31,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def section(kind: str, scripted_sglang: Rehearsal) -> dict[str, Any]:
-    return {"scripted": {"targets": 2}, "sglang_dsv3": {"hosts": [{"url": scripted_sglang.url}]}}[kind]
+    return {"targets": 2} if kind == "scripted" else {"hosts": [{"url": scripted_sglang.url}]}
 
 
 def chat(prompt: str, **more: Any) -> Call:

@@ -227,7 +227,7 @@ def test_a_slow_reader_holds_the_engine_back_and_costs_no_memory(wired: Gateway,
 
         def standing_still() -> bool:
             nonlocal last
-            sent = scripted_sglang.seen()["events_sent"]
+            sent = int(scripted_sglang.seen()["events_sent"])
             still, last = sent == last and sent > before, sent
             return still
 

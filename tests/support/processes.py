@@ -75,10 +75,10 @@ class Gateway:
         return psutil.Process(self.process.pid)
 
     def workers(self) -> list[psutil.Process]:
-        return [child for child in self.parent().children() if "gateway.processes.worker" in child.cmdline()]
+        return [child for child in self.parent().children() if "gateway.processes.worker" in command(child)]
 
     def supervisors(self) -> list[psutil.Process]:
-        return [child for child in self.parent().children() if "backends.sglang_dsv3.engine.supervise" in child.cmdline()]
+        return [child for child in self.parent().children() if "backends.sglang_dsv3.engine.supervise" in command(child)]
 
     def family(self) -> list[psutil.Process]:
         """Parent and everybody below."""
@@ -155,6 +155,15 @@ def rehearsal() -> Iterator[Rehearsal]:
         process.stdin.close()
         process.stdout.close()
         process.wait(10)
+
+
+def command(process: psutil.Process) -> list[str]:
+    """Its command line; nothing when it has just ended."""
+    try:
+        found: list[str] = process.cmdline()
+    except psutil.Error:
+        return []
+    return found
 
 
 def fetch(url: str) -> bytes:

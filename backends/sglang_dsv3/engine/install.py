@@ -4,15 +4,14 @@
     everything else     from `lock-cpu.txt`, with hashes and without resolving
     the CPU plugin      from the folder `cpu_plugin`, as a distribution of its own
 
-A CUDA build of torch on a machine without a GPU is refused before it is downloaded.
+torch is asked for as `2.13.0+cpu`, a version that only CPU builds carry: a CUDA build, which is what PyPI has, can never be chosen, so
+that no gigabytes are downloaded to find out.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -22,14 +21,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from backends.sglang_dsv3.engine import environment_folder
 
 HERE = Path(__file__).parent
 LOCK = HERE / "lock-cpu.txt"
 PLUGIN = HERE / "cpu_plugin"
-TORCH = "torch==2.13.0"
+TORCH = "torch==2.13.0+cpu"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # About 660 MB of wheels become 2.7 GB on disk (2026-11-23); pip wants room for both.
 NEEDED_BYTES = 5 << 30
@@ -70,8 +68,8 @@ def install(home: Path, say: Say) -> None:
         _run([sys.executable, "-m", "venv", str(folder)], "python3-venv is missing? On Debian and Ubuntu: apt-get install python3-venv")
     python = str(folder / "bin" / "python")
     if not _torch_is_right(python):
-        say(f"installing {TORCH}, the CPU build (about 190 MB)")
-        _install_torch(python, say)
+        say(f"installing {TORCH} (about 190 MB)")
+        install_torch(python, say)
     say(f"installing SGLang 0.5.23 and what it imports ({_count(LOCK)} wheels, about 470 MB; the longest step, two to five minutes)")
     _pip(python, "install", "--no-deps", "--require-hashes", "-r", str(LOCK))
     say("installing the CPU plugin")
@@ -100,41 +98,27 @@ def _torch_is_right(python: str) -> bool:
     probe = (
         "import importlib.util, pathlib, runpy; spec = importlib.util.find_spec('torch'); "
         "v = runpy.run_path(str(pathlib.Path(spec.origin).with_name('version.py'))); "
-        "print(v['__version__'].split('+')[0], v['cuda'] is None)"
+        "print(v['__version__'], v['cuda'] is None)"
     )
     done = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=False)
     return done.stdout.split() == [TORCH.partition("==")[2], "True"]
 
 
-def _install_torch(python: str, say: Say) -> None:
+def install_torch(python: str, say: Say) -> None:
+    """Install the CPU build; raises InstallError, with what to do, when only a CUDA build is to be had."""
     source = ["--index-url", CPU_INDEX] if _reachable(f"{CPU_INDEX}/torch/") else []
     if not source:
         say("PyTorch's CPU index cannot be reached; asking the package index that pip is set up with")
-        refuse_cuda(torch_report(python))
-    _pip(python, "install", "--no-deps", *source, TORCH)
+    try:
+        _pip(python, "install", "--no-deps", *source, TORCH)
+    except InstallError as error:
+        raise InstallError(
+            f"no CPU build of torch is to be had here. The torch that PyPI offers is a CUDA build with gigabytes of packages that this "
+            f"machine cannot use, so nothing was installed. Make {CPU_INDEX} reachable, or put the wheel of {TORCH} into a folder and set "
+            f"PIP_FIND_LINKS to it.\n{error}"
+        ) from None
     if not _torch_is_right(python):
         raise InstallError(f"pip installed a torch that is not the CPU build of {TORCH}")
-
-
-def torch_report(python: str) -> dict[str, Any]:
-    """What pip would install for torch, without installing it: its own machine-readable report."""
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "report.json"
-        _pip(python, "install", "--dry-run", "--no-deps", "--ignore-installed", "--report", str(report), TORCH)
-        content: dict[str, Any] = json.loads(report.read_text())
-    return content
-
-
-def refuse_cuda(report: dict[str, Any]) -> None:
-    """Raises InstallError when the torch in pip's report would pull CUDA packages."""
-    for item in report.get("install", []):
-        needs = item.get("metadata", {}).get("requires_dist", [])
-        cuda = sorted({need.split()[0].split("=")[0].split(";")[0] for need in needs if re.match(r"(nvidia|cuda|triton)\b", need)})
-        if any(name.startswith(("nvidia", "cuda")) for name in cuda):
-            raise InstallError(
-                f"the torch that pip offers here is a CUDA build (it needs {', '.join(cuda[:3])} ...), gigabytes that this machine "
-                f"cannot use. Make {CPU_INDEX} reachable, or put the CPU wheel of {TORCH} into a folder and set PIP_FIND_LINKS to it"
-            )
 
 
 def _reachable(url: str) -> bool:

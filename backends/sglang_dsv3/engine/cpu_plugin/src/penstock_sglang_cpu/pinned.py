@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import enum
 import importlib
 import inspect
 import sys
@@ -48,6 +49,9 @@ def problems() -> list[str]:
         try:
             here = importlib.import_module(module)
             for part in dotted.split("."):
+                # In the owner itself: what a class merely inherits is not the method that was read.
+                if part not in (here.__members__ if isinstance(here, enum.EnumMeta) else vars(here)):
+                    raise AttributeError(f"{here.__name__} has no {part} of its own")
                 here = getattr(here, part)
         except (ImportError, AttributeError) as error:
             found.append(f"{module}.{dotted} is gone: {error}")
