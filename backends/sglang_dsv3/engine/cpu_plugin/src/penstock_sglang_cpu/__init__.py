@@ -19,11 +19,13 @@ def activate() -> None:
     """
     if os.environ.get("SGLANG_USE_CPU_ENGINE") != "1":
         return
-    from penstock_sglang_cpu import attention, fp8, pinned
+    from penstock_sglang_cpu import pinned
 
     problems = pinned.problems()
     if problems:
         sys.exit("penstock-sglang-cpu does not fit this SGLang:\n  " + "\n  ".join(problems))
+    from penstock_sglang_cpu import attention, fp8  # only now: they import the very names that were checked
+
     attention.install()
     fp8.install()
     logger.info("penstock-sglang-cpu: absorbed MLA on torch_native, FP8 block weights dequantised once")
