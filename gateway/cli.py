@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,17 @@ class _Commands(click.Group):
 @click.version_option(gateway.__version__, prog_name="penstock")
 def main() -> None:
     """An OpenAI-compatible gateway for self-hosted DeepSeek-V3 on SGLang."""
+    _refuse_strangers()
+
+
+def _refuse_strangers() -> None:
+    """Our packages have everyday names: in an environment shared with others, `middleware` may be somebody else's."""
+    ours = Path(gateway.__file__).parent.parent
+    for name in ("backends", "middleware"):
+        spec = importlib.util.find_spec(name)
+        found = Path(spec.origin) if spec is not None and spec.origin is not None else None
+        if found is None or found.parent.parent != ours:
+            _refuse(ConfigError("", f"the package '{name}' is {found}, not Penstock's; install Penstock into an environment of its own"))
 
 
 @main.command()

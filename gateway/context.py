@@ -76,4 +76,9 @@ def request_id(scope: Scope) -> str:
         text = sent.decode("latin-1")
         if _SAFE.issuperset(text):
             return text
+    return new_request_id()
+
+
+def new_request_id() -> str:
+    """`req_` and 32 hex digits."""
     return f"req_{uuid.uuid4().hex}"

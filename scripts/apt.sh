@@ -2,8 +2,7 @@
 # apt.sh : Debian packages that the tests need and no wheel carries. Installs only what is missing; says what and why.
 set -eu
 # command  package  why
-needed="curl curl the README's first command, and the e2e tests that speak to the gateway with it
-ps procps the tests that count processes left behind"
+needed="curl curl the README's first command is run as it stands by a test"
 missing=""
 while read -r command package why; do
   if ! command -v "$command" >/dev/null; then

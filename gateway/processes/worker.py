@@ -14,14 +14,27 @@ from pathlib import Path
 import msgspec
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway import app, log
+from gateway import app, context, errors, log
 from gateway.config import Settings
 from gateway.plugin import BackendEnv, ServiceState
 from gateway.processes import protocol
 
 # Below this many seconds of silence a client's connection is kept open. Longer than the OpenAI SDKs' pools keep theirs idle (5 s).
 KEEP_ALIVE_S = 75
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, whose one answer of its own (to what is no HTTP) comes in OpenAI's shape too, with a request id."""
+
+    def send_400_response(self, msg: str) -> None:
+        request_id = context.new_request_id()
+        status, headers, content = errors.render(errors.InvalidRequest(msg, code="invalid_http"), request_id)
+        lines = [b"HTTP/1.1 %d Bad Request" % status, *(name + b": " + value for name, value in headers)]
+        lines += [b"x-request-id: " + request_id.encode(), b"connection: close", b"", content]
+        self.transport.write(b"\r\n".join(lines))
+        self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -52,7 +65,7 @@ async def serve(listener: socket.socket, control: socket.socket) -> None:
         uvicorn.Config(
             app.build(settings, BackendEnv(Path(hello.home), states)),
             loop="none",
-            http="httptools",
+            http=_Protocol,
             lifespan="on",
             log_config=None,
             access_log=False,

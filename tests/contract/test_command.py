@@ -82,3 +82,11 @@ def test_a_missing_engine_is_said_in_the_answer_and_costs_no_crash(tmp_path: Pat
         answer = raw.call(running.port, "POST", "/v1/chat/completions", json.dumps(body).encode())
         assert answer.status == 503
         assert "penstock engine install" in answer.error()["message"]
+
+
+def test_a_strangers_package_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "middleware").mkdir()
+    (tmp_path / "middleware" / "__init__.py").write_text("")
+    done = penstock("check", folder=tmp_path)  # `-m` puts the current folder first
+    assert done.returncode == 2
+    assert "the package 'middleware' is" in done.stderr

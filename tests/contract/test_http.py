@@ -73,6 +73,26 @@ def test_every_answer_has_a_request_id(wired: Gateway) -> None:
     assert unsafe.headers["x-request-id"].startswith("req_")
 
 
+def test_what_is_no_http_gets_an_answer_in_the_same_shape(wired: Gateway) -> None:
+    for nonsense in (b"hello\r\n\r\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n", b"GET / HTTP/1.1\r\nx: \x01\x00\r\n\r\n"):
+        with raw.connect(wired.port) as peer:
+            peer.sendall(nonsense)
+            answer = raw.read(peer)
+        assert (answer.status, answer.error()["code"]) == (400, "invalid_http")
+        assert answer.headers["x-request-id"].startswith("req_")
+
+
+def test_two_workers_serve_and_one_that_dies_takes_nobody_with_it(folder: Path, scripted_sglang: Rehearsal) -> None:
+    with gateway(folder, {**scripted_sglang.backend(), "listen": {"workers": 2}}) as running:
+        running.wait_ready()
+        first, second = until("both run", lambda: running.workers() if len(running.workers()) == 2 else [])
+        first.kill()
+        for _ in range(5):
+            until("the other one answers", lambda: post(running, "hi").status == 200)
+        until("it is replaced", lambda: len(running.workers()) == 2 and first.pid not in [found.pid for found in running.workers()])
+        assert second.is_running()
+
+
 def test_nothing_of_the_engine_is_proxied_by_default(wired: Gateway) -> None:
     for path in ("/abort_request", "/flush_cache", "/server_info", "/generate", "/v1/loads", "/metrics", "/schema", "/docs"):
         assert raw.call(wired.port, "POST", path).error()["code"] == "unknown_url"
@@ -216,6 +236,18 @@ def test_a_client_that_leaves_stops_the_engine(
     ))  # fmt: skip
 
 
+def held_back(engine: Rehearsal, before: int) -> int:
+    """Wait until the engine, with events left to send, has sent none for two looks half a second apart; returns how many it sent."""
+    seen: list[int] = []
+
+    def standing_still() -> bool:
+        seen.append(int(engine.seen()["events_sent"]))
+        return len(seen) > 2 and seen[-1] == seen[-2] == seen[-3] > before
+
+    until("the engine is held back", standing_still, 30, every_s=0.5)
+    return seen[-1]
+
+
 def test_a_slow_reader_holds_the_engine_back_and_costs_no_memory(wired: Gateway, scripted_sglang: Rehearsal) -> None:
     worker = wired.workers()[0]
     before, rss = scripted_sglang.seen()["events_sent"], worker.memory_info().rss
@@ -223,16 +255,7 @@ def test_a_slow_reader_holds_the_engine_back_and_costs_no_memory(wired: Gateway,
     with raw.connect(wired.port) as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         peer.sendall(raw.request("POST", CHAT, json.dumps(raw.chat(f"[[tokens {total}]]", stream=True)).encode()))
-        last = -1
-
-        def standing_still() -> bool:
-            nonlocal last
-            sent = int(scripted_sglang.seen()["events_sent"])
-            still, last = sent == last and sent > before, sent
-            return still
-
-        until("the engine is held back", standing_still, 30, every_s=0.5)
-        assert last - before < total / 2
+        assert held_back(scripted_sglang, before) - before < total / 2
         assert worker.memory_info().rss - rss < 8 << 20
 
 
@@ -268,6 +291,11 @@ def test_silence_has_a_limit_in_every_phase(folder: Path, scripted_sglang: Rehea
         assert answer.status == 200
         assert b"engine_timeout" in answer.body
         assert b"[DONE]" not in answer.body
+        before = scripted_sglang.seen()["events_sent"]
+        with raw.connect(running.port) as peer:
+            peer.sendall(raw.request("POST", CHAT, json.dumps(raw.chat("[[tokens 100000]]", stream=True)).encode()))
+            held_back(scripted_sglang, before)  # for longer than the engine may be silent: but it is the client who is slow
+            assert raw.read(peer).body.endswith(b"data: [DONE]\n\n")
         long = post(running, "[[tokens 6]] [[pace 0.2]]", stream=True)
         assert long.body.endswith(b"data: [DONE]\n\n"), "an answer that keeps coming may take longer than any of the limits"
 

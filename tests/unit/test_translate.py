@@ -81,6 +81,11 @@ def test_an_engines_error_becomes_ours(status: int, body: bytes, becomes: int, c
         assert code in failure.error.message
 
 
+def test_the_engines_own_words_reach_the_client_and_nothing_around_them() -> None:
+    for shape in (flat("bad seed"), b'{"error":{"message":"bad seed"}}', b'{"error":"bad seed"}', b'{"detail":"bad seed"}', b"bad seed"):
+        assert translate.failure(400, shape).error.message == "bad seed"
+
+
 def test_a_validation_dump_is_shortened_to_place_and_reason() -> None:
     dump = "2 validation errors for ChatCompletionRequest\nmessages.0.role\n  Input should be 'user' [type=literal_error]\n"
     error = translate.failure(400, flat(dump)).error
