@@ -60,15 +60,16 @@ def read(peer: socket.socket) -> Answer:
 
 
 def unchunk(body: bytes) -> bytes:
-    out = b""
-    while body:
-        size, _, rest = body.partition(b"\r\n")
-        length = int(size, 16)
-        out += rest[:length]
-        body = rest[length + 2 :]
+    out: list[bytes] = []
+    at = 0
+    while at < len(body):
+        end = body.index(b"\r\n", at)
+        length = int(body[at:end], 16)
         if length == 0:
             break
-    return out
+        out.append(body[end + 2 : end + 2 + length])
+        at = end + 2 + length + 2
+    return b"".join(out)
 
 
 def chat(prompt: str, **more: Any) -> dict[str, Any]:
