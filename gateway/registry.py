@@ -85,8 +85,9 @@ class Pool:
         """Ask every ready target once an interval; one log line per change."""
         while True:
             targets = [target.id for target in self.backend.targets() if target.ready]
-            answers = await asyncio.gather(*(self.backend.probe(target) for target in targets))
-            for target, up in zip(targets, answers, strict=True):
+            answers = await asyncio.gather(*(self.backend.probe(target) for target in targets), return_exceptions=True)
+            for target, answer in zip(targets, answers, strict=True):
+                up = answer is True
                 if self._down.get(target, False) == up:
                     log.info("target %s is %s", target, "back" if up else "down")
                 self._down[target] = not up

@@ -35,7 +35,7 @@ class Errors:
                 return
             if error is not raised:
                 log.error("%s: unforeseen", record.request_id, exc_info=raised)
-            elif error.detail:
+            elif error.detail and error.status >= 500:  # of a client's fault the engine's words may quote the prompt
                 log.warning("%s: %s", record.request_id, error.detail)
             if not record.status:
                 status, headers, content = render(error, record.request_id)

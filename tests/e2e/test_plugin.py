@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,10 @@ known, unknown = parser.parse_known_args({arguments!r})
 print(unknown, known.tp_size)
 """
     assert run(program, tmp_path).stdout.splitlines()[-1] == "[] 4"
+
+
+def test_what_is_installed_is_not_installed_again(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "engine", "install"], capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=30
+    )
+    assert (done.returncode, done.stdout) == (0, "")
