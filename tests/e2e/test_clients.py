@@ -101,6 +101,7 @@ def test_greedy_answers_repeat_and_a_stop_word_stops(client: openai.OpenAI) -> N
             model=MODEL, messages=HELLO, max_tokens=24, temperature=0, seed=7, extra_body={"ignore_eos": True}, **more
         ).choices[0]
 
+    greedy()  # from here on the prompt is in the prefix cache: in bfloat16 a cached prefix may round otherwise than a computed one
     text = greedy().message.content
     assert greedy().message.content == text
     word = next(word for word in re.findall(r"[A-Za-z]{3,}", text) if text.index(word) > 0)
@@ -118,9 +119,10 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
 
 
 def test_a_json_schema_is_kept(client: openai.OpenAI) -> None:
+    # A pattern, not `maxLength`: under that xgrammar 0.2.7 lets raw control characters into a string, which is no JSON any more.
     schema = {
         "type": "object",
-        "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "properties": {"name": {"type": "string", "pattern": "^[a-z]{3,8}$"}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
         "required": ["name", "age"],
         "additionalProperties": False,
     }
@@ -132,6 +134,7 @@ def test_a_json_schema_is_kept(client: openai.OpenAI) -> None:
     person = json.loads(answer.choices[0].message.content or "")
     assert set(person) == {"name", "age"}
     assert 0 <= person["age"] <= 99
+    assert re.fullmatch("[a-z]{3,8}", person["name"])
 
 
 def test_a_regular_expression_is_kept(client: openai.OpenAI) -> None:
