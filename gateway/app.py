@@ -15,9 +15,10 @@ from gateway.config import Settings
 from gateway.errors import UnknownUrl
 from gateway.plugin import BackendEnv
 from gateway.registry import Registry
+from gateway.wire.asgi import App
 
 
-def build(settings: Settings, env: BackendEnv) -> middleware.App:
+def build(settings: Settings, env: BackendEnv) -> App:
     """The whole gateway for one worker; does no I/O until its lifespan begins. Two of them in one process do not meet."""
     registry = Registry(settings, env)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -40,9 +41,11 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands)
 @click.version_option(gateway.__version__, prog_name="penstock")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """An OpenAI-compatible gateway for self-hosted DeepSeek-V3 on SGLang."""
     _refuse_strangers()
+    ctx.obj = home()
 
 
 def _refuse_strangers() -> None:
@@ -66,6 +69,7 @@ def serve(path: Path | None, host: str | None, port: int | None, workers: int | 
     try:
         settings = config.load(path, overrides={key: value for key, value in given.items() if value is not None}).settings
         services = registry.services(settings, BackendEnv(home()))
+        asyncio.run(_findings(settings, check=False))
         log.setup(settings.log.level, settings.log.format)
         listener = parent.listen(settings)
     except ConfigError as error:
@@ -118,7 +122,8 @@ class Narrator:
         self._greeted = True
         model = next(iter(self._settings.models))
         key = "YOUR_KEY" if self._settings.keys else "none"
-        click.echo(_GREETING.format(url=self._url, model=model, key=key))
+        with contextlib.suppress(OSError):
+            click.echo(_GREETING.format(url=self._url, model=model, key=key))
 
 
 _GREETING = """
@@ -138,7 +143,8 @@ for chunk in stream:
 
 
 def _say(text: str) -> None:
-    click.echo(f"penstock: {text}")
+    with contextlib.suppress(OSError):  # whoever read our output may have left; that is no reason to stop serving
+        click.echo(f"penstock: {text}")
 
 
 def _refuse(error: ConfigError) -> NoReturn:
@@ -173,14 +179,15 @@ def check(path: Path | None, as_json: bool) -> None:
         click.echo(f"ok: {path or 'the defaults'} can be served")
 
 
-async def _findings(settings: config.Settings) -> list[str]:
+async def _findings(settings: config.Settings, check: bool = True) -> list[str]:
+    """Open every backend once, as a worker will, and close it again; with `check`, its own findings. Raises ConfigError."""
     live = registry.Registry(settings, BackendEnv(home()))
     try:
         await live.open()
     except OSError as error:
         raise ConfigError("backends", f"cannot be opened: {error}") from None
     try:
-        return await live.check()
+        return await live.check() if check else []
     finally:
         await live.aclose()
 

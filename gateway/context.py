@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import MutableMapping
-from typing import Any
 
 from gateway.plugin import Usage
-
-Scope = MutableMapping[str, Any]
+from gateway.wire.asgi import Scope
 
 KEY = "penstock.context"
 # An id a client may choose: long enough for a trace id or a ULID, nothing that could break a log line or a header.

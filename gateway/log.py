@@ -39,10 +39,12 @@ def setup(level: str, format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     readable = format == "text" or (format == "auto" and sys.stderr.isatty())
     handler.setFormatter(_Text() if readable else _Json())
-    root = logging.getLogger("penstock")
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    root.propagate = False
+    # uvicorn speaks only of what went wrong under us: a start that failed, an exception that nobody caught.
+    for name, threshold in (("penstock", level.upper()), ("uvicorn.error", "WARNING")):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(threshold)
+        logger.propagate = False
 
 
 def request(record: RequestContext) -> None:

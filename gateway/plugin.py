@@ -47,7 +47,7 @@ class Verdict(enum.Enum):
 class AttemptFailed(Exception):
     """One attempt ended without a (whole) answer.
 
-    `cause` is for metrics and logs; `error` is what the client is told when no other target can help.
+    `cause` and the error's `detail` are for metrics and logs; `error` is what the client is told when no other target can help.
     Raised by `send` before the first event, and by `Reply.events` after it.
     """
 
@@ -57,7 +57,7 @@ class AttemptFailed(Exception):
         error: GatewayError,
         verdict: Verdict = Verdict.SICK,
     ) -> None:
-        super().__init__(f"{cause}: {error.detail or error.message}")
+        super().__init__(f"{cause}: {error.detail}" if error.detail else cause)
         self.cause = cause
         self.error = error
         self.verdict = verdict
@@ -208,4 +208,4 @@ class Plugin(Protocol):
         """Processes the parent must run for this backend; usually none."""
 
     def commands(self) -> Sequence[click.Command]:
-        """Commands to mount under `penstock`; usually none."""
+        """Commands to mount under `penstock`, usually none; `click.Context.obj` is the home folder."""

@@ -5,23 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Literal, Self
 
 from gateway import calls, context, errors
 from gateway.config import Settings
-from gateway.context import Scope
 from gateway.dispatch import Dispatcher
 from gateway.errors import ClientGone, GatewayTimeout, Unavailable
 from gateway.plugin import AttemptFailed, Endpoint, Reply
 from gateway.wire import body
-from gateway.wire.body import Message, Receive
+from gateway.wire.asgi import App, Receive, Scope, Send
 
 log = logging.getLogger("penstock.relay")
-
-Send = Callable[[Message], Awaitable[None]]
-Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -94,7 +89,7 @@ class Watch:
             self._task.cancel()
 
 
-def exchange(endpoint: Endpoint, dispatcher: Dispatcher, settings: Settings) -> Handler:
+def exchange(endpoint: Endpoint, dispatcher: Dispatcher, settings: Settings) -> App:
     """The ASGI handler of one endpoint: the endpoint is data, the path through the gateway is this one."""
     limit_bytes = settings.security.body_limit_mb << 20
     silence_s = settings.timeouts.between_tokens_s

@@ -11,13 +11,12 @@ from litestar.handlers import ASGIRouteHandler
 
 from gateway import context, dispatch
 from gateway.config import Settings
-from gateway.context import Scope
 from gateway.dispatch import Dispatcher
 from gateway.errors import MethodNotAllowed, UnknownUrl
 from gateway.plugin import Endpoint
 from gateway.registry import Registry
-from gateway.relay import Handler, Send, exchange
-from gateway.wire.body import Receive
+from gateway.relay import exchange
+from gateway.wire.asgi import App, Receive, Scope, Send
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Route:
 
     method: str
     path: str
-    handler: Handler
+    handler: App
     below: bool = False
 
 
@@ -46,7 +45,7 @@ def handlers(routes: Sequence[Route]) -> list[ASGIRouteHandler]:
     return [asgi(route.path, is_mount=route.below, copy_scope=False)(_guarded(route)) for route in routes]
 
 
-def _guarded(route: Route) -> Handler:
+def _guarded(route: Route) -> App:
     allowed = ["GET", "HEAD"] if route.method == "GET" else [route.method]
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +66,7 @@ async def _json(send: Send, value: object) -> None:
     await send({"type": "http.response.body", "body": content})
 
 
-def _models(registry: Registry) -> Handler:
+def _models(registry: Registry) -> App:
     async def models(scope: Scope, receive: Receive, send: Send) -> None:
         # The server has decoded the path, so an id sent with %2F arrives with its slash, as it does when sent raw.
         name = context.of(scope).path.removeprefix("/v1/models").strip("/")
@@ -80,7 +79,7 @@ async def _livez(scope: Scope, receive: Receive, send: Send) -> None:
     await _json(send, {"status": "alive"})
 
 
-def _readyz(registry: Registry) -> Handler:
+def _readyz(registry: Registry) -> App:
     async def readyz(scope: Scope, receive: Receive, send: Send) -> None:
         for target in registry.not_ready().values():
             raise dispatch.not_ready(target)

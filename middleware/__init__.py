@@ -5,14 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from gateway.config import Settings
-from gateway.context import Scope
-from gateway.wire.body import Message, Receive
+from gateway.wire.asgi import App, Receive, Scope, Send
 from middleware import auth, errors, request_id
-
-App = Callable[[Scope, Receive, Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 ORDER = (request_id.RequestId, errors.Errors, auth.Auth)
 
@@ -23,7 +18,7 @@ def wrap(app: App, settings: Settings) -> App:
     for layer in reversed(ORDER):
         wrapped = layer(wrapped, settings)
 
-    async def entry(scope: Scope, receive: Receive, send: Callable[[Message], Awaitable[None]]) -> None:
+    async def entry(scope: Scope, receive: Receive, send: Send) -> None:
         await (wrapped if scope["type"] == "http" else app)(scope, receive, send)
 
     return entry

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
 
 from gateway import context
 from gateway.config import Settings
-from gateway.context import Scope
 from gateway.errors import InvalidKey
-from gateway.wire.body import Message, Receive
-
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from gateway.wire.asgi import App, Receive, Scope, Send
 
 # What a load balancer asks without a key.
 OPEN = frozenset({"/livez", "/readyz"})

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 
 from gateway import context
 from gateway.config import Settings
-from gateway.context import Scope
 from gateway.errors import ClientGone, as_gateway_error, render
-from gateway.wire.body import Message, Receive
-
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from gateway.wire.asgi import App, Receive, Scope, Send
 
 log = logging.getLogger("penstock.errors")
 
@@ -35,7 +30,7 @@ class Errors:
                 return
             if error is not raised:
                 log.error("%s: unforeseen", record.request_id, exc_info=raised)
-            elif error.detail and error.status >= 500:  # of a client's fault the engine's words may quote the prompt
+            elif error.detail:
                 log.warning("%s: %s", record.request_id, error.detail)
             if not record.status:
                 status, headers, content = render(error, record.request_id)

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from gateway import context, log
 from gateway.config import Settings
-from gateway.context import Scope
-from gateway.wire.body import Message, Receive
-
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from gateway.wire.asgi import App, Message, Receive, Scope, Send
 
 
 class RequestId:

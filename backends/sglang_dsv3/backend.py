@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -17,8 +16,6 @@ from backends.sglang_dsv3 import stream, translate
 from backends.sglang_dsv3.config import Config, Host
 from gateway.errors import BadGateway, Unavailable
 from gateway.plugin import AttemptFailed, BackendEnv, Call, Reply, ServiceState, Target, Verdict
-
-log = logging.getLogger("penstock.sglang")
 
 # SGLang closes an idle connection after 5 s (SGLANG_TIMEOUT_KEEP_ALIVE): ours must be gone before.
 KEEP_ALIVE_S = 4.0
@@ -33,7 +30,6 @@ LEARN_IDS_S = 60.0
 
 class _ModelInfo(msgspec.Struct):
     architectures: list[str] | None = None
-    model_path: str = ""
 
 
 class _Place:
@@ -73,6 +69,8 @@ def _words(state: ServiceState) -> str:
         return f"The engine is loading{detail}."
     if state.state == "restarting":
         return f"The engine is loading again after it ended{detail}."
+    if state.state == "failed":
+        return f"The engine cannot start{detail}."
     return f"The engine is {state.state}{detail}."
 
 
@@ -260,17 +258,15 @@ class SGLang:
         return await self._session.post(url, data=payload, timeout=timeout, allow_redirects=False)
 
     async def _whole(self, response: aiohttp.ClientResponse, call: Call) -> Reply:
-        content = await response.content.read(MAX_JSON_BYTES)
-        parts = [content]
-        size = len(content)
-        while content := await response.content.read(MAX_JSON_BYTES):
-            parts.append(content)
-            size += len(content)
+        parts: list[bytes] = []
+        size = 0
+        while part := await response.content.readany():
+            parts.append(part)
+            size += len(part)
             if size > MAX_JSON_BYTES:
                 response.close()
                 raise AttemptFailed("broken", BadGateway("The engine's answer is too large."))
-        response.release()
-        whole = parts[0] if len(parts) == 1 else b"".join(parts)
+        whole = b"".join(parts)
         if stream.JSON_ABORT.search(whole):
             raise stream.aborted()
         if call.choices > 1:
@@ -292,9 +288,8 @@ class SGLang:
         if response is not None:
             response.close()
         rids = [call.id] if call.prompts == 1 else [f"{call.id}_{index}" for index in range(call.prompts)]
-        # Once an event has come the engine knows the id, and asking once is enough.
-        known = source is not None and source.usage is None
-        self.later(self._abort(place, rids, ABORT_AT_S[:1] if known else ABORT_AT_S))
+        # Once its 200 has come the engine knows the id, and asking once is enough.
+        self.later(self._abort(place, rids, ABORT_AT_S[:1] if source is not None else ABORT_AT_S))
 
     async def _abort(self, place: _Place, rids: Sequence[str], at_s: Sequence[float]) -> None:
         started = time.monotonic()

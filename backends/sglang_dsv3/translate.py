@@ -89,31 +89,32 @@ def failure(status: int, content: bytes) -> AttemptFailed:
     if status == 404:
         return AttemptFailed("refused", BadGateway("The engine does not serve this endpoint.", detail=detail))
     if 400 <= status < 500 and status not in (408, 429):
-        return AttemptFailed("refused", _client_fault(message, detail), Verdict.CLIENT_FAULT)
+        return AttemptFailed("refused", _client_fault(message), Verdict.CLIENT_FAULT)
     if status in (408, 429, 503):
         busy = Unavailable("The engine is at capacity.", code="engine_overloaded", retry_after_s=2, detail=detail)
         return AttemptFailed("busy", busy, Verdict.BUSY)
     return AttemptFailed("broken", BadGateway("The engine failed to answer.", detail=detail))
 
 
-def _client_fault(message: str, detail: str) -> GatewayError:
+def _client_fault(message: str) -> GatewayError:
+    """Without a `detail`, which would be logged: what the engine says of a client's fault may quote the prompt."""
     if _CONTEXT.search(message):
         # LangChain looks for the code in the text, since openai-python 3 no longer puts it there.
         text = f"{message.strip()} (context_length_exceeded)"
-        return InvalidRequest(text, param="messages", code="context_length_exceeded", detail=detail)
+        return InvalidRequest(text, param="messages", code="context_length_exceeded")
     if _TOO_MANY_TOKENS.search(message):
-        return InvalidRequest(message, param="max_tokens", code="invalid_value", detail=detail)
+        return InvalidRequest(message, param="max_tokens", code="invalid_value")
     found = _PYDANTIC_LIST.search(message)
     if found:
         where = ".".join(part.strip(" '\"") for part in found[1].split(",") if part.strip(" '\"") not in ("", "body"))
-        return InvalidRequest(f"Invalid '{where}': {found[2]}.", param=where or None, code="invalid_value", detail=detail)
+        return InvalidRequest(f"Invalid '{where}': {found[2]}.", param=where or None, code="invalid_value")
     found = _VALIDATION.search(message)
     if found:
         where = found[1]
-        return InvalidRequest(f"Invalid '{where}': {found[2].strip()}.", param=where, code="invalid_value", detail=detail)
+        return InvalidRequest(f"Invalid '{where}': {found[2].strip()}.", param=where, code="invalid_value")
     if _LEAK.search(message):
         message = "The engine refused this request as invalid."
-    return InvalidRequest(message, code="invalid_value", detail=detail)
+    return InvalidRequest(message, code="invalid_value")
 
 
 def _message(content: bytes) -> str:

@@ -13,13 +13,16 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from gateway.config import Settings
 from gateway.errors import ConfigError
+from gateway.lifeline import Backoff
 from gateway.plugin import Service, ServiceState
 from gateway.processes import children, protocol
 
@@ -54,7 +57,7 @@ class Parent:
         self._listener = listener
         self._observe = observe
         self._states: dict[str, ServiceState] = {service.name: ServiceState() for service in services}
-        self._workers: dict[asyncio.StreamWriter, asyncio.subprocess.Process] = {}
+        self._workers: set[asyncio.StreamWriter] = set()
         self._stopping = asyncio.Event()
         self.serving = asyncio.Event()
 
@@ -63,21 +66,15 @@ class Parent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        workers = [asyncio.create_task(self._keep_worker()) for _ in range(self._settings.listen.workers)]
-        services = [asyncio.create_task(self._keep_service(service)) for service in self._services]
+        workers = [asyncio.create_task(_keep(self._one_worker, _worker_ended)) for _ in range(self._settings.listen.workers)]
+        services = [
+            asyncio.create_task(_keep(partial(self._one_service, service), partial(self._service_ended, service.name)))
+            for service in self._services
+        ]
         await self._stopping.wait()
         log.info("stopping: open answers may take up to %g s", self._settings.timeouts.drain_s)
         await _cancel(workers)
         await _cancel(services)
-
-    async def _keep_worker(self) -> None:
-        backoff = children.Backoff()
-        while True:
-            started = children.now()
-            code = await self._one_worker()
-            delay_s = backoff.next(children.now() - started)
-            log.error("a worker ended (%s); the next one starts in %g s", _how(code), delay_s)
-            await asyncio.sleep(delay_s)
 
     async def _one_worker(self) -> int:
         ours, theirs = socket.socketpair()
@@ -92,24 +89,15 @@ class Parent:
             settings = msgspec.to_builtins(self._settings)
             writer.write(protocol.line(protocol.Hello(settings, str(self._home))))
             writer.write(protocol.line(protocol.Services(self._states)))
-            self._workers[writer] = process
+            self._workers.add(writer)
             while data := await reader.readline():
                 protocol.to_parent(data)
                 self.serving.set()
             return await process.wait()
         finally:
-            self._workers.pop(writer, None)
+            self._workers.discard(writer)
             await asyncio.shield(children.end(process, self._settings.timeouts.drain_s + 5.0))
             writer.close()
-
-    async def _keep_service(self, service: Service) -> None:
-        backoff = children.Backoff()
-        while True:
-            started = children.now()
-            code = await self._one_service(service)
-            delay_s = backoff.next(children.now() - started)
-            self._tell(service.name, ServiceState("restarting", f"its supervisor ended ({_how(code)})", eta_s=delay_s + 30.0))
-            await asyncio.sleep(delay_s)
 
     async def _one_service(self, service: Service) -> int:
         status, theirs = os.pipe()
@@ -130,12 +118,33 @@ class Parent:
             await asyncio.shield(children.end(process, service.grace_s))
             transport.close()
 
+    def _service_ended(self, name: str, how: str, delay_s: float) -> None:
+        self._tell(name, ServiceState("restarting", f"its supervisor ended ({how})", eta_s=delay_s + 30.0))
+
     def _tell(self, name: str, state: ServiceState) -> None:
         self._states = {**self._states, name: state}
         news = protocol.line(protocol.Services(self._states))
         for writer in self._workers:
             writer.write(news)
         self._observe(name, state)
+
+
+async def _keep(one_life: Callable[[], Awaitable[int]], ended: Callable[[str, float], None]) -> None:
+    """Run a child again and again, with back-off; whatever ends one life, or keeps it from beginning, is not the end of the loop."""
+    backoff = Backoff()
+    while True:
+        started = time.monotonic()
+        try:
+            how = _how(await one_life())
+        except (OSError, ValueError, msgspec.MsgspecError) as error:  # no process to be had, or one that talks nonsense
+            how = f"{type(error).__name__}: {error}"
+        delay_s = backoff.next(time.monotonic() - started)
+        ended(how, delay_s)
+        await asyncio.sleep(delay_s)
+
+
+def _worker_ended(how: str, delay_s: float) -> None:
+    log.error("a worker ended (%s); the next one starts in %g s", how, delay_s)
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ from gateway.config import Settings
 from gateway.plugin import BackendEnv, ServiceState
 from gateway.processes import protocol
 
-# Below this many seconds of silence a client's connection is kept open. Longer than the OpenAI SDKs' pools keep theirs idle (5 s).
+# A client's idle connection is kept open for so many seconds. Longer than the OpenAI SDKs' pools keep theirs idle (5 s).
 KEEP_ALIVE_S = 75
 
 
@@ -71,7 +72,7 @@ async def serve(listener: socket.socket, control: socket.socket) -> None:
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(settings.timeouts.drain_s),
+            timeout_graceful_shutdown=math.ceil(settings.timeouts.drain_s),
         ),
         serving=lambda: writer.write(protocol.line(protocol.Serving())),
     )

@@ -6,15 +6,13 @@ the engine as it was sent. Decoding costs under 1 µs for a small body and 75 µ
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from gateway.errors import BodyTooLarge, ClientGone, InvalidRequest
+from gateway.wire.asgi import Receive
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Fields = dict[str, msgspec.Raw]
 T = TypeVar("T")
 

@@ -143,29 +143,25 @@ def test_a_stop_while_loading_is_quick_and_leaves_nobody(tmp_path: Path, number:
         gone(family)
 
 
-def test_a_stop_lets_open_answers_finish(tmp_path: Path) -> None:
-    backend = {"models": {"echo": {"backend": "s"}}, "backends": {"s": {"kind": "scripted"}}}
-    with gateway(tmp_path, backend) as running, raw.connect(running.port) as peer:
-        words = "[[slow 0.3]] " + "word " * 6
+def stopped_in_mid_stream(folder: Path, words: str, **settings: Any) -> bytes:
+    """What a client gets whose gateway is told to stop after the first event; the gateway must end well."""
+    config = {"models": {"echo": {"backend": "s"}}, "backends": {"s": {"kind": "scripted"}}, **settings}
+    with gateway(folder, config) as running, raw.connect(running.port) as peer:
         body = {"model": "echo", "messages": [{"role": "user", "content": words}], "stream": True}
         peer.sendall(raw.request("POST", CHAT, json.dumps(body).encode()))
         got = peer.recv(4096)
         running.process.send_signal(signal.SIGTERM)
         while part := peer.recv(65536):
             got += part
-        assert b"data: [DONE]" in got
         assert running.process.wait(10) == 0
+    return got
+
+
+def test_a_stop_lets_open_answers_finish(tmp_path: Path) -> None:
+    assert b"data: [DONE]" in stopped_in_mid_stream(tmp_path, "[[slow 0.3]] " + "word " * 6)
 
 
 def test_a_stop_ends_what_takes_too_long_with_an_error_event(tmp_path: Path) -> None:
-    backend = {"models": {"echo": {"backend": "s"}}, "backends": {"s": {"kind": "scripted"}}, "timeouts": {"drain_s": 1}}
-    with gateway(tmp_path, backend) as running, raw.connect(running.port) as peer:
-        body = {"model": "echo", "messages": [{"role": "user", "content": "[[slow 0.5]] " + "word " * 100}], "stream": True}
-        peer.sendall(raw.request("POST", CHAT, json.dumps(body).encode()))
-        got = peer.recv(4096)
-        running.process.send_signal(signal.SIGTERM)
-        while part := peer.recv(65536):
-            got += part
-        assert b"shutting down" in got
-        assert b"[DONE]" not in got
-        assert running.process.wait(10) == 0
+    got = stopped_in_mid_stream(tmp_path, "[[slow 0.5]] " + "word " * 100, timeouts={"drain_s": 1})
+    assert b"shutting down" in got
+    assert b"[DONE]" not in got

@@ -61,6 +61,17 @@ def test_a_bad_configuration_does_not_start(tmp_path: Path, command: str, text: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_key_file_that_does_not_exist_is_refused_before_anything_starts(tmp_path: Path, command: str) -> None:
+    (tmp_path / "p.yaml").write_text(
+        "backends: {dsv3: {kind: sglang_dsv3, hosts: [{url: 'http://127.0.0.1:9'}], api_key_file: none.txt}}\n"
+    )
+    done = penstock(command, "-c", "p.yaml", folder=tmp_path)
+    assert done.returncode == 2
+    assert "none.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

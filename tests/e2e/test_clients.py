@@ -169,7 +169,9 @@ def test_the_engines_refusals_are_the_sdks_exceptions(
         assert code in refused.value.message  # where LangChain looks for it
 
 
-@pytest.mark.parametrize("more", [{"stream": True}, {}, {"stream": True, "n": 2}], ids=["stream", "JSON", "two choices in a stream"])
+@pytest.mark.parametrize(
+    "more", [{"stream": True}, {}, {"stream": True, "n": 2}, {"n": 2}], ids=["stream", "JSON", "stream of two", "JSON of two"]
+)
 def test_a_client_that_leaves_frees_the_engine(served: Gateway, more: dict[str, Any]) -> None:
     until("the engine is idle", lambda: busy(served) == 0)
     body = {"model": MODEL, "messages": HELLO, "max_tokens": 3500, "ignore_eos": True, **more}  # half a minute of generating

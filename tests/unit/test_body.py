@@ -14,6 +14,7 @@ from gateway import calls
 from gateway.errors import BodyTooLarge, ClientGone, InvalidRequest
 from gateway.plugin import Endpoint
 from gateway.wire import body
+from gateway.wire.asgi import Receive
 
 pytestmark = pytest.mark.unit
 
@@ -90,7 +91,7 @@ def test_a_foreign_content_type_is_refused() -> None:
         calls.parse(Endpoint.CHAT, b'{"model":"m","messages":[]}', b"text/plain; charset=utf-8")
 
 
-def _messages(*messages: dict[str, Any]) -> body.Receive:
+def _messages(*messages: dict[str, Any]) -> Receive:
     queue = list(messages)
 
     async def receive() -> dict[str, Any]:

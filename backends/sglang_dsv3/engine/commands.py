@@ -10,10 +10,6 @@ import click
 
 from backends.sglang_dsv3.engine import TINY_MODEL, environment_folder, install
 
-_HOME = click.option(
-    "--home", type=click.Path(path_type=Path), required=True, envvar="PENSTOCK_HOME", help="Where environments and checkpoints lie."
-)
-
 
 @click.group()
 def engine() -> None:
@@ -21,7 +17,7 @@ def engine() -> None:
 
 
 @engine.command("install")
-@_HOME
+@click.pass_obj
 def install_command(home: Path) -> None:
     """Make the CPU engine's environment (about 660 MB of wheels, once); nothing to do when it is current."""
     try:
@@ -32,8 +28,8 @@ def install_command(home: Path) -> None:
 
 
 @engine.command()
-@_HOME
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.pass_obj
 def checkpoint(home: Path, folder: Path | None) -> None:
     """Build the tiny FP8 checkpoint (12 MB, two seconds), by default where `penstock serve` looks for it."""
     target = folder or home / "checkpoints" / TINY_MODEL

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -81,9 +82,9 @@ def install(home: Path, say: Say) -> None:
 
 
 def _check_machine(home: Path) -> None:
-    if os.uname().machine != "x86_64":
-        raise InstallError(f"SGLang's CPU wheels are for x86_64, this machine is {os.uname().machine}")
-    libc, _, version = os.confstr("CS_GNU_LIBC_VERSION").partition(" ") if os.confstr("CS_GNU_LIBC_VERSION") else ("", "", "")  # type: ignore[union-attr]
+    if platform.machine() != "x86_64":
+        raise InstallError(f"SGLang's CPU wheels are for x86_64, this machine is {platform.machine()}")
+    libc, version = platform.libc_ver()
     if libc != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < (2, 34):
         raise InstallError(f"SGLang's wheels need glibc 2.34 or later (Debian 12, Ubuntu 22.04), this machine has {libc} {version}")
     home.mkdir(parents=True, exist_ok=True)

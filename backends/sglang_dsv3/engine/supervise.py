@@ -27,6 +27,7 @@ import socket
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ import msgspec
 
 from backends.sglang_dsv3.config import Engine
 from backends.sglang_dsv3.engine import GRACE_S, TINY_MODEL, environment_folder, family, launch
+from gateway import lifeline
+from gateway.lifeline import Backoff
 
-BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-HEALTHY_AFTER_S = 60.0
 # A start took 22 to 30 s (2026-11-23, 2 shared cores); the last one's own duration is better and is remembered.
 USUAL_START_S = 30.0
 START_LIMIT_S = 600.0
@@ -65,6 +66,27 @@ class Reporter:
             os.write(self._fd, line.encode())
 
 
+class Progress:
+    """Milestones in the log of an engine that starts, each told once. Once it is ready the log has no more say: a line that only looks
+    like a milestone must not take a serving engine out."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._told: set[str] = set()
+        self._ended = False
+
+    def hear(self, line: str) -> None:
+        """One line of the log."""
+        for pattern, words in _PROGRESS:
+            if not self._ended and words not in self._told and pattern.search(line):
+                self._told.add(words)
+                self._tell(words)
+
+    def end(self) -> None:
+        """The engine is ready."""
+        self._ended = True
+
+
 class Supervisor:
     """Keeps one engine running until it is told to stop."""
 
@@ -75,7 +97,6 @@ class Supervisor:
         self._state_file = home / "state" / f"{name.replace('/', '-')}.json"
         self._log = _engine_log(home / "state" / f"{name.replace('/', '-')}.log")
         self._stop = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
         self._tail: list[str] = []
 
     async def run(self) -> int:
@@ -85,7 +106,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._stop.set)
         lifeline = asyncio.create_task(_parent_gone())
         lifeline.add_done_callback(lambda _: _kill_everything_and_exit())
-        failures = 0
+        backoff = Backoff()
         while not self._stop.is_set():
             problem = self._unprepared()
             if problem:
@@ -96,8 +117,7 @@ class Supervisor:
             how = await self._one_life()
             if self._stop.is_set():
                 break
-            failures = 0 if time.monotonic() - started > HEALTHY_AFTER_S else failures + 1
-            delay_s = BACKOFF_S[min(failures, len(BACKOFF_S)) - 1] if failures else BACKOFF_S[0]
+            delay_s = backoff.next(time.monotonic() - started)
             self._reporter.tell("restarting", f"{how}; next start in {delay_s:g} s", eta_s=delay_s + self._usual_start_s())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), delay_s)
@@ -120,8 +140,9 @@ class Supervisor:
         self._reporter.tell("loading", "starting SGLang", url, usual_s)
         started = time.monotonic()
         served = TINY_MODEL if self._config.model_path is None else model.name
-        self._process = process = await self._spawn(launch.command(self._config, self._home, model, served, port))
-        reading = asyncio.create_task(self._follow_log(process, url, started, usual_s))
+        process = await self._spawn(launch.command(self._config, self._home, model, served, port))
+        progress = Progress(lambda words: self._reporter.tell("loading", words, url, max(1.0, usual_s - (time.monotonic() - started))))
+        reading = asyncio.create_task(self._follow_log(process, progress.hear))
         ready = asyncio.create_task(self._until_ready(url, started))
         stop = asyncio.create_task(self._stop.wait())
         exited = asyncio.create_task(process.wait())
@@ -130,6 +151,7 @@ class Supervisor:
             if ready.done() and not exited.done():
                 if not ready.result():
                     return f"it was not ready after {START_LIMIT_S:g} s"
+                progress.end()
                 self._remember_start(time.monotonic() - started)
                 self._reporter.tell("ready", f"in {time.monotonic() - started:.0f} s", url)
                 await asyncio.wait({stop, exited}, return_when=asyncio.FIRST_COMPLETED)
@@ -142,7 +164,6 @@ class Supervisor:
             await family.end(own_child=process.pid)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(reading, 2.0)
-            self._process = None
 
     async def _drain(self, process: asyncio.subprocess.Process, exited: asyncio.Task[int]) -> None:
         """SIGTERM lets SGLang finish what runs; what is left after the grace is killed with everything else."""
@@ -161,7 +182,7 @@ class Supervisor:
         self._reporter.tell("loading", "building the tiny checkpoint", eta_s=self._usual_start_s() + 5.0)
         builder = Path(__file__).parent / "tiny" / "build.py"
         process = await self._spawn([str(environment_folder(self._home) / "bin" / "python"), str(builder), str(folder)])
-        await self._follow_log(process, "", time.monotonic(), USUAL_START_S)
+        await self._follow_log(process, lambda line: None)
         return folder if await process.wait() == 0 else None
 
     async def _spawn(self, argv: list[str]) -> asyncio.subprocess.Process:
@@ -173,11 +194,11 @@ class Supervisor:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=1 << 20,
-            preexec_fn=lambda: family.die_with(me),
+            preexec_fn=lambda: lifeline.die_with(me, signal.SIGKILL),
         )
 
-    async def _follow_log(self, process: asyncio.subprocess.Process, url: str, started: float, usual_s: float) -> None:
-        """Everything the engine says goes into a bounded log; its milestones become our progress."""
+    async def _follow_log(self, process: asyncio.subprocess.Process, hear: Callable[[str], None]) -> None:
+        """Everything the engine says goes into a bounded log, and to whoever listens."""
         assert process.stdout is not None
         while True:
             try:
@@ -189,9 +210,7 @@ class Supervisor:
             line = raw.decode("utf-8", "replace").rstrip()
             self._log.info(line)
             self._tail = [*self._tail[-39:], line]
-            for pattern, words in _PROGRESS:
-                if pattern.search(line) and url:
-                    self._reporter.tell("loading", words, url, max(1.0, usual_s - (time.monotonic() - started)))
+            hear(line)
 
     async def _until_ready(self, url: str, started: float) -> bool:
         while time.monotonic() - started < START_LIMIT_S:

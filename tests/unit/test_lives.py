@@ -1,0 +1,62 @@
+"""What keeps processes alive: back-off, the loop around a child's lives, an engine's progress, and a narrator nobody listens to."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+import pytest
+
+from backends.sglang_dsv3.engine.supervise import Progress
+from gateway import cli, config, lifeline
+from gateway.lifeline import Backoff
+from gateway.plugin import Service, ServiceState
+from gateway.processes import parent
+
+pytestmark = pytest.mark.unit
+
+
+def test_delays_double_up_to_half_a_minute_and_a_healthy_minute_resets_them() -> None:
+    backoff = Backoff()
+    assert [backoff.next(0.1) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
+    assert [backoff.next(lived_s) for lived_s in (60, 5)] == [1, 2]
+
+
+@pytest.mark.parametrize("trouble", [OSError("no more processes"), ValueError("a line without an end")])
+def test_a_child_that_cannot_even_begin_is_tried_again(monkeypatch: pytest.MonkeyPatch, trouble: Exception) -> None:
+    monkeypatch.setattr(lifeline, "BACKOFF_FIRST_S", 0.0)
+    lives: list[Exception | int] = [trouble, -9, 3]
+    ends: list[str] = []
+
+    async def one_life() -> int:
+        if not lives:
+            raise KeyboardInterrupt
+        life = lives.pop(0)
+        if isinstance(life, Exception):
+            raise life
+        return life
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(parent._keep(one_life, lambda how, delay_s: ends.append(how)))
+    assert ends == [f"{type(trouble).__name__}: {trouble}", "signal SIGKILL", "exit code 3"]
+
+
+def test_progress_is_told_once_a_step_and_never_after_the_engine_is_ready() -> None:
+    told: list[str] = []
+    progress = Progress(told.append)
+    for line in ("[t] Load weight begin.", "noise", "Memory pool end", "KV Cache is allocated. #tokens: 9", "Load weight begin again"):
+        progress.hear(line)
+    assert told == ["loading weights", "memory is allocated"]
+    progress.end()
+    progress.hear('a client\'s text in a warning: "Uvicorn running"')
+    assert told == ["loading weights", "memory is allocated"]
+
+
+def test_nobody_has_to_read_what_the_narrator_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*words: object, **more: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(click, "echo", closed)
+    narrator = cli.Narrator(config.load(environment={}).settings, "http://127.0.0.1:1/v1", [Service("dsv3/local-0", [])])
+    narrator.listening()
+    narrator.observe("dsv3/local-0", ServiceState("ready"))
