@@ -59,7 +59,8 @@ class _Place:
         state = self._services(self._service) or ServiceState()
         if state is not self._seen:
             self._seen, self._seen_at = state, time.monotonic()
-        wait_s = max(state.eta_s - (time.monotonic() - self._seen_at), 1.0)
+        waited_s = time.monotonic() - self._seen_at
+        wait_s = max(state.eta_s - waited_s, waited_s / 2, 1.0)  # the longer it is overdue, the less its estimate was worth
         return Target(self.id, self.weight, state.state == "ready" and bool(state.url), _words(state), wait_s)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from backends.sglang_dsv3.engine import TINY_MODEL, environment_folder
 from tests.support.engine import engine_url
-from tests.support.processes import ROOT, Gateway, gateway
+from tests.support.processes import ROOT, Gateway, command, gateway
 from tests.support.reference import Reference, log_softmax
 
 pytestmark = pytest.mark.engine
@@ -96,7 +96,7 @@ def test_log_probabilities_equal_an_independent_implementation(exact: Gateway) -
 def test_four_ranks_give_the_same_greedy_text_as_one(one_rank_texts: list[str], tmp_path: Path) -> None:
     with gateway(tmp_path, fp32(tp_size=4)) as running:
         running.wait_ready(300)
-        schedulers = [child for child in running.parent().children(recursive=True) if "scheduler" in "".join(child.cmdline())]
+        schedulers = [child for child in running.parent().children(recursive=True) if "scheduler" in "".join(command(child))]
         assert len(schedulers) == 4
         assert greedy_texts(running) == one_rank_texts
 

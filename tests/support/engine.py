@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -16,9 +17,10 @@ def sglang(running: Gateway) -> psutil.Process:
 
     def find() -> psutil.Process | None:
         for supervisor in running.supervisors():
-            for child in supervisor.children():
-                if "sglang.launch_server" in command(child):
-                    return child
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may be the one that a test has just killed
+                for child in supervisor.children():
+                    if "sglang.launch_server" in command(child):
+                        return child
         return None
 
     found = until("SGLang runs", find)

@@ -183,10 +183,14 @@ def status(url: str) -> int:
         return 0
 
 
+def ended(process: psutil.Process) -> bool:
+    """Whether it runs no more; a zombie that nobody reaped has ended, and it may vanish between one question and the next."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def gone(processes: list[psutil.Process], timeout_s: float = 15.0) -> None:
-    """Assert that every one of them ends; a zombie that nobody reaped counts as ended."""
-    until(
-        "every process has ended",
-        lambda: not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE],
-        timeout_s,
-    )
+    """Assert that every one of them ends."""
+    until("every process has ended", lambda: all(map(ended, processes)), timeout_s)

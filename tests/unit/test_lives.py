@@ -7,7 +7,7 @@ import asyncio
 import click
 import pytest
 
-from backends.sglang_dsv3.engine.supervise import Progress
+from backends.sglang_dsv3.engine.supervise import Progress, remaining_s
 from gateway import cli, config, lifeline
 from gateway.lifeline import Backoff
 from gateway.plugin import Service, ServiceState
@@ -50,6 +50,11 @@ def test_progress_is_told_once_a_step_and_never_after_the_engine_is_ready() -> N
     progress.end()
     progress.hear('a client\'s text in a warning: "Uvicorn running"')
     assert told == ["loading weights", "memory is allocated"]
+
+
+@pytest.mark.parametrize(("elapsed_s", "left_s"), [(0, 20), (12, 8), (16, 4), (20, 5), (60, 15)])
+def test_a_start_takes_a_quarter_longer_than_usual_and_longer_still_when_it_is_overdue(elapsed_s: float, left_s: float) -> None:
+    assert remaining_s(16.0, elapsed_s) == left_s
 
 
 def test_nobody_has_to_read_what_the_narrator_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,11 +137,11 @@ class Supervisor:
         port = _free_port()
         url = f"http://127.0.0.1:{port}"
         usual_s = self._usual_start_s()
-        self._reporter.tell("loading", "starting SGLang", url, usual_s)
+        self._reporter.tell("loading", "starting SGLang", url, remaining_s(usual_s, 0.0))
         started = time.monotonic()
         served = TINY_MODEL if self._config.model_path is None else model.name
         process = await self._spawn(launch.command(self._config, self._home, model, served, port))
-        progress = Progress(lambda words: self._reporter.tell("loading", words, url, max(1.0, usual_s - (time.monotonic() - started))))
+        progress = Progress(lambda words: self._reporter.tell("loading", words, url, remaining_s(usual_s, time.monotonic() - started)))
         reading = asyncio.create_task(self._follow_log(process, progress.hear))
         ready = asyncio.create_task(self._until_ready(url, started))
         stop = asyncio.create_task(self._stop.wait())
@@ -229,6 +229,12 @@ class Supervisor:
     def _remember_start(self, seconds: float) -> None:
         with contextlib.suppress(OSError):
             self._state_file.write_text(json.dumps({"start_s": round(seconds, 1)}))
+
+
+def remaining_s(usual_s: float, elapsed_s: float) -> float:
+    """How long a start will still take: a quarter more than usual, so that who waits exactly so long finds it ready, and for one that is
+    overdue a quarter of what it has taken."""
+    return max(1.25 * usual_s - elapsed_s, elapsed_s / 4)
 
 
 def _engine_log(path: Path) -> logging.Logger:
