@@ -1,67 +1,91 @@
-"""From a request's bytes to a Call: what the gateway must know, and nothing more."""
+"""From a request's bytes to a Call: one table of what the gateway knows of each endpoint, and one way through it."""
 
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from gateway.errors import InvalidRequest
 from gateway.plugin import Call, Endpoint
-from gateway.wire import body
+from gateway.wire import body, requests
 
-_ID_PREFIX = {Endpoint.CHAT: "chatcmpl-", Endpoint.COMPLETIONS: "cmpl-"}
-_CONTENT = {Endpoint.CHAT: "messages", Endpoint.COMPLETIONS: "prompt"}
-# OpenAI's own bound on n.
-_MAX_N = 128
 # Content types a JSON body is accepted under; the SDKs send the first, curl -d without a header the last.
 _JSON_TYPES = (b"", b"application/json", b"application/x-www-form-urlencoded")
+_DEPRECATED = {"functions": "tools", "function_call": "tool_choice"}
 
 
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
+@dataclass(frozen=True)
+class Spec:
+    """One endpoint as data.
+
+    `request` says what its bodies hold; `id_prefix` begins the public id; `limits` are the parameters that bound an answer's tokens,
+    the one that a default is written to first.
+    """
+
+    request: type[msgspec.Struct]
+    id_prefix: str = "call-"
+    limits: tuple[str, ...] = ()
+
+    @property
+    def streams(self) -> bool:
+        """Whether a client may ask for events."""
+        return "stream" in self.request.__struct_fields__
+
+
+SPECS = {
+    Endpoint.CHAT: Spec(requests.ChatRequest, "chatcmpl-", ("max_completion_tokens", "max_tokens")),
+    Endpoint.COMPLETIONS: Spec(requests.CompletionRequest, "cmpl-", ("max_tokens",)),
+    Endpoint.EMBEDDINGS: Spec(requests.EmbeddingsRequest),
+    Endpoint.RESPONSES: Spec(requests.ResponsesRequest, "resp_", ("max_output_tokens",)),
+    Endpoint.MESSAGES: Spec(requests.MessagesRequest, "msg_"),
+    Endpoint.RERANK: Spec(requests.RerankRequest),
+    Endpoint.SCORE: Spec(requests.ScoreRequest),
+    Endpoint.TOKENIZE: Spec(requests.TokenizeRequest),
+}
+_decoders = {endpoint: msgspec.json.Decoder(spec.request) for endpoint, spec in SPECS.items()}
 
 
 def parse(endpoint: Endpoint, raw: bytes, content_type: bytes = b"") -> Call:
     """A Call from a body's bytes; raises InvalidRequest naming the parameter that is wrong.
 
-    Explicit nulls count as absent, as in OpenAI's API.
+    Explicit nulls of known parameters count as absent, as in OpenAI's API, and go no further: not every engine takes them.
     """
     if content_type.split(b";", 1)[0].strip().lower() not in _JSON_TYPES:
         raise InvalidRequest("The content type must be application/json.", code="invalid_content_type")
     fields = body.peek(raw)
-    model = body.value(fields, "model", str, "a string")
-    if not model:
-        raise _missing("model", "the name of a served model")
-    content = _CONTENT[endpoint]
-    if content not in fields:
-        raise _missing(content, "a list of messages" if endpoint is Endpoint.CHAT else "a string or a list")
-    prompts = 1 if endpoint is Endpoint.CHAT else _count_prompts(fields[content])
-    n = body.value(fields, "n", int, "an integer")
-    if n is not None and not 1 <= n <= _MAX_N:
-        raise InvalidRequest(f"Invalid value for 'n': {n}. Accepted: 1 to {_MAX_N}.", param="n", code="invalid_value")
-    stream = body.value(fields, "stream", bool, "true or false") or False
-    options = body.value(fields, "stream_options", _StreamOptions, "an object with include_usage")
+    for name, instead in _DEPRECATED.items():
+        if body.given(fields, name):
+            raise InvalidRequest(f"'{name}' is not supported any more: use '{instead}'.", param=name, code="unsupported_parameter")
+    # What an endpoint does not have reads as None: the struct decides which parameters there are.
+    request: Any = body.decode(raw, _decoders[endpoint])
+    for name in [name for name, value in fields.items() if name in request.__struct_fields__ and bytes(value) == b"null"]:
+        del fields[name]
+    if getattr(request, "top_logprobs", None) and getattr(request, "logprobs", True) is not True:
+        raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs", code="invalid_value")
+    prompts = _count_prompts(request.prompt) if endpoint is Endpoint.COMPLETIONS else 1
+    options = getattr(request, "stream_options", None)
     return Call(
         endpoint=endpoint,
-        id=_ID_PREFIX[endpoint] + uuid.uuid4().hex,
-        model=model,
+        id=SPECS[endpoint].id_prefix + uuid.uuid4().hex,
+        model=request.model,
         fields=fields,
-        stream=stream,
-        show_usage=bool(options and options.include_usage),
-        choices=(n or 1) * prompts,
+        stream=getattr(request, "stream", None) or False,
+        show_usage=options is not None and options.include_usage is True,
+        choices=(getattr(request, "n", None) or 1) * prompts,
         prompts=prompts,
     )
 
 
-def _missing(name: str, expected: str) -> InvalidRequest:
-    return InvalidRequest(f"Missing required parameter: '{name}' ({expected}).", param=name, code="missing_required_parameter")
+def limit(call: Call, tokens: int | None) -> None:
+    """Bound the answer of a request that names no bound itself."""
+    names = SPECS[call.endpoint].limits
+    if tokens is not None and names and not any(name in call.fields for name in names):
+        call.fields[names[0]] = body.encode(tokens)
 
 
-def _count_prompts(raw: msgspec.Raw) -> int:
-    """How many prompts a completion request holds: a string or a list of token ids is one, a list of those is many."""
-    if not bytes(raw).lstrip().startswith(b"["):
-        return 1
-    prompts: list[Any] = msgspec.json.decode(raw)
-    return len(prompts) if prompts and isinstance(prompts[0], str | list) else 1
+def _count_prompts(prompt: str | list[Any]) -> int:
+    """How many prompts a completion request holds: a text or a list of token ids is one, a list of those is many."""
+    return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1

@@ -22,6 +22,7 @@ from gateway.errors import ConfigError
 ENV_PREFIX = "PENSTOCK__"
 _SECRET = re.compile(r"(^|_)(key|hash|secret|token|password)$")
 _KEY_HASH = re.compile(r"^sha256:[0-9a-f]{64}$")
+_ORIGIN = re.compile(r"^[a-z][a-z0-9+.-]*://[^/\s,]+$")
 T = TypeVar("T")
 
 
@@ -34,15 +35,23 @@ class Listen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ModelEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A model name clients may use, and the backend that serves it."""
+    """A model name clients may use, and the backend that serves it. `default_max_tokens`: for requests that name no limit; without it
+    the engine's own rule holds (SGLang: up to the end of the context)."""
 
     backend: str
     aliases: list[str] = []
+    default_max_tokens: int | None = None
 
 
 class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Seconds. `first_token_s` and `request_s` end at the first event of a stream; after it only `between_tokens_s` counts."""
+    """Seconds. `first_token_s` and `request_s` end at the first event of a stream; after it only `between_tokens_s` counts.
 
+    The client has `head_s` to send a request's head, `body_s` for its body, and may leave an answer unread for `client_s`.
+    """
+
+    head_s: float = 20.0
+    body_s: float = 60.0
+    client_s: float = 120.0
     connect_s: float = 5.0
     first_token_s: float = 300.0
     between_tokens_s: float = 120.0
@@ -65,10 +74,20 @@ class Log(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     requests: bool = True
 
 
+class Cors(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Which web pages may call the gateway: `origins` as browsers send them (`https://app.example`), or `*` for all."""
+
+    origins: list[str] = []
+    max_age_s: int = 600
+
+
 class Security(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Bounds on what a client may send."""
+    """Bounds on what a client may send, and whose word counts. `trusted_proxies`: addresses and networks whose `x-forwarded-for` and
+    `x-forwarded-proto` are believed."""
 
     body_limit_mb: int = 32
+    trusted_proxies: list[str] = []
+    cors: Cors = Cors()
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -223,23 +242,39 @@ def _verify(settings: Settings) -> None:
     for name, seconds in msgspec.structs.asdict(settings.timeouts).items():
         if not 0 < seconds <= 86400:
             raise ConfigError(f"timeouts.{name}", f"{seconds} is out of range; accepted: above 0, up to 86400 seconds")
-    if not 1 <= settings.security.body_limit_mb <= 1024:
-        raise ConfigError("security.body_limit_mb", f"{settings.security.body_limit_mb} is out of range; accepted: 1 to 1024")
     for field, value, accepted in (
         ("level", settings.log.level, ("debug", "info", "warning", "error")),
         ("format", settings.log.format, ("auto", "json", "text")),
     ):
         if value not in accepted:
             raise ConfigError(f"log.{field}", f"'{value}' is not accepted; one of: {', '.join(accepted)}")
+    _verify_security(settings.security)
     _verify_keys(settings)
     taken: dict[str, str] = {}
     if not settings.models:
         raise ConfigError("models", "no model is configured, so nothing could be served")
     for model, entry in settings.models.items():
+        if entry.default_max_tokens is not None and not 1 <= entry.default_max_tokens < 1 << 31:
+            raise ConfigError(f"models.{model}.default_max_tokens", f"{entry.default_max_tokens} is out of range; accepted: 1 or more")
         for alias in (model, *entry.aliases):
             if alias in taken:
                 raise ConfigError(f"models.{model}", f"the name '{alias}' is already taken by models.{taken[alias]}")
             taken[alias] = model
+
+
+def _verify_security(security: Security) -> None:
+    if not 1 <= security.body_limit_mb <= 1024:
+        raise ConfigError("security.body_limit_mb", f"{security.body_limit_mb} is out of range; accepted: 1 to 1024")
+    for index, proxy in enumerate(security.trusted_proxies):
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError:
+            raise ConfigError(f"security.trusted_proxies.{index}", f"'{proxy}' is no address and no network like 10.0.0.0/8") from None
+    for index, origin in enumerate(security.cors.origins):
+        if origin != "*" and not _ORIGIN.match(origin):
+            raise ConfigError(f"security.cors.origins.{index}", f"'{origin}' is no origin like https://app.example, nor '*'")
+    if not 0 <= security.cors.max_age_s <= 86400:
+        raise ConfigError("security.cors.max_age_s", f"{security.cors.max_age_s} is out of range; accepted: 0 to 86400")
 
 
 def _verify_keys(settings: Settings) -> None:

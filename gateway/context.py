@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 
+from gateway import errors
 from gateway.plugin import Usage
 from gateway.wire.asgi import Scope
+from gateway.wire.trace import Trace
 
 KEY = "penstock.context"
 # An id a client may choose: long enough for a trace id or a ULID, nothing that could break a log line or a header.
@@ -20,6 +22,7 @@ class RequestContext:
     __slots__ = (
         "attempts",
         "call_id",
+        "client",
         "first_event_at",
         "key",
         "method",
@@ -27,10 +30,13 @@ class RequestContext:
         "outcome",
         "path",
         "request_id",
+        "shape",
         "started_at",
         "status",
         "stream",
         "target",
+        "target_sent",
+        "trace",
         "usage",
     )
 
@@ -38,6 +44,11 @@ class RequestContext:
         self.request_id = request_id(scope)
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        # As it was sent: a decoded path may hold line ends.
+        self.target_sent: str = scope["raw_path"].decode("latin-1")
+        self.client: str = scope["client"][0] if scope.get("client") else ""
+        self.shape = errors.shape_of(self.path)
+        self.trace = Trace(header(scope, b"traceparent"), header(scope, b"tracestate"))
         self.started_at = time.monotonic()
         self.first_event_at = 0.0
         self.call_id = ""

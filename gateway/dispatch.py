@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from gateway import calls
 from gateway.config import Timeouts
 from gateway.context import RequestContext
 from gateway.errors import GatewayError, GatewayTimeout, Unavailable
@@ -23,7 +24,9 @@ class Dispatcher:
 
     async def send(self, call: Call, context: RequestContext) -> Reply:
         """A reply that has begun (first event or whole body). Every target is tried at most once; raises GatewayError."""
-        pool = self._registry.pool(call.model)
+        served = self._registry.serving(call.model, call.endpoint)
+        pool = served.pool
+        calls.limit(call, served.default_max_tokens)
         call.connect_s = self._timeouts.connect_s
         limit_s = self._timeouts.request_s if not call.stream else min(self._timeouts.first_token_s, self._timeouts.request_s)
         tried: set[str] = set()
@@ -34,6 +37,7 @@ class Dispatcher:
                     tried.add(target.id)
                     context.target = target.id
                     context.attempts += 1
+                    call.headers = context.trace.headers()
                     try:
                         reply = await pool.backend.send(target.id, call)
                     except AttemptFailed as failure:

@@ -1,10 +1,12 @@
-"""Every error the gateway raises, and the one function that turns it into OpenAI's shape.
+"""Every error the gateway raises, and the one function that turns it into the shape an endpoint's clients parse (OpenAI's, mostly).
 
 A `GatewayError` says what the client is told: status, type, code, parameter, message. What only the operator may know (an engine's
 own words, a path, a traceback) goes into `detail`, which is logged and never rendered.
 """
 
 from __future__ import annotations
+
+import enum
 
 import msgspec
 
@@ -108,7 +110,26 @@ class BodyTooLarge(InvalidRequest):
     code = "request_too_large"
 
     def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"The request body is larger than the limit of {limit_bytes // (1 << 20)} MB.")
+        super().__init__(
+            f"The request body is larger than the limit of {limit_bytes // (1 << 20)} MB.", headers=[(b"connection", b"close")]
+        )
+
+
+class NotServed(InvalidRequest):
+    """The endpoint exists, but not for this model."""
+
+    status = 404
+    code = "unknown_url"
+
+
+class BodyTooSlow(InvalidRequest):
+    """The request body did not arrive in time; the SDKs try a 408 again."""
+
+    status = 408
+    code = "request_timeout"
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"The request body did not arrive within {limit_s:g} s.", headers=[(b"connection", b"close")])
 
 
 class ClientGone(GatewayError):
@@ -150,6 +171,31 @@ class ConfigError(Exception):
         self.problem = problem
 
 
+class Shape(enum.Enum):
+    """Whose words an endpoint's errors are told in: its clients parse no other."""
+
+    OPENAI = "openai"
+    RESPONSES = "responses"
+    ANTHROPIC = "anthropic"
+
+
+_SHAPES = {"/v1/responses": Shape.RESPONSES, "/v1/messages": Shape.ANTHROPIC}
+# Anthropic's error types by status (its API reference); what is not listed is `invalid_request_error` below 500 and `api_error` above.
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def shape_of(path: str) -> Shape:
+    """The shape for a request to `path`."""
+    return _SHAPES.get(path, Shape.OPENAI)
+
+
 class _Body(msgspec.Struct):
     message: str
     type: str
@@ -161,20 +207,44 @@ class _Envelope(msgspec.Struct):
     error: _Body
 
 
+class _ResponsesEvent(msgspec.Struct, tag_field="type", tag="error"):
+    """OpenAI's own members, and `error` beside them: without it openai-python takes the event for one of many."""
+
+    code: str | None
+    message: str
+    param: str | None
+    sequence_number: int
+    error: _Body
+
+
+class _AnthropicBody(msgspec.Struct):
+    type: str
+    message: str
+
+
+class _AnthropicEnvelope(msgspec.Struct, tag_field="type", tag="error"):
+    error: _AnthropicBody
+    request_id: str
+
+
 _encoder = msgspec.json.Encoder()
 
 
-def body(error: GatewayError, request_id: str = "") -> bytes:
-    """`{"error": {message, type, param, code}}` as JSON bytes; a 5xx carries the request id so that a report can be traced."""
+def _body(error: GatewayError, request_id: str) -> _Body:
     message = error.message
     if request_id and error.status >= 500:
-        message = f"{message} (request id: {request_id})"
-    return _encoder.encode(_Envelope(_Body(message, error.type, error.param, error.code)))
+        message = f"{message} (request id: {request_id})"  # so that a report can be traced
+    return _Body(message, error.type, error.param, error.code)
 
 
-def render(error: GatewayError, request_id: str = "") -> tuple[int, Headers, bytes]:
-    """Status, headers and JSON body of an answer that has not begun yet."""
-    content = body(error, request_id)
+def _anthropic(error: GatewayError, request_id: str) -> _AnthropicEnvelope:
+    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return _AnthropicEnvelope(_AnthropicBody(kind, _body(error, request_id).message), request_id)
+
+
+def render(error: GatewayError, request_id: str = "", shape: Shape = Shape.OPENAI) -> tuple[int, Headers, bytes]:
+    """Status, headers and JSON body of an answer that has not begun yet: `{"error": {message, type, param, code}}` but for Anthropic."""
+    content = _encoder.encode(_anthropic(error, request_id) if shape is Shape.ANTHROPIC else _Envelope(_body(error, request_id)))
     headers: Headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(content)),
@@ -188,9 +258,18 @@ def render(error: GatewayError, request_id: str = "") -> tuple[int, Headers, byt
     return error.status, headers, content
 
 
-def event(error: GatewayError, request_id: str = "") -> bytes:
-    """The same body as one server-sent event, for a stream that has begun; both SDKs raise APIError on it."""
-    return b"data: " + body(error, request_id) + b"\n\n"
+def event(error: GatewayError, request_id: str = "", shape: Shape = Shape.OPENAI, number: int = 0) -> bytes:
+    """The same as one server-sent event, for a stream that has begun: every SDK raises on it.
+
+    `number` is the event's place in a stream of `/v1/responses`.
+    """
+    body = _body(error, request_id)
+    if shape is Shape.RESPONSES:
+        named = _ResponsesEvent(body.code, body.message, body.param, number, body)
+        return b"event: error\ndata: " + _encoder.encode(named) + b"\n\n"
+    if shape is Shape.ANTHROPIC:
+        return b"event: error\ndata: " + _encoder.encode(_anthropic(error, request_id)) + b"\n\n"
+    return b"data: " + _encoder.encode(_Envelope(body)) + b"\n\n"
 
 
 def as_gateway_error(error: BaseException) -> GatewayError:

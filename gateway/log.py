@@ -52,7 +52,13 @@ def request(record: RequestContext) -> None:
     if not _requests.isEnabledFor(logging.INFO):
         return
     elapsed_ms = (time.monotonic() - record.started_at) * 1e3
-    fields: dict[str, Any] = {"request_id": record.request_id, "status": record.status, "ms": round(elapsed_ms, 1)}
+    fields: dict[str, Any] = {
+        "request_id": record.request_id,
+        "trace_id": record.trace.id,
+        "client": record.client,
+        "status": record.status,
+        "ms": round(elapsed_ms, 1),
+    }
     if record.model:
         fields.update(model=record.model, stream=record.stream, target=record.target, attempts=record.attempts, id=record.call_id)
     if record.first_event_at:
@@ -67,6 +73,6 @@ def request(record: RequestContext) -> None:
     outcome = f" {record.outcome}" if record.outcome else ""
     _requests.info(
         "%s %s %d %.1f ms%s%s %s",
-        record.method, record.path, record.status, elapsed_ms, tokens, outcome, record.request_id,
+        record.method, record.target_sent, record.status, elapsed_ms, tokens, outcome, record.request_id,
         extra={"fields": fields},
     )  # fmt: skip

@@ -33,6 +33,12 @@ class Endpoint(enum.StrEnum):
 
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
+    RESPONSES = "/v1/responses"
+    MESSAGES = "/v1/messages"
+    RERANK = "/v1/rerank"
+    SCORE = "/v1/score"
+    TOKENIZE = "/tokenize"
 
 
 class Verdict(enum.Enum):
@@ -67,8 +73,9 @@ class AttemptFailed(Exception):
 class Call:
     """One request as the core hands it to a backend.
 
-    `fields` are the client's own top-level JSON values, undecoded; `id` is the public id the answer must carry; `choices` is how many
-    choices must finish before the answer is whole (n × prompts); `show_usage` says whether a streaming client asked for usage.
+    `fields` are the client's own top-level JSON values, undecoded; `id` is the public id the answer must carry where its kind has one;
+    `choices` is how many choices must finish before the answer is whole (n × prompts); `show_usage` says whether a streaming client
+    asked for usage; `headers` are all that may go to the engine beside its own key: the trace this attempt belongs to.
     """
 
     endpoint: Endpoint
@@ -80,6 +87,7 @@ class Call:
     choices: int = 1
     prompts: int = 1
     connect_s: float = 5.0
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -178,6 +186,9 @@ class Backend(Protocol):
 
     async def check(self) -> list[str]:
         """Problems an operator should know of before serving, one line each; may do I/O."""
+
+    def endpoints(self) -> frozenset[Endpoint]:
+        """What it serves; everything else is a 404 that says so."""
 
     def targets(self) -> Sequence[Target]:
         """A snapshot of every target, ready or not."""

@@ -8,6 +8,7 @@ import difflib
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -15,8 +16,8 @@ import msgspec
 
 from gateway.balance.weighted import WeightedRoundRobin
 from gateway.config import Settings, convert
-from gateway.errors import ConfigError, UnknownModel
-from gateway.plugin import ENTRY_POINT_GROUP, Backend, BackendEnv, Model, Plugin, Service, Target
+from gateway.errors import ConfigError, NotServed, UnknownModel
+from gateway.plugin import ENTRY_POINT_GROUP, Backend, BackendEnv, Endpoint, Model, Plugin, Service, Target
 
 log = logging.getLogger("penstock.registry")
 
@@ -62,6 +63,7 @@ class Pool:
     def __init__(self, name: str, backend: Backend) -> None:
         self.name = name
         self.backend = backend
+        self.endpoints = backend.endpoints()
         self._down: dict[str, bool] = {}
         self._turn = WeightedRoundRobin()
 
@@ -94,12 +96,20 @@ class Pool:
             await asyncio.sleep(interval_s)
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a model's name stands for: its pool, and how many tokens an answer gets whose client names no limit (None: the engine's)."""
+
+    pool: Pool
+    default_max_tokens: int | None
+
+
 class Registry:
     """All pools, and the models they serve."""
 
     def __init__(self, settings: Settings, env: BackendEnv) -> None:
         self._pools: dict[str, Pool] = {}
-        self._models: dict[str, Pool] = {}
+        self._models: dict[str, Served] = {}
         self._listed: list[Model] = []
         self._probes: list[asyncio.Task[None]] = []
         for name, (plugin, config) in configured(settings).items():
@@ -107,7 +117,7 @@ class Registry:
         created = int(time.time())
         for model, entry in settings.models.items():
             for alias in (model, *entry.aliases):
-                self._models[alias] = self._pools[entry.backend]
+                self._models[alias] = Served(self._pools[entry.backend], entry.default_max_tokens)
                 self._listed.append(Model(id=alias, created=created))
 
     async def open(self) -> None:
@@ -129,12 +139,19 @@ class Registry:
             with contextlib.suppress(Exception):
                 await pool.backend.aclose()
 
-    def pool(self, model: str) -> Pool:
-        """Who serves this model; raises UnknownModel."""
+    def serving(self, model: str, endpoint: Endpoint) -> Served:
+        """Who serves this model on this endpoint; raises UnknownModel or NotServed, which names those that would."""
         found = self._models.get(model)
         if found is None:
             raise UnknownModel(model, list(self._models))
+        if endpoint not in found.pool.endpoints:
+            raise NotServed(self._not_served(model, found.pool, endpoint))
         return found
+
+    def _not_served(self, model: str, pool: Pool, endpoint: Endpoint) -> str:
+        others = sorted(name for name, served in self._models.items() if endpoint in served.pool.endpoints)
+        would = f"it is served for: {', '.join(others)}" if others else f"no backend here serves it; '{pool.name}' would, if its engine can"
+        return f"{endpoint.value} is not served for the model '{model}' (backend '{pool.name}'); {would}."
 
     def models(self) -> Sequence[Model]:
         """Every name a client may use, aliases included."""

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from types import TracebackType
 from typing import Literal, Self
 
 from gateway import calls, context, errors
 from gateway.config import Settings
+from gateway.context import RequestContext
 from gateway.dispatch import Dispatcher
-from gateway.errors import ClientGone, GatewayTimeout, Unavailable
+from gateway.errors import ClientGone, GatewayError, GatewayTimeout, Unavailable
 from gateway.plugin import AttemptFailed, Endpoint, Reply
 from gateway.wire import body
 from gateway.wire.asgi import App, Receive, Scope, Send
 
 log = logging.getLogger("penstock.relay")
+
+_NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,9})\b')
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -28,7 +32,8 @@ _STREAM_HEADERS = [
 class Watch:
     """Cancels the task that entered it when the client leaves, or when the engine keeps silent in mid-stream for too long.
 
-    Time spent waiting for a slow client is not the engine's silence: `to_client` stops the clock, `to_engine` starts it again.
+    Time spent waiting for a slow client is not the engine's silence: `to_client` stops the clock, `to_engine` starts it again. How long
+    a client may leave its answer unread is the kernel's to watch (TCP_USER_TIMEOUT on the listening socket).
     """
 
     def __init__(self, receive: Receive, silence_s: float) -> None:
@@ -91,12 +96,12 @@ class Watch:
 
 def exchange(endpoint: Endpoint, dispatcher: Dispatcher, settings: Settings) -> App:
     """The ASGI handler of one endpoint: the endpoint is data, the path through the gateway is this one."""
-    limit_bytes = settings.security.body_limit_mb << 20
+    limit_bytes, limit_s = settings.security.body_limit_mb << 20, settings.timeouts.body_s
     silence_s = settings.timeouts.between_tokens_s
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         record = context.of(scope)
-        raw = await body.read(receive, limit_bytes, context.header(scope, b"content-length"))
+        raw = await body.read(receive, limit_bytes, limit_s, context.header(scope, b"content-length"))
         call = calls.parse(endpoint, raw, context.header(scope, b"content-type") or b"")
         del raw
         record.call_id, record.model, record.stream = call.id, call.model, call.stream
@@ -108,7 +113,7 @@ def exchange(endpoint: Endpoint, dispatcher: Dispatcher, settings: Settings) -> 
                     if reply.events is None:
                         await _whole(reply, send, watch)
                     else:
-                        await _stream(reply, send, watch, record.request_id)
+                        await _stream(reply, send, watch, record)
                 finally:
                     reply.close()
                     record.usage = reply.usage
@@ -128,11 +133,11 @@ async def _whole(reply: Reply, send: Send, watch: Watch) -> None:
     await send({"type": "http.response.body", "body": reply.body})
 
 
-async def _stream(reply: Reply, send: Send, watch: Watch, request_id: str) -> None:
+async def _stream(reply: Reply, send: Send, watch: Watch, record: RequestContext) -> None:
     """Event by event to the client. What breaks after the first event ends in an honest error event, never in `[DONE]`."""
     assert reply.events is not None
     await send({"type": "http.response.start", "status": reply.status, "headers": list(_STREAM_HEADERS)})
-    last = b""
+    block = last = b""
     try:
         watch.to_engine()
         async for block in reply.events:
@@ -140,7 +145,7 @@ async def _stream(reply: Reply, send: Send, watch: Watch, request_id: str) -> No
             await send({"type": "http.response.body", "body": block, "more_body": True})
             watch.to_engine()
     except BaseException as error:
-        last = _ending(error, watch, request_id)
+        last = errors.event(_reason(error, watch), record.request_id, record.shape, _next_number(block))
         raise
     finally:
         watch.end()
@@ -148,12 +153,18 @@ async def _stream(reply: Reply, send: Send, watch: Watch, request_id: str) -> No
             await send({"type": "http.response.body", "body": last})
 
 
-def _ending(error: BaseException, watch: Watch, request_id: str) -> bytes:
-    """The event that tells a client why its stream ends here: a stream that just stops looks like success to the SDKs."""
+def _reason(error: BaseException, watch: Watch) -> GatewayError:
+    """Why a stream ends here; a client must be told, since a stream that just stops looks like success to the SDKs."""
     if isinstance(error, AttemptFailed):
-        return errors.event(error.error, request_id)
+        return error.error
     if isinstance(error, asyncio.CancelledError):
         if watch.reason == "engine silent":
-            return errors.event(GatewayTimeout("The engine stopped sending in the middle of the answer."), request_id)
-        return errors.event(Unavailable("The gateway is shutting down."), request_id)
-    return errors.event(errors.as_gateway_error(error), request_id)
+            return GatewayTimeout("The engine stopped sending in the middle of the answer.")
+        return Unavailable("The gateway is shutting down.")
+    return errors.as_gateway_error(error)
+
+
+def _next_number(block: bytes) -> int:
+    """The number of the event after `block`, in streams that number their events."""
+    found = _NUMBER.findall(block)
+    return int(found[-1]) + 1 if found else 0

@@ -1,15 +1,16 @@
 """Plain ASGI around the app, so that 404 and 405 pass through it too (Litestar's own middleware list is not run on those).
 
-`ORDER` owns the order, outermost first: every answer gets its id, every exception OpenAI's shape, and nothing is served to strangers.
+`ORDER` owns the order, outermost first: every answer gets its id, pages from allowed origins may read it, every exception gets a shape
+that clients parse, and nothing is served to strangers.
 """
 
 from __future__ import annotations
 
 from gateway.config import Settings
 from gateway.wire.asgi import App, Receive, Scope, Send
-from middleware import auth, errors, request_id
+from middleware import auth, cors, errors, request_id
 
-ORDER = (request_id.RequestId, errors.Errors, auth.Auth)
+ORDER = (request_id.RequestId, cors.Cors, errors.Errors, auth.Auth)
 
 
 def wrap(app: App, settings: Settings) -> App:

@@ -7,7 +7,7 @@ import hmac
 
 from gateway import context
 from gateway.config import Settings
-from gateway.errors import InvalidKey
+from gateway.errors import InvalidKey, Shape
 from gateway.wire.asgi import App, Receive, Scope, Send
 
 # What a load balancer asks without a key.
@@ -23,12 +23,14 @@ class Auth:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._keys and scope["path"] not in OPEN:
-            context.of(scope).key = self._name(context.header(scope, b"authorization") or b"")
+            context.of(scope).key = self._name(scope)
         await self._app(scope, receive, send)
 
-    def _name(self, authorization: bytes) -> str:
+    def _name(self, scope: Scope) -> str:
         """Whose key this is; every configured key is compared, so that the time says nothing. Raises InvalidKey."""
-        scheme, _, secret = authorization.partition(b" ")
+        scheme, _, secret = (context.header(scope, b"authorization") or b"").partition(b" ")
+        if not scheme and context.of(scope).shape is Shape.ANTHROPIC:
+            scheme, secret = b"bearer", context.header(scope, b"x-api-key") or b""  # what Anthropic's SDKs send
         digest = hashlib.sha256(secret.strip()).digest()
         name = ""
         for candidate, expected in self._keys:

@@ -33,6 +33,6 @@ class Errors:
             elif error.detail:
                 log.warning("%s: %s", record.request_id, error.detail)
             if not record.status:
-                status, headers, content = render(error, record.request_id)
+                status, headers, content = render(error, record.request_id, record.shape)
                 await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": content})

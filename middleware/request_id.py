@@ -1,10 +1,30 @@
-"""Outermost: the request's context, `x-request-id` on every answer, and one log line when the body has ended."""
+"""Outermost: the request's context, the headers that every answer carries, and one log line when the body has ended."""
 
 from __future__ import annotations
 
+import time
+
 from gateway import context, log
 from gateway.config import Settings
+from gateway.errors import Headers, Shape
 from gateway.wire.asgi import App, Message, Receive, Scope, Send
+
+# The version of OpenAI's API that has been in force since it began to say one.
+_VERSION = (b"openai-version", b"2020-10-01")
+
+
+def _headers(record: context.RequestContext) -> Headers:
+    """`openai-processing-ms` is the time until the answer began, which for a stream is its first event."""
+    request_id = record.request_id.encode("latin-1")
+    headers = [
+        (b"x-request-id", request_id),
+        (b"x-trace-id", record.trace.id.encode()),
+        (b"openai-processing-ms", b"%d" % ((time.monotonic() - record.started_at) * 1000)),
+        _VERSION,
+    ]
+    if record.shape is Shape.ANTHROPIC:
+        headers.append((b"request-id", request_id))  # where Anthropic's SDKs look
+    return headers
 
 
 class RequestId:
@@ -16,16 +36,15 @@ class RequestId:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = scope[context.KEY] = context.RequestContext(scope)
-        header = (b"x-request-id", record.request_id.encode("latin-1"))
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], header]
+                message["headers"] = [*message["headers"], *_headers(record)]
                 record.status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send_with_headers)
         finally:
             if self._log_requests:
                 log.request(record)

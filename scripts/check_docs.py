@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Documents that must follow the code: rooms in architecture.md, settings in configuration.md, targets and links everywhere."""
+"""Documents that must follow the code: rooms in architecture.md, settings in configuration.md, tables in compatibility.md, and targets
+and links everywhere."""
 
 from __future__ import annotations
 
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from backends.sglang_dsv3 import translate
 from gateway import config, registry
+from gateway.plugin import Endpoint
+from gateway.wire import requests
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -69,9 +73,31 @@ def commands() -> Iterator[str]:
                 yield f"{document.relative_to(ROOT)} links to {link}, which does not exist"
 
 
+def compatibility() -> Iterator[str]:
+    """Parameters and endpoints that compatibility.md does not name, or names though they are gone."""
+    text = (ROOT / "docs" / "compatibility.md").read_text()
+    sections = {part.split("\n", 1)[0]: part for part in text.split("\n## ")}
+    internal = set(re.findall(r"`(\w+)`", sections["Parameters internal to the engine"].split("\n\n", 2)[2]))
+    chat = {
+        name for row in re.findall(r"^\| (`\w+`.*?) \|", sections["Parameters of a chat completion"], re.MULTILINE) for name in _quoted(row)
+    }
+    served = set(re.findall(r"^\| `POST (\S+)`", sections["Endpoints"], re.MULTILINE))
+    for what, listed, known in (
+        ("internal parameters", internal, set(translate.INTERNAL_FIELDS)),
+        ("chat parameters", chat, set(requests.ChatRequest.__struct_fields__)),
+        ("endpoints", served, {endpoint.value for endpoint in Endpoint}),
+    ):
+        for name in sorted(listed ^ known):
+            yield f"docs/compatibility.md and the code disagree on {what}: {name}"
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"`(\w+)`", text)
+
+
 def main() -> int:
     """Print what does not agree; 1 if anything."""
-    problems = [*rooms(), *settings(), *commands()]
+    problems = [*rooms(), *settings(), *compatibility(), *commands()]
     print("\n".join(problems) or "documents agree with the code")
     return bool(problems)
 

@@ -52,6 +52,10 @@ class Scripted:
         """Nothing to find."""
         return []
 
+    def endpoints(self) -> frozenset[Endpoint]:
+        """Chat and plain completions."""
+        return frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
+
     def targets(self) -> Sequence[Target]:
         """The pretended hosts, always ready."""
         return self._targets

@@ -15,7 +15,7 @@ import msgspec
 from backends.sglang_dsv3 import stream, translate
 from backends.sglang_dsv3.config import Config, Host
 from gateway.errors import BadGateway, Unavailable
-from gateway.plugin import AttemptFailed, BackendEnv, Call, Reply, ServiceState, Target, Verdict
+from gateway.plugin import AttemptFailed, BackendEnv, Call, Endpoint, Reply, ServiceState, Target, Verdict
 
 # SGLang closes an idle connection after 5 s (SGLANG_TIMEOUT_KEEP_ALIVE): ours must be gone before.
 KEEP_ALIVE_S = 4.0
@@ -30,6 +30,7 @@ LEARN_IDS_S = 60.0
 
 class _ModelInfo(msgspec.Struct):
     architectures: list[str] | None = None
+    served_model_name: str | None = None
 
 
 class _Place:
@@ -42,6 +43,7 @@ class _Place:
         self._services = services
         self._seen: ServiceState | None = None
         self._seen_at = 0.0
+        self.served_name: str | None = None
         self.id = self._url.split("://", 1)[1] if self._url is not None else self._service
 
     @property
@@ -183,6 +185,10 @@ class SGLang:
             response.raise_for_status()
             return await response.content.read(MAX_ERROR_BYTES)
 
+    def endpoints(self) -> frozenset[Endpoint]:
+        """As configured: what the hosts' model can do is the operator's knowledge."""
+        return frozenset(self._config.endpoints)
+
     def targets(self) -> Sequence[Target]:
         """Every host, launched or named."""
         return [place.target() for place in self._places.values()]
@@ -207,11 +213,12 @@ class SGLang:
     async def send(self, target: str, call: Call) -> Reply:
         """One attempt. Cancelling it stops the generation, in whatever phase it is."""
         place = self._places[target]
-        translate.refuse_internal(call)
-        payload = translate.engine_body(call)
+        translate.refuse_internal(call, self._config.allow_parameters)
         url = place.url
         if not url:
             raise AttemptFailed("connect", Unavailable("The engine is loading.", code="engine_unavailable", retry_after_s=5))
+        served_name = await self._served_name(place) if translate.needs_served_name(call) else None
+        payload = translate.engine_body(call, served_name)
         posting: asyncio.Task[aiohttp.ClientResponse] | None = None
         source: stream.EventStream | None = None
         response: aiohttp.ClientResponse | None = None
@@ -225,10 +232,10 @@ class SGLang:
             if response.status != 200:
                 content = await response.content.read(MAX_ERROR_BYTES)
                 response.close()
-                raise translate.failure(response.status, content)
+                raise translate.failure(response.status, content, call.endpoint)
             if not call.stream:
-                return await self._whole(response, call)
-            source = stream.EventStream(call, _reader(response, place))
+                return await self._whole(response, call, served_name)
+            source = stream.reader_of(call)(call, _reader(response, place), served_name)
             await source.begin()
             return SGLangReply(self, place, call, source, response)
         except asyncio.CancelledError:
@@ -256,9 +263,19 @@ class SGLang:
     async def _post(self, url: str, payload: bytes, call: Call) -> aiohttp.ClientResponse:
         assert self._session is not None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=call.connect_s)
-        return await self._session.post(url, data=payload, timeout=timeout, allow_redirects=False)
+        return await self._session.post(url, data=payload, timeout=timeout, allow_redirects=False, headers=call.headers)
 
-    async def _whole(self, response: aiohttp.ClientResponse, call: Call) -> Reply:
+    async def _served_name(self, place: _Place) -> str:
+        """What the engine itself calls its model; asked once a host."""
+        if place.served_name is None:
+            try:
+                place.served_name = msgspec.json.decode(await self._get(place.url + "/model_info"), type=_ModelInfo).served_model_name or ""
+            except (aiohttp.ClientError, ConnectionError, TimeoutError, msgspec.DecodeError) as error:
+                unknown = BadGateway("The engine does not say what it serves.", detail=f"{place.id}: {error!r}")
+                raise AttemptFailed("broken", unknown) from error
+        return place.served_name
+
+    async def _whole(self, response: aiohttp.ClientResponse, call: Call, served_name: str | None) -> Reply:
         parts: list[bytes] = []
         size = 0
         while part := await response.content.readany():
@@ -267,11 +284,7 @@ class SGLang:
             if size > MAX_JSON_BYTES:
                 response.close()
                 raise AttemptFailed("broken", BadGateway("The engine's answer is too large."))
-        whole = b"".join(parts)
-        if stream.JSON_ABORT.search(whole):
-            raise stream.aborted()
-        if call.choices > 1:
-            whole = stream.with_id(whole, call.id)
+        whole = stream.whole(b"".join(parts), call, served_name)
         return Reply(content_type=response.content_type.encode("latin-1"), body=whole, usage=stream.usage_of(whole))
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
@@ -288,7 +301,7 @@ class SGLang:
             return
         if response is not None:
             response.close()
-        rids = [call.id] if call.prompts == 1 else [f"{call.id}_{index}" for index in range(call.prompts)]
+        rids = translate.abort_ids(call)
         # Once its 200 has come the engine knows the id, and asking once is enough.
         self.later(self._abort(place, rids, ABORT_AT_S[:1] if source is not None else ABORT_AT_S))
 
@@ -314,7 +327,7 @@ class SGLang:
                 response = await posting
         except (TimeoutError, aiohttp.ClientError, ConnectionError):
             return
-        await self._abort_all_choices(place, call, response, stream.EventStream(call, _reader(response, place)))
+        await self._abort_all_choices(place, call, response, stream.Chunks(call, _reader(response, place)))
 
     async def _abort_all_choices(self, place: _Place, call: Call, response: aiohttp.ClientResponse, source: stream.EventStream) -> None:
         """Abort each choice as its id shows up in the stream: SGLang 0.5.23 does not stop n > 1 streams of clients that left."""

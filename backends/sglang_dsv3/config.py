@@ -7,6 +7,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from gateway.plugin import Endpoint
+
+# What SGLang 0.5.23 does with DeepSeek-V3 (tried with the real engine, 2026-11-24).
+GENERATIVE = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.SCORE, Endpoint.TOKENIZE)
+
 
 class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """How a host that is launched here runs SGLang; the defaults serve the tiny checkpoint on a CPU.
@@ -49,15 +54,23 @@ class Host(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Hosts that serve the same weights. `api_key_file` holds the engines' own key, which no client ever sees."""
+    """Hosts that serve the same weights. `api_key_file` holds the engines' own key, which no client ever sees.
+
+    `endpoints`: what the model behind them can do (an embedding model: `/v1/embeddings`, `/v1/rerank`). `allow_parameters`: parameters
+    internal to the engine that clients may set all the same.
+    """
 
     hosts: list[Host]
+    endpoints: list[Endpoint] = msgspec.field(default_factory=lambda: list(GENERATIVE))
+    allow_parameters: list[str] = []
     engine: Engine = Engine()
     api_key_file: str | None = None
 
     def __post_init__(self) -> None:
         if not self.hosts:
             raise ValueError("hosts must name at least one")
+        if not self.endpoints:
+            raise ValueError("endpoints must name at least one")
         urls = [host.url.rstrip("/") for host in self.hosts if host.url is not None]
         twice = sorted({url for url in urls if urls.count(url) > 1})
         if twice:

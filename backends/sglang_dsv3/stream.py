@@ -1,7 +1,7 @@
-"""One SGLang event stream, watched while it passes: errors inside it, usage nobody asked for, and whether it really finished.
+"""SGLang's event streams, watched while they pass: errors inside them, usage nobody asked for, and whether they really finished.
 
-What is looked for are byte patterns that cannot occur inside a JSON string (a quote there is escaped), so no event is decoded but the
-one with the usage. SGLang writes compact JSON; errors start with `data: {"error"`.
+What is looked for are byte patterns that cannot occur inside a JSON string (a quote there is escaped), so no event is decoded but
+those with the usage. SGLang writes compact JSON; errors start with `data: {"error"`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 
 from backends.sglang_dsv3 import translate
 from gateway.errors import BadGateway, Unavailable
-from gateway.plugin import AttemptFailed, Call, Usage, Verdict
+from gateway.plugin import AttemptFailed, Call, Endpoint, Usage, Verdict
 from gateway.wire.sse import DONE, EventTooLarge, Splitter
 
 _FINISH = b'"finish_reason":"'
@@ -21,6 +21,13 @@ _ABORT = b'"finish_reason":"abort"'
 JSON_ABORT = re.compile(rb'"finish_reason"\s*:\s*"abort"')
 _ERROR = re.compile(rb'\s*data:\s*\{\s*"error"\s*:\s*[^n\s]')
 _ID = re.compile(rb'^data: \{"id":"([^"]*)"')
+# Names of events: those before anything was generated, those that end a whole answer, those that say it failed.
+_NAME = re.compile(rb"event: ([\w.]+)\n")
+_PRELUDE = frozenset([b"", b"response.created", b"response.in_progress", b"message_start", b"ping"])
+_LAST = frozenset([b"response.completed", b"response.incomplete", b"message_stop"])
+_FAILED = frozenset([b"error", b"response.failed"])
+_STATUS_OF = {"invalid_request_error": 400, "not_found_error": 404, "rate_limit_error": 429, "overloaded_error": 503}
+_BUSY = re.compile(r"queue is full|higher priority request|timeout", re.IGNORECASE)
 _JSON_ID = re.compile(rb'^\{"id":"([^"]*)"')
 
 
@@ -29,13 +36,35 @@ class _PromptDetails(msgspec.Struct):
 
 
 class _EngineUsage(msgspec.Struct):
+    """Chat's and completions' names, and those of responses and messages, which count cached tokens apart."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: _PromptDetails | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    input_tokens_details: _PromptDetails | None = None
+    cache_read_input_tokens: int | None = None
 
 
 class _WithUsage(msgspec.Struct):
     usage: _EngineUsage | None = None
+    response: _WithUsage | None = None
+    message: _WithUsage | None = None
+
+
+class _Named(msgspec.Struct):
+    type: str | None = None
+    message: str | None = None
+
+
+class _Failed(msgspec.Struct):
+    error: _Named | None = None
+
+
+class _NamedError(msgspec.Struct):
+    error: _Named | None = None
+    response: _Failed | None = None
 
 
 class _ErrorCode(msgspec.Struct):
@@ -46,16 +75,32 @@ class _WithError(msgspec.Struct):
     error: _ErrorCode
 
 
-def usage_of(content: bytes) -> Usage | None:
-    """The usage in a JSON answer or event, if it holds one."""
+class _WithStatus(msgspec.Struct):
+    status: str | None = None
+
+
+_status_decoder = msgspec.json.Decoder(_WithStatus)
+_usage_decoder = msgspec.json.Decoder(_WithUsage)
+
+
+def usage_of(content: bytes, before: Usage | None = None) -> Usage | None:
+    """The usage in a JSON answer or event, if it holds one; counts that it leaves out are those of `before`."""
     try:
-        found = msgspec.json.decode(content, type=_WithUsage).usage
+        found: _WithUsage | None = _usage_decoder.decode(content)
     except msgspec.DecodeError:
-        return None
-    if found is None:
-        return None
-    details = found.prompt_tokens_details
-    return Usage(found.prompt_tokens, found.completion_tokens, details.cached_tokens if details else None)
+        return before
+    while found is not None and found.usage is None:
+        found = found.response or found.message
+    if found is None or found.usage is None:
+        return before
+    usage, before = found.usage, before or Usage()
+    details = usage.prompt_tokens_details or usage.input_tokens_details
+    cached = usage.cache_read_input_tokens if usage.cache_read_input_tokens is not None else before.cached_tokens
+    return Usage(
+        prompt_tokens=usage.prompt_tokens or usage.input_tokens + (usage.cache_read_input_tokens or 0) or before.prompt_tokens,
+        completion_tokens=usage.completion_tokens or usage.output_tokens or before.completion_tokens,
+        cached_tokens=details.cached_tokens if details is not None else cached,
+    )
 
 
 def with_id(content: bytes, public_id: str) -> bytes:
@@ -64,29 +109,29 @@ def with_id(content: bytes, public_id: str) -> bytes:
 
 
 class EventStream:
-    """Events of one answer. `ids` are the engine's own ids seen so far (with n > 1 it invents one per choice)."""
+    """Events of one answer, whatever its endpoint. `ids` are the engine's own ids seen so far (with n > 1 it invents one per choice)."""
 
-    def __init__(self, call: Call, read: Callable[[], Awaitable[bytes]]) -> None:
+    def __init__(self, call: Call, read: Callable[[], Awaitable[bytes]], served_name: str | None = None) -> None:
         self._call = call
         self._read = read
+        self._model = _renaming(served_name, call.model) if served_name is not None else None
         self._splitter = Splitter()
-        self._finishes = 0
-        self._rename = b'data: {"id":"%s"' % call.id.encode() if call.choices > 1 else None
         self._first = b""
+        self._begun = False
         self._failure: AttemptFailed | None = None
         self.ids: set[str] = set()
         self.usage: Usage | None = None
         self.complete = False
 
     async def begin(self) -> None:
-        """Wait for the first event; raises AttemptFailed when it is an error, or when none comes."""
-        while not self._first and not self.complete:
-            self._first = self._take(await self._more())
-            if self._failure is not None and not self._first:
+        """Wait for the first event of the answer itself; raises AttemptFailed when it is an error, or when none comes."""
+        while not self._begun and not self.complete:
+            self._first += self._take(await self._more())
+            if self._failure is not None and not self._begun:
                 raise self._failure
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Blocks of whole events. Ends after `[DONE]`; raises AttemptFailed for anything else."""
+        """Blocks of whole events. Ends after the last one of a finished answer; raises AttemptFailed for anything else."""
         if self._first:
             yield self._first
         while not self.complete:
@@ -98,11 +143,31 @@ class EventStream:
 
     async def _more(self) -> list[bytes]:
         data = await self._read()
-        if data:
-            try:
-                return self._splitter.feed(data)
-            except EventTooLarge as error:
-                raise AttemptFailed("broken", BadGateway("The engine sent nonsense.", detail=str(error))) from None
+        if not data:
+            return self._at_end()
+        try:
+            return self._splitter.feed(data)
+        except EventTooLarge as error:
+            raise AttemptFailed("broken", BadGateway("The engine sent nonsense.", detail=str(error))) from None
+
+    def _at_end(self) -> list[bytes]:
+        """Events that the engine owes at the end of its bytes; raises AttemptFailed when the answer is not whole."""
+        raise _cut("the stream ended before its last event")
+
+    def _take(self, events: list[bytes]) -> bytes:
+        """What of these events goes to the client; sets `_begun`, `_failure` and `complete`."""
+        raise NotImplementedError
+
+
+class Chunks(EventStream):
+    """Chat and completions: chunks, each choice with a finish, usage when asked for, `[DONE]`."""
+
+    def __init__(self, call: Call, read: Callable[[], Awaitable[bytes]], served_name: str | None = None) -> None:
+        super().__init__(call, read, served_name)
+        self._finishes = 0
+        self._rename = b'data: {"id":"%s"' % call.id.encode() if call.choices > 1 else None
+
+    def _at_end(self) -> list[bytes]:
         if self._finishes >= self._call.choices and not self._splitter.pending:
             return [DONE]  # every choice finished: only the closing line is missing
         raise _cut(f"the stream ended after {self._finishes} of {self._call.choices} finishes")
@@ -118,7 +183,7 @@ class EventStream:
                     self.complete = True
                 break
             if b'"error"' in event and _ERROR.match(event):
-                self._failure = _error(event)
+                self._failure = _error(event, self._call.endpoint)
                 break
             if _FINISH in event:
                 if _ABORT in event:
@@ -134,11 +199,75 @@ class EventStream:
                 if found:
                     self.ids.add(found[1].decode("latin-1"))
                     event = self._rename + event[found.end() :]
+            if self._model is not None:
+                event = self._model(event)
             out.append(event)
+        self._begun = self._begun or bool(out)
         return out[0] if len(out) == 1 else b"".join(out)
 
 
-def _error(event: bytes) -> AttemptFailed:
+class NamedEvents(EventStream):
+    """Responses and messages: events with names, the last of which says that the answer is whole.
+
+    What comes before the engine has begun to generate is held back, so that an error there can still be a status.
+    """
+
+    def _take(self, events: list[bytes]) -> bytes:
+        out: list[bytes] = []
+        for event in events:
+            found = _NAME.match(event)
+            name = found[1] if found else b""
+            if name in _FAILED:
+                self._failure = _named_error(event[found.end() :] if found else event, self._call.endpoint)
+                break
+            if b'"usage":{' in event:
+                self.usage = usage_of(event[event.find(b"data: ") + 6 :], self.usage)
+            if self._model is not None:
+                event = self._model(event)
+            out.append(event)
+            self._begun = self._begun or name not in _PRELUDE
+            if name in _LAST:
+                self.complete = True
+                break
+        return b"".join(out)
+
+
+def reader_of(call: Call) -> type[EventStream]:
+    """How the events of a call's endpoint are read."""
+    return Chunks if call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS) else NamedEvents
+
+
+def whole(content: bytes, call: Call, served_name: str | None = None) -> bytes:
+    """A JSON answer as the client gets it; raises AttemptFailed when the engine gave up on it."""
+    if JSON_ABORT.search(content):
+        raise aborted()
+    if call.endpoint is Endpoint.RESPONSES and _status_decoder.decode(content).status == "failed":
+        raise _named_error(content, call.endpoint)
+    if call.choices > 1:
+        content = with_id(content, call.id)
+    return _renaming(served_name, call.model)(content) if served_name is not None else content
+
+
+def _renaming(served_name: str, name: str) -> Callable[[bytes], bytes]:
+    """Exchanges the engine's own name for the model with the client's, where it stands first (a quote inside a string is escaped)."""
+    found = re.compile(rb'"model":\s*' + re.escape(msgspec.json.encode(served_name)))
+    instead = b'"model":' + msgspec.json.encode(name)
+    return lambda content: found.sub(lambda _: instead, content, count=1)
+
+
+def _named_error(content: bytes, endpoint: Endpoint) -> AttemptFailed:
+    """The error of a named event, or of a response that failed: Anthropic's types name a status, SGLang's responses only speak."""
+    content = content.removeprefix(b"data: ").strip()
+    try:
+        found = msgspec.json.decode(content, type=_NamedError)
+    except msgspec.DecodeError:
+        found = _NamedError()
+    error = found.error or (found.response.error if found.response is not None else None) or _Named()
+    status = _STATUS_OF.get(error.type or "", 503 if _BUSY.search(error.message or "") else 500)
+    return translate.failure(status, msgspec.json.encode({"error": {"message": error.message or "no reason given"}}), endpoint)
+
+
+def _error(event: bytes, endpoint: Endpoint) -> AttemptFailed:
     """An error event; what it carries as `code` is the status SGLang would have answered with."""
     content = event.strip()[5:]
     try:
@@ -146,7 +275,7 @@ def _error(event: bytes) -> AttemptFailed:
         status = int(code) if code is not None else 500
     except (msgspec.DecodeError, ValueError):
         status = 500
-    return translate.failure(status if 400 <= status < 600 else 500, content)
+    return translate.failure(status if 400 <= status < 600 else 500, content, endpoint)
 
 
 def aborted() -> AttemptFailed:

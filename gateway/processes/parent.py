@@ -39,6 +39,9 @@ def listen(settings: Settings) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A client that has left what it was sent unread (or unacknowledged) for so long is cut off by the kernel, in whatever phase it is:
+        # for us it has left. Accepted sockets inherit this.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.timeouts.client_s * 1000))
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:

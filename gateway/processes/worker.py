@@ -10,7 +10,9 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import uvicorn
@@ -26,16 +28,76 @@ from gateway.processes import protocol
 KEEP_ALIVE_S = 75
 
 
+# A request's line and headers together; the SDKs send about 1 kB.
+MAX_HEAD_BYTES = 64 << 10
+
+
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, whose one answer of its own (to what is no HTTP) comes in OpenAI's shape too, with a request id."""
+    """uvicorn's HTTP/1.1 with bounds on a request's head, in time and in bytes, and answers of its own in OpenAI's shape."""
+
+    head_s: ClassVar[float]
+    _in_head = True
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._in_head:
+            self._stop_waiting()
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(f"The request's head is larger than {MAX_HEAD_BYTES >> 10} kB.", 431, "request_head_too_large")
+        elif self._head_timer is None:  # the next request of a connection that is kept open
+            self._wait_for_head()
 
     def send_400_response(self, msg: str) -> None:
+        self._refuse(msg, 400, "invalid_http")
+
+    def _wait_for_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_s, self._head_too_slow)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_too_slow(self) -> None:
+        if self._head_bytes:
+            self._refuse(f"The request's head did not arrive within {self.head_s:g} s.", 408, "request_timeout")
+        else:  # somebody connected and said nothing
+            self.transport.close()
+
+    def _refuse(self, message: str, status: int, code: str) -> None:
+        self._stop_waiting()
+        if self.transport.is_closing():
+            return
         request_id = context.new_request_id()
-        status, headers, content = errors.render(errors.InvalidRequest(msg, code="invalid_http"), request_id)
-        lines = [b"HTTP/1.1 %d Bad Request" % status, *(name + b": " + value for name, value in headers)]
+        status, headers, content = errors.render(errors.InvalidRequest(message, status=status, code=code), request_id)
+        lines = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()), *(name + b": " + value for name, value in headers)]
         lines += [b"x-request-id: " + request_id.encode(), b"connection: close", b"", content]
         self.transport.write(b"\r\n".join(lines))
         self.transport.close()
+
+
+def _protocol(settings: Settings) -> type[_Protocol]:
+    return type("Protocol", (_Protocol,), {"head_s": settings.timeouts.head_s})
 
 
 class _Server(uvicorn.Server):
@@ -66,7 +128,10 @@ async def serve(listener: socket.socket, control: socket.socket) -> None:
         uvicorn.Config(
             app.build(settings, BackendEnv(Path(hello.home), states)),
             loop="none",
-            http=_Protocol,
+            http=_protocol(settings),
+            ws="none",
+            proxy_headers=bool(settings.security.trusted_proxies),
+            forwarded_allow_ips=settings.security.trusted_proxies,
             lifespan="on",
             log_config=None,
             access_log=False,

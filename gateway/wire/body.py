@@ -6,11 +6,14 @@ the engine as it was sent. Decoding costs under 1 µs for a small body and 75 µ
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any, TypeVar
 
 import msgspec
 
-from gateway.errors import BodyTooLarge, ClientGone, InvalidRequest
+from gateway.errors import BodyTooLarge, BodyTooSlow, ClientGone, InvalidRequest
+from gateway.wire import invalid
 from gateway.wire.asgi import Receive
 
 Fields = dict[str, msgspec.Raw]
@@ -20,10 +23,18 @@ _fields = msgspec.json.Decoder(Fields)
 _encoder = msgspec.json.Encoder()
 
 
-async def read(receive: Receive, limit_bytes: int, declared: bytes | None) -> bytes:
-    """The whole request body, at most `limit_bytes`; raises BodyTooLarge, before reading when content-length says so, or ClientGone."""
+async def read(receive: Receive, limit_bytes: int, limit_s: float, declared: bytes | None) -> bytes:
+    """The whole request body; raises BodyTooLarge (before reading when content-length says so), BodyTooSlow or ClientGone."""
     if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
         raise BodyTooLarge(limit_bytes)
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _read(receive, limit_bytes)
+    except TimeoutError:
+        raise BodyTooSlow(limit_s) from None
+
+
+async def _read(receive: Receive, limit_bytes: int) -> bytes:
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
         only: bytes = message.get("body", b"")
@@ -46,11 +57,13 @@ async def read(receive: Receive, limit_bytes: int, declared: bytes | None) -> by
 
 
 def peek(raw: bytes) -> Fields:
-    """The body's top-level fields, values undecoded; raises InvalidRequest for what is not a JSON object in UTF-8."""
+    """The body's top-level fields, values undecoded; raises InvalidRequest for what is not one JSON object in UTF-8, each field once."""
     try:
         if not raw.isascii():
             raw.decode()  # msgspec does not look inside the values it skips
-        return _fields.decode(raw)
+        fields = _fields.decode(raw)
+        if len(raw) != _compact_length(fields):
+            _refuse_duplicates(raw)
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_json") from None
     except msgspec.ValidationError:
@@ -59,17 +72,46 @@ def peek(raw: bytes) -> Fields:
         raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     except RecursionError:
         raise InvalidRequest("The request body is nested too deeply.", code="invalid_json") from None
+    return fields
 
 
-def value(fields: Fields, name: str, kind: type[T], accepted: str) -> T | None:
-    """One field decoded as `kind`; None when absent or null. Raises InvalidRequest naming the field and `accepted`."""
-    raw = fields.get(name)
-    if raw is None or bytes(raw) == b"null":
-        return None
+def _compact_length(fields: Fields) -> int:
+    """How long a body without spaces is that holds each of these fields once: one of that length cannot hold a duplicate."""
+    return 1 + sum(len(name.encode()) + len(memoryview(value)) + 4 for name, value in fields.items())
+
+
+def _refuse_duplicates(raw: bytes) -> None:
+    """Raises InvalidRequest for a field that is written twice: two parsers could read two different requests. Only spaces or a
+    duplicate bring a body here (4 us for a small one, 270 us for 240 kB; what the SDKs send never pays it)."""
+    names: list[str] = json.loads(raw, object_pairs_hook=_names, parse_int=_ignore, parse_float=_ignore)
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(f"The parameter '{twice}' is given twice.", param=twice, code="invalid_json")
+
+
+def _names(pairs: list[tuple[str, Any]]) -> list[str]:
+    return [name for name, _ in pairs]
+
+
+def _ignore(digits: str) -> None:
+    return None
+
+
+def decode(raw: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """The body as what `decoder` makes of it; raises InvalidRequest naming the parameter that is wrong and what is accepted."""
     try:
-        return msgspec.json.decode(raw, type=kind)
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest(f"Invalid type for '{name}': expected {accepted}.", param=name, code="invalid_type") from None
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise invalid.explain(str(error), decoder.type) from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
+    except RecursionError:
+        raise InvalidRequest("The request body is nested too deeply.", code="invalid_json") from None
+
+
+def given(fields: Fields, name: str) -> bool:
+    """Whether a field is there with a value: an explicit null counts as absent."""
+    return name in fields and bytes(fields[name]) != b"null"
 
 
 def splice(fields: Fields, changes: dict[str, Any]) -> bytes:

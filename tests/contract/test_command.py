@@ -89,7 +89,7 @@ def test_a_missing_engine_is_said_in_the_answer_and_costs_no_crash(tmp_path: Pat
 
     with gateway(tmp_path / "run", PENSTOCK_HOME=str(tmp_path)) as running:
         until("it is said", lambda: "run `penstock engine install`" in running.output())
-        body = {"model": "deepseek-v3-tiny", "messages": []}
+        body = {"model": "deepseek-v3-tiny", "messages": [{"role": "user", "content": "Hello"}]}
         answer = raw.call(running.port, "POST", "/v1/chat/completions", json.dumps(body).encode())
         assert answer.status == 503
         assert "penstock engine install" in answer.error()["message"]

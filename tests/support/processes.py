@@ -157,6 +157,18 @@ def rehearsal() -> Iterator[Rehearsal]:
         process.wait(10)
 
 
+def held_back(engine: Rehearsal, before: int) -> int:
+    """Wait until the engine, with events left to send, has sent none over four looks half a second apart; returns how many it sent."""
+    seen: list[int] = []
+
+    def standing_still() -> bool:
+        seen.append(int(engine.seen()["events_sent"]))
+        return len(seen) > 3 and seen[-1] == seen[-2] == seen[-3] == seen[-4] > before
+
+    until("the engine is held back", standing_still, 30, every_s=0.5)
+    return seen[-1]
+
+
 def command(process: psutil.Process) -> list[str]:
     """Its command line; nothing when it has just ended."""
     try:

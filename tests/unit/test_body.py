@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import calls
-from gateway.errors import BodyTooLarge, ClientGone, InvalidRequest
-from gateway.plugin import Endpoint
+from gateway.errors import BodyTooLarge, BodyTooSlow, ClientGone, InvalidRequest
 from gateway.wire import body
 from gateway.wire.asgi import Receive
 
@@ -56,39 +54,41 @@ def test_what_is_no_json_object_is_refused_in_words(raw: bytes, words: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("sent", "param"),
+    "raw",
     [
-        ({"messages": []}, "model"),
-        ({"model": "m"}, "messages"),
-        ({"model": 5, "messages": []}, "model"),
-        ({"model": "m", "messages": [], "stream": "yes"}, "stream"),
-        ({"model": "m", "messages": [], "n": 0}, "n"),
-        ({"model": "m", "messages": [], "n": 1.5}, "n"),
-        ({"model": "m", "messages": [], "stream_options": 3}, "stream_options"),
+        b'{"model":"a","model":"b"}',
+        b'{"model":"a","x":1,"model":"a"}',
+        b'{ "model": "a", "model" : "b" }',
+        b'{"model":"a","mod\\u0065l":"b"}',
+        b'{"model":"a","n":%s,"model":"b"}' % (b"9" * 5000),
     ],
 )
-def test_a_wrong_parameter_is_named(sent: dict[str, Any], param: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        calls.parse(Endpoint.CHAT, json.dumps(sent).encode())
-    assert refused.value.param == param
+def test_a_field_that_is_given_twice_is_refused(raw: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="'model' is given twice") as refused:
+        body.peek(raw)
+    assert refused.value.param == "model"
 
 
-def test_nulls_count_as_absent() -> None:
-    call = calls.parse(Endpoint.CHAT, b'{"model":"m","messages":[],"n":null,"stream":null,"stream_options":null}')
-    assert (call.choices, call.stream, call.show_usage) == (1, False, False)
+@given(st.dictionaries(st.text(max_size=8), JSON, max_size=6), st.booleans(), st.booleans())
+def test_a_body_that_holds_each_field_once_is_never_taken_for_one_that_does_not(
+    sent: dict[str, Any], compact: bool, ascii_only: bool
+) -> None:
+    raw = json.dumps(sent, separators=(",", ":") if compact else None, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return
+    assert set(body.peek(raw)) == set(sent)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "n", "choices"), [("a", 1, 1), (["a", "b"], 1, 2), ([1, 2, 3], 1, 1), ([[1], [2]], 3, 6), ("a", 4, 4), ([], 1, 1)]
-)
-def test_choices_are_counted_over_prompts(prompt: Any, n: int, choices: int) -> None:
-    call = calls.parse(Endpoint.COMPLETIONS, json.dumps({"model": "m", "prompt": prompt, "n": n}).encode())
-    assert call.choices == choices
-
-
-def test_a_foreign_content_type_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="application/json"):
-        calls.parse(Endpoint.CHAT, b'{"model":"m","messages":[]}', b"text/plain; charset=utf-8")
+@given(st.dictionaries(st.text(min_size=1, max_size=8), JSON, min_size=1, max_size=6), st.data())
+def test_a_duplicate_is_found_wherever_it_stands(sent: dict[str, Any], data: st.DataObject) -> None:
+    pairs = [(name, json.dumps(value)) for name, value in sent.items()]
+    twice = data.draw(st.sampled_from(pairs))
+    pairs.insert(data.draw(st.integers(0, len(pairs))), (twice[0], data.draw(JSON.map(json.dumps))))
+    raw = ("{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in pairs) + "}").encode()
+    with pytest.raises(InvalidRequest, match="given twice"):
+        body.peek(raw)
 
 
 def _messages(*messages: dict[str, Any]) -> Receive:
@@ -105,15 +105,25 @@ def _part(content: bytes, more: bool = True) -> dict[str, Any]:
 
 
 def test_a_body_in_pieces_is_joined() -> None:
-    assert asyncio.run(body.read(_messages(_part(b"ab"), _part(b"c", False)), 10, None)) == b"abc"
+    assert asyncio.run(body.read(_messages(_part(b"ab"), _part(b"c", False)), 10, 5.0, None)) == b"abc"
 
 
 @pytest.mark.parametrize("declared", [b"11", None])
 def test_a_body_over_the_limit_is_refused(declared: bytes | None) -> None:
     with pytest.raises(BodyTooLarge):
-        asyncio.run(body.read(_messages(_part(b"123456"), _part(b"78901"), _part(b"", False)), 10, declared))
+        asyncio.run(body.read(_messages(_part(b"123456"), _part(b"78901"), _part(b"", False)), 10, 5.0, declared))
 
 
 def test_a_client_that_leaves_while_sending_is_gone() -> None:
     with pytest.raises(ClientGone):
-        asyncio.run(body.read(_messages(_part(b"12"), {"type": "http.disconnect"}), 10, None))
+        asyncio.run(body.read(_messages(_part(b"12"), {"type": "http.disconnect"}), 10, 5.0, None))
+
+
+def test_a_body_that_never_ends_is_given_up() -> None:
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return _part(b"x")
+
+    with pytest.raises(BodyTooSlow) as slow:
+        asyncio.run(body.read(receive, 1 << 20, 0.1, None))
+    assert slow.value.status == 408

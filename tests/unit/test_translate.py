@@ -18,14 +18,14 @@ pytestmark = pytest.mark.unit
 
 
 def call(**fields: Any) -> Call:
-    return calls.parse(Endpoint.CHAT, json.dumps({"model": "m", "messages": [], **fields}).encode())
+    return calls.parse(Endpoint.CHAT, json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}).encode())
 
 
 def test_the_engine_gets_the_clients_fields_and_our_rid() -> None:
     sent = call(top_k=3, regex="a+", chat_template_kwargs={"thinking": True}, never_heard_of={"a": [1, None]})
     assert json.loads(translate.engine_body(sent)) == {
         "model": "m",
-        "messages": [],
+        "messages": [{"role": "user", "content": "hi"}],
         "top_k": 3,
         "regex": "a+",
         "chat_template_kwargs": {"thinking": True},
@@ -35,14 +35,16 @@ def test_the_engine_gets_the_clients_fields_and_our_rid() -> None:
 
 
 def test_usage_is_always_asked_of_a_stream_and_other_options_stay() -> None:
-    body = json.loads(translate.engine_body(call(stream=True, stream_options={"include_usage": False, "continuous_usage_stats": True})))
-    assert body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    body = json.loads(
+        translate.engine_body(call(stream=True, stream_options={"include_usage": False, "continuous_usage_stats": True, "x": 1}))
+    )
+    assert body["stream_options"] == {"include_usage": True, "x": 1}
     assert "stream_options" not in json.loads(translate.engine_body(call(stream_options={"include_usage": True})))
 
 
-def test_nulls_that_the_engine_refuses_are_left_out_and_others_stay() -> None:
-    body = json.loads(translate.engine_body(call(n=None, logprobs=None, presence_penalty=None, stop=None)))
-    assert set(body) == {"model", "messages", "stop", "rid"}
+def test_nulls_of_known_parameters_are_left_out_and_others_stay() -> None:
+    body = json.loads(translate.engine_body(call(n=None, logprobs=None, presence_penalty=None, stop=None, unknown=None)))
+    assert set(body) == {"model", "messages", "unknown", "rid"}
 
 
 @pytest.mark.parametrize("name", ["rid", "bootstrap_host", "input_ids", "custom_logit_processor", "lora_path"])
@@ -89,8 +91,8 @@ def test_the_engines_own_words_reach_the_client_and_nothing_around_them() -> Non
 def test_a_validation_dump_is_shortened_to_place_and_reason() -> None:
     dump = "2 validation errors for ChatCompletionRequest\nmessages.0.role\n  Input should be 'user' [type=literal_error]\n"
     error = translate.failure(400, flat(dump)).error
-    assert error.param == "messages.0.role"
-    assert error.message == "Invalid 'messages.0.role': Input should be 'user'."
+    assert error.param == "messages[0].role"
+    assert error.message == "Invalid value for 'messages[0].role': Input should be 'user'."
 
 
 def test_paths_in_a_message_are_not_passed_on() -> None:
@@ -104,7 +106,7 @@ def run(recorded: bytes, size: int, **fields: Any) -> tuple[bytes, stream.EventS
     async def read() -> bytes:
         return pieces.pop(0) if pieces else b""
 
-    source = stream.EventStream(call(stream=True, **fields), read)
+    source = stream.Chunks(call(stream=True, **fields), read)
 
     async def collect() -> tuple[bytes, AttemptFailed | None]:
         got = b""

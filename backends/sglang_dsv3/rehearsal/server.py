@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
+import struct
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,15 @@ from aiohttp import web
 _COMMAND = re.compile(r"\[\[([\w-]+) ?([\w.-]*)\]\]")
 _FAULTS = ("die", "cut", "stall", "false-done", "abort", "mid-error")
 _CREATED = 1795392000
+# What the server calls its model; /v1/responses takes no other name.
+SERVED = "rehearsed"
+# Endpoints that answer in one piece, with what they answer.
+_PLAIN: dict[str, Any] = {
+    "/v1/embeddings": {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.25, -1.5]}]},
+    "/v1/rerank": [{"score": 0.9, "document": "a", "index": 0}],
+    "/v1/score": {"object": "scoring", "scores": [[0.75, 0.25]]},
+    "/tokenize": {"tokens": [271, 78], "count": 2, "max_model_len": 16384},
+}
 
 
 class Seen:
@@ -42,6 +53,10 @@ def application(golden: Path | None = None) -> web.Application:
         app[_GOLDEN] = golden
     app.router.add_post("/v1/chat/completions", _generate)
     app.router.add_post("/v1/completions", _generate)
+    app.router.add_post("/v1/responses", _generate)
+    app.router.add_post("/v1/messages", _generate)
+    for path in _PLAIN:
+        app.router.add_post(path, _plain)
     app.router.add_post("/abort_request", _abort)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/model_info", _model_info)
@@ -54,7 +69,7 @@ async def _ready(request: web.Request) -> web.Response:
 
 
 async def _model_info(request: web.Request) -> web.Response:
-    return web.json_response({"model_path": "rehearsal", "architectures": ["DeepseekV3ForCausalLM"]})
+    return web.json_response({"model_path": "rehearsal", "served_model_name": SERVED, "architectures": ["DeepseekV3ForCausalLM"]})
 
 
 async def _state(request: web.Request) -> web.Response:
@@ -74,10 +89,19 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         raw = await request.text()
         seen.last_body, seen.last_headers = raw, dict(request.headers)
         body = json.loads(raw)
+        if request.path == "/v1/responses" and body["model"] != SERVED:
+            error = {
+                "message": f"The model '{body['model']}' does not exist",
+                "type": "invalid_request_error",
+                "param": "model",
+                "code": 404,
+            }
+            return web.json_response({"error": error}, status=404)
         n = body.get("n") or 1
         # As SGLang does: several choices get ids of its own making, one each.
-        seen.last_ids = body["ids"] = [body["rid"]] if n == 1 else [uuid.uuid4().hex for _ in range(n)]
-        text = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+        rid = body.get("rid") or body.get("request_id") or f"msg_{uuid.uuid4().hex}"
+        seen.last_ids = body["ids"] = [rid] if n == 1 else [uuid.uuid4().hex for _ in range(n)]
+        text = body.get("prompt") or body.get("input") or body["messages"][-1]["content"]
         commands = dict(_COMMAND.findall(text if isinstance(text, str) else json.dumps(text)))
         if "refuse" in commands:
             return _flat(int(commands["refuse"]))
@@ -88,6 +112,20 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         return web.Response()
     finally:
         seen.open -= 1
+
+
+async def _plain(request: web.Request) -> web.Response:
+    seen = request.app[_SEEN]
+    seen.requests += 1
+    seen.last_body, seen.last_headers = await request.text(), dict(request.headers)
+    commands = dict(_COMMAND.findall(seen.last_body))
+    if "refuse" in commands:
+        return _flat(int(commands["refuse"]))
+    answer = _PLAIN[request.path]
+    if request.path == "/v1/embeddings" and json.loads(seen.last_body).get("encoding_format") == "base64":
+        packed = base64.b64encode(struct.pack("<2f", *answer["data"][0]["embedding"])).decode()
+        answer = {**answer, "data": [{**answer["data"][0], "embedding": packed}]}
+    return web.json_response({**answer, "model": json.loads(seen.last_body)["model"], "usage": _usage(0)} if "object" in answer else answer)
 
 
 def _flat(status: int) -> web.Response:
@@ -118,6 +156,12 @@ async def _whole(request: web.Request, body: dict[str, Any], commands: dict[str,
     count = int(commands.get("tokens", "8"))
     finish = "abort" if "abort" in commands else "stop"
     content = "".join(f"token {index} " for index in range(count))
+    if request.path == "/v1/responses":
+        return web.json_response(_response(body, "failed" if "abort" in commands else "completed", content, count))
+    if request.path == "/v1/messages":
+        return web.json_response(
+            {**_message(body, content), "stop_reason": "end_turn", "usage": {"input_tokens": 12, "output_tokens": count}}
+        )
     choices = [
         {"index": index, "message": {"role": "assistant", "content": content, "reasoning_content": None}, "finish_reason": finish}
         for index in range(body.get("n", 1))
@@ -153,7 +197,7 @@ async def _stream(request: web.Request, body: dict[str, Any], commands: dict[str
     if "golden" in commands:
         return await _golden(request, response, commands)
     if "first-error" in commands:
-        await response.write(_error(int(commands["first-error"])) + b"data: [DONE]\n\n")
+        await response.write((_named_failure(request.path) or _error(int(commands["first-error"]))) + b"data: [DONE]\n\n")
         return response
     if "garbage" in commands:
         await response.write(b"\x00\xff this is no event stream\n")
@@ -163,7 +207,8 @@ async def _stream(request: web.Request, body: dict[str, Any], commands: dict[str
             await response.write(b"data: " + b"x" * 65536)
         return response
     pace_s = float(commands.get("pace", "0"))
-    events = _events(body, int(commands.get("tokens", "8")))
+    made = {"/v1/responses": _response_events, "/v1/messages": _message_events}.get(request.path, _events)
+    events = made(body, int(commands.get("tokens", "8")))
     for index, event in enumerate(events):
         if index == at:
             if fault == "die":
@@ -171,7 +216,9 @@ async def _stream(request: web.Request, body: dict[str, Any], commands: dict[str
                 return response
             if fault == "stall":
                 await asyncio.sleep(3600)
-            closing = {"abort": _finish(body, "abort"), "mid-error": _error(503), "cut": b"", "false-done": b""}[fault]
+            closing = _named_failure(request.path) or {"abort": _finish(body, "abort"), "mid-error": _error(503)}.get(fault, b"")
+            if fault == "cut":
+                return response
             if closing or fault == "false-done":
                 await response.write(closing + b"data: [DONE]\n\n")
             return response
@@ -220,3 +267,55 @@ async def _golden(request: web.Request, response: web.StreamResponse, commands: 
         await response.write(recorded[start : start + size])
         await asyncio.sleep(0)
     return response
+
+
+def _named(name: str, **fields: Any) -> bytes:
+    return f"event: {name}\n".encode() + _event({"type": name, **fields})
+
+
+def _named_failure(path: str) -> bytes:
+    """How the endpoints with named events say that the engine gave up."""
+    if path == "/v1/responses":
+        error = {"code": "server_error", "message": "The request queue is full."}
+        return _named("response.failed", response={"status": "failed", "error": error}, sequence_number=9)
+    if path == "/v1/messages":
+        return _named("error", error={"type": "overloaded_error", "message": "The request queue is full."})
+    return b""
+
+
+def _response(body: dict[str, Any], status: str, text: str, count: int) -> dict[str, Any]:
+    item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed"}
+    output = [{**item, "content": [{"type": "output_text", "text": text, "annotations": []}]}] if text else []
+    head = {"id": body["ids"][0], "object": "response", "created_at": _CREATED, "model": body["model"], "output": output, "status": status}
+    usage = {"input_tokens": 12, "output_tokens": count, "total_tokens": 12 + count, "input_tokens_details": {"cached_tokens": 4}}
+    error = {"code": "server_error", "message": "The request queue is full."} if status == "failed" else None
+    return {**head, "usage": usage, "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "error": error, "metadata": {}}
+
+
+def _response_events(body: dict[str, Any], count: int) -> Iterator[bytes]:
+    """As SGLang writes them, but for the bookkeeping of items and parts."""
+    begun = {**_response(body, "in_progress", "", 0), "usage": None}
+    yield _named("response.created", response=begun, sequence_number=0)
+    yield _named("response.in_progress", response=begun, sequence_number=1)
+    place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    for number in range(count):
+        yield _named("response.output_text.delta", **place, delta=f"token {number} ", sequence_number=number + 2)
+    text = "".join(f"token {number} " for number in range(count))
+    yield _named("response.completed", response=_response(body, "completed", text, count), sequence_number=count + 2)
+
+
+def _message(body: dict[str, Any], text: str) -> dict[str, Any]:
+    content = [{"type": "text", "text": text}] if text else []
+    return {"id": body["ids"][0], "type": "message", "role": "assistant", "content": content, "model": body["model"]}
+
+
+def _message_events(body: dict[str, Any], count: int) -> Iterator[bytes]:
+    yield _named(
+        "message_start", message={**_message(body, ""), "usage": {"input_tokens": 8, "output_tokens": 0, "cache_read_input_tokens": 4}}
+    )
+    yield _named("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    for number in range(count):
+        yield _named("content_block_delta", index=0, delta={"type": "text_delta", "text": f"token {number} "})
+    yield _named("content_block_stop", index=0)
+    yield _named("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": count})
+    yield _named("message_stop")
