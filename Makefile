@@ -19,7 +19,7 @@ serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded en
 test: .venv-dev/ready engine node apt ## everything, the real engine included
 	.venv-dev/bin/python -m pytest $(ARGS)
 
-test-fast: .venv-dev/ready ## everything that needs no engine and kills nothing
+test-fast: .venv-dev/ready apt ## everything that needs no engine and kills nothing
 	.venv-dev/bin/python -m pytest -m "not engine and not chaos" $(ARGS)
 
 check: .venv-dev/ready ## format, lint, types, import rules, generated files
@@ -27,9 +27,11 @@ check: .venv-dev/ready ## format, lint, types, import rules, generated files
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/mypy
 	.venv-dev/bin/lint-imports
+	.venv-dev/bin/python -m openapi --check
 	.venv-dev/bin/python scripts/check_docs.py
 
-fix: .venv-dev/ready ## format and repair what can be repaired by itself
+fix: .venv-dev/ready ## format, repair what can be repaired by itself, write generated files
+	.venv-dev/bin/python -m openapi
 	.venv-dev/bin/ruff format .
 	.venv-dev/bin/ruff check --fix .
 

@@ -10,6 +10,7 @@ from litestar import Litestar, Request
 from litestar.exceptions import HTTPException
 
 import middleware
+import openapi
 from gateway import routes
 from gateway.config import Settings
 from gateway.errors import UnknownUrl
@@ -30,8 +31,9 @@ def build(settings: Settings, env: BackendEnv) -> App:
         finally:
             await registry.aclose()
 
+    table = routes.table(registry, settings)
     app = Litestar(
-        route_handlers=routes.handlers(routes.table(registry, settings)),
+        route_handlers=routes.handlers((*table, *openapi.routes(table))),
         lifespan=[lifespan],
         openapi_config=None,
         logging_config=None,

@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.errors import InvalidRequest
 from gateway.plugin import Call, Endpoint
-from gateway.wire import body, requests
+from gateway.wire import answers, body, requests
 
 # Content types a JSON body is accepted under; the SDKs send the first, curl -d without a header the last.
 _JSON_TYPES = (b"", b"application/json", b"application/x-www-form-urlencoded")
@@ -21,11 +21,12 @@ _DEPRECATED = {"functions": "tools", "function_call": "tool_choice"}
 class Spec:
     """One endpoint as data.
 
-    `request` says what its bodies hold; `id_prefix` begins the public id; `limits` are the parameters that bound an answer's tokens,
-    the one that a default is written to first.
+    `request` says what its bodies hold, `answer` what comes back where it is no stream; `id_prefix` begins the public id; `limits` are the
+    parameters that bound an answer's tokens, the one that a default is written to first.
     """
 
     request: type[msgspec.Struct]
+    answer: Any
     id_prefix: str = "call-"
     limits: tuple[str, ...] = ()
 
@@ -36,14 +37,14 @@ class Spec:
 
 
 SPECS = {
-    Endpoint.CHAT: Spec(requests.ChatRequest, "chatcmpl-", ("max_completion_tokens", "max_tokens")),
-    Endpoint.COMPLETIONS: Spec(requests.CompletionRequest, "cmpl-", ("max_tokens",)),
-    Endpoint.EMBEDDINGS: Spec(requests.EmbeddingsRequest),
-    Endpoint.RESPONSES: Spec(requests.ResponsesRequest, "resp_", ("max_output_tokens",)),
-    Endpoint.MESSAGES: Spec(requests.MessagesRequest, "msg_"),
-    Endpoint.RERANK: Spec(requests.RerankRequest),
-    Endpoint.SCORE: Spec(requests.ScoreRequest),
-    Endpoint.TOKENIZE: Spec(requests.TokenizeRequest),
+    Endpoint.CHAT: Spec(requests.ChatRequest, answers.ChatCompletion, "chatcmpl-", ("max_completion_tokens", "max_tokens")),
+    Endpoint.COMPLETIONS: Spec(requests.CompletionRequest, answers.TextCompletion, "cmpl-", ("max_tokens",)),
+    Endpoint.EMBEDDINGS: Spec(requests.EmbeddingsRequest, answers.EmbeddingList),
+    Endpoint.RESPONSES: Spec(requests.ResponsesRequest, answers.Response, "resp_", ("max_output_tokens",)),
+    Endpoint.MESSAGES: Spec(requests.MessagesRequest, answers.MessageAnswer, "msg_"),
+    Endpoint.RERANK: Spec(requests.RerankRequest, list[answers.Ranked]),
+    Endpoint.SCORE: Spec(requests.ScoreRequest, answers.Scores),
+    Endpoint.TOKENIZE: Spec(requests.TokenizeRequest, answers.Tokens),
 }
 _decoders = {endpoint: msgspec.json.Decoder(spec.request) for endpoint, spec in SPECS.items()}
 

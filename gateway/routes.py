@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from litestar import asgi
@@ -16,27 +17,35 @@ from gateway.errors import MethodNotAllowed, UnknownUrl
 from gateway.plugin import Endpoint
 from gateway.registry import Registry
 from gateway.relay import exchange
+from gateway.wire import answers
 from gateway.wire.asgi import App, Receive, Scope, Send
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path, the method it answers to, and who answers; `below`: also for every path that continues it."""
+    """One path, the method it answers to, and who answers.
+
+    `below`: also for every path that continues it, where `below_answer` may differ. `endpoint` or `answer` say what the OpenAPI document
+    shows; a route with neither is not in it.
+    """
 
     method: str
     path: str
     handler: App
     below: bool = False
+    endpoint: Endpoint | None = None
+    answer: Any = None
+    below_answer: Any = None
 
 
 def table(registry: Registry, settings: Settings) -> Sequence[Route]:
     """All of them."""
     dispatcher = Dispatcher(registry, settings.timeouts)
     return (
-        *(Route("POST", endpoint.value, exchange(endpoint, dispatcher, settings)) for endpoint in Endpoint),
-        Route("GET", "/v1/models", _models(registry), below=True),
-        Route("GET", "/livez", _livez),
-        Route("GET", "/readyz", _readyz(registry)),
+        *(Route("POST", endpoint.value, exchange(endpoint, dispatcher, settings), endpoint=endpoint) for endpoint in Endpoint),
+        Route("GET", "/v1/models", _models(registry), below=True, answer=answers.ModelList, below_answer=answers.ModelInfo),
+        Route("GET", "/livez", _livez, answer=answers.Health),
+        Route("GET", "/readyz", _readyz(registry), answer=answers.Health),
     )
 
 

@@ -10,8 +10,9 @@ from gateway.config import Settings
 from gateway.errors import InvalidKey, Shape
 from gateway.wire.asgi import App, Receive, Scope, Send
 
-# What a load balancer asks without a key.
-OPEN = frozenset({"/livez", "/readyz"})
+# What a load balancer or a browser asks without a key; none of it says anything that is not public.
+OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs"})
+OPEN_BELOW = "/docs/"
 
 
 class Auth:
@@ -22,7 +23,7 @@ class Auth:
         self._keys = [(key.name, bytes.fromhex(key.hash.removeprefix("sha256:"))) for key in settings.keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._keys and scope["path"] not in OPEN:
+        if self._keys and scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
             context.of(scope).key = self._name(scope)
         await self._app(scope, receive, send)
 

@@ -2,7 +2,8 @@
 # apt.sh : Debian packages that the tests need and no wheel carries. Installs only what is missing; says what and why.
 set -eu
 # command  package  why
-needed="curl curl the README's first command is run as it stands by a test"
+needed="curl curl the README's first command is run as it stands by a test
+chromium chromium /docs is opened in a browser by a test"
 missing=""
 while read -r command package why; do
   if ! command -v "$command" >/dev/null; then

@@ -114,7 +114,7 @@ def test_two_workers_serve_and_one_that_dies_takes_nobody_with_it(folder: Path, 
 
 
 def test_nothing_of_the_engine_is_proxied_by_default(wired: Gateway) -> None:
-    for path in ("/abort_request", "/flush_cache", "/server_info", "/generate", "/v1/loads", "/metrics", "/schema", "/docs"):
+    for path in ("/abort_request", "/flush_cache", "/server_info", "/generate", "/v1/loads", "/metrics", "/schema"):
         assert raw.call(wired.port, "POST", path).error()["code"] == "unknown_url"
 
 

@@ -101,7 +101,7 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         # As SGLang does: several choices get ids of its own making, one each.
         rid = body.get("rid") or body.get("request_id") or f"msg_{uuid.uuid4().hex}"
         seen.last_ids = body["ids"] = [rid] if n == 1 else [uuid.uuid4().hex for _ in range(n)]
-        text = body.get("prompt") or body.get("input") or body["messages"][-1]["content"]
+        text = body["messages"][-1].get("content") if "messages" in body else body.get("prompt", body.get("input"))
         commands = dict(_COMMAND.findall(text if isinstance(text, str) else json.dumps(text)))
         if "refuse" in commands:
             return _flat(int(commands["refuse"]))
@@ -162,11 +162,10 @@ async def _whole(request: web.Request, body: dict[str, Any], commands: dict[str,
         return web.json_response(
             {**_message(body, content), "stop_reason": "end_turn", "usage": {"input_tokens": 12, "output_tokens": count}}
         )
-    choices = [
-        {"index": index, "message": {"role": "assistant", "content": content, "reasoning_content": None}, "finish_reason": finish}
-        for index in range(body.get("n", 1))
-    ]
-    answer = {"id": body["ids"][0], "object": "chat.completion", "created": _CREATED, "model": body["model"], "choices": choices}
+    said = {"text": content} if "prompt" in body else {"message": {"role": "assistant", "content": content, "reasoning_content": None}}
+    choices = [{"index": index, **said, "finish_reason": finish} for index in range(body.get("n", 1))]
+    kind = "text_completion" if "prompt" in body else "chat.completion"
+    answer = {"id": body["ids"][0], "object": kind, "created": _CREATED, "model": body["model"], "choices": choices}
     return web.json_response({**answer, "usage": _usage(count), "x_unknown": {"kept": [1, 2.50, "\u00e9"]}})
 
 
@@ -232,7 +231,7 @@ async def _stream(request: web.Request, body: dict[str, Any], commands: dict[str
 def _chunk(body: dict[str, Any], choices: list[dict[str, Any]], **more: Any) -> bytes:
     head = {
         "id": body["ids"][choices[0]["index"] if choices else 0],
-        "object": "chat.completion.chunk",
+        "object": "text_completion" if "prompt" in body else "chat.completion.chunk",
         "created": _CREATED,
         "model": body["model"],
     }
@@ -240,7 +239,8 @@ def _chunk(body: dict[str, Any], choices: list[dict[str, Any]], **more: Any) -> 
 
 
 def _finish(body: dict[str, Any], reason: str, index: int = 0) -> bytes:
-    choice = {"index": index, "delta": {"reasoning_content": None}, "logprobs": None, "finish_reason": reason, "matched_stop": None}
+    empty: dict[str, Any] = {"text": ""} if "prompt" in body else {"delta": {"reasoning_content": None}}
+    choice = {"index": index, **empty, "logprobs": None, "finish_reason": reason, "matched_stop": None}
     return _chunk(body, [choice])
 
 
@@ -249,7 +249,8 @@ def _events(body: dict[str, Any], count: int) -> Iterator[bytes]:
     choices = range(body.get("n") or 1)
 
     def delta(index: int, **words: Any) -> bytes:
-        choice = {"index": index, "delta": {"reasoning_content": None, **words}, "logprobs": None, "finish_reason": None}
+        said = {"text": words["content"]} if "prompt" in body else {"delta": {"reasoning_content": None, **words}}
+        choice = {"index": index, **said, "logprobs": None, "finish_reason": None}
         return _chunk(body, [choice])
 
     yield from (delta(index, role="assistant", content="") for index in choices)

@@ -1,0 +1,203 @@
+"""Answers as the OpenAPI document shows them: what OpenAI's SDKs call required. The gateway never decodes an answer into these; engines
+may say more than they name, and it reaches the client."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from gateway.wire.requests import Object
+
+Struct = msgspec.Struct
+
+
+class Usage(Struct):
+    """Tokens as the engine counted them."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int | None = None
+    prompt_tokens_details: Object | None = None
+    completion_tokens_details: Object | None = None
+
+
+class ToolCallFunction(Struct):
+    """A call the model asks for; `arguments` is JSON in a string."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct):
+    """One call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: ToolCallFunction
+
+
+class AnswerMessage(Struct):
+    """What the model said."""
+
+    role: Literal["assistant"]
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class Choice(Struct):
+    """One of `n` answers."""
+
+    index: int
+    message: AnswerMessage
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+    logprobs: Object | None = None
+
+
+class ChatCompletion(Struct):
+    """The answer of `/v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage | None = None
+
+
+class TextChoice(Struct):
+    """One of `n` answers to one of the prompts."""
+
+    index: int
+    text: str
+    finish_reason: str
+    logprobs: Object | None = None
+
+
+class TextCompletion(Struct):
+    """The answer of `/v1/completions`."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage | None = None
+
+
+class Embedding(Struct):
+    """One vector, as numbers or as base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(Struct):
+    """The answer of `/v1/embeddings`."""
+
+    object: Literal["list"]
+    model: str
+    data: list[Embedding]
+    usage: Usage
+
+
+class Response(Struct):
+    """The answer of `/v1/responses`."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    model: str
+    status: str
+    output: list[Object]
+    usage: Object | None = None
+
+
+class MessageAnswer(Struct):
+    """The answer of `/v1/messages`."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[Object]
+    stop_reason: str | None = None
+    usage: Object | None = None
+
+
+class Ranked(Struct):
+    """One document with its score."""
+
+    index: int
+    score: float
+    document: str | None = None
+
+
+class Scores(Struct):
+    """The answer of `/v1/score`: a row an item, a column a label."""
+
+    object: str
+    scores: list[list[float]]
+    model: str
+
+
+class Tokens(Struct):
+    """The answer of `/tokenize`."""
+
+    tokens: list[int | list[int]]
+    count: int | list[int]
+    max_model_len: int
+
+
+class ModelInfo(Struct):
+    """One served model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(Struct):
+    """Every model and alias."""
+
+    object: Literal["list"]
+    data: list[ModelInfo]
+
+
+class Health(Struct):
+    """The gateway's own state."""
+
+    status: Literal["alive", "ready"]
+
+
+class ErrorDetail(Struct):
+    """What is wrong, and where."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(Struct):
+    """Every error."""
+
+    error: ErrorDetail
+
+
+class AnthropicErrorDetail(Struct):
+    """What is wrong."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(Struct):
+    """Every error of `/v1/messages`."""
+
+    type: Literal["error"]
+    error: AnthropicErrorDetail
+    request_id: str

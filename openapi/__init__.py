@@ -1,0 +1,169 @@
+"""The OpenAPI 3.1 document of everything served, made from the one route table and the wire types, and the page that shows it.
+
+`python -m openapi` writes `openapi/openapi.json`; with `--check` it says whether that file is what the code serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from swagger_ui_bundle import swagger_ui_path
+
+from gateway import __version__, calls, context
+from gateway.errors import UnknownUrl
+from gateway.plugin import Endpoint
+from gateway.routes import Route
+from gateway.wire import answers
+from gateway.wire.asgi import App, Receive, Scope, Send
+
+_TITLE = "Penstock"
+_REFUSALS = {
+    "400": "The request is wrong; `param` says where.",
+    "401": "No key, or one that is not known.",
+    "404": "Unknown model, or one that is not served here.",
+    "408": "The request did not arrive in time.",
+    "413": "The request is too large.",
+}
+_FAILURES = {
+    "500": "The gateway failed.",
+    "502": "The engine failed.",
+    "503": "No engine can take the request now; `retry-after` says when to ask again.",
+    "504": "The engine kept silent for too long.",
+}
+# What one event of a stream is; OpenAPI 3.1 has no words of its own for streams.
+_EVENT = {
+    "description": "With `stream: true`: server-sent events, each with data and for some endpoints a name.",
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+}
+_UI = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
+_PAGE = b"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Penstock</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+</head>
+<body>
+<div id="ui"></div>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+_START = b"""SwaggerUIBundle({ url: "/openapi.json", dom_id: "#ui", deepLinking: true, validatorUrl: null, defaultModelsExpandDepth: 0 });
+"""
+# Nothing on the page comes from anywhere else, and nothing it loads may.
+_POLICY = b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+
+
+def document(table: Sequence[Route]) -> dict[str, Any]:
+    """OpenAPI 3.1: every documented route, with the structs that check its requests."""
+    specs = {route: calls.SPECS[route.endpoint] for route in table if route.endpoint is not None}
+    kinds: list[Any] = [answers.Error, answers.AnthropicError]
+    for spec in specs.values():
+        kinds += [spec.request, spec.answer]
+    kinds += [kind for route in table for kind in (route.answer, route.below_answer) if kind is not None]
+    schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    schema = dict(zip(map(str, kinds), schemas, strict=True))
+    paths: dict[str, Any] = {}
+    for route in table:
+        if route.endpoint is not None:
+            spec = specs[route]
+            paths[route.path] = {"post": _post(route.endpoint, spec, schema[str(spec.request)], schema[str(spec.answer)], schema)}
+        elif route.answer is not None:
+            paths[route.path] = {"get": _get(route.path, schema[str(route.answer)], schema)}
+        if route.below_answer is not None:
+            below = _get(f"{route.path}/{{id}}", schema[str(route.below_answer)], schema)
+            below["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
+            below["responses"]["404"] = _answer(_REFUSALS["404"], schema[str(answers.Error)])
+            paths[f"{route.path}/{{id}}"] = {"get": below}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": _TITLE,
+            "version": __version__,
+            "description": "An OpenAI-compatible gateway for self-hosted DeepSeek-V3. Parameters that are not listed pass to the engine.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "security": [{"key": []}, {}],
+        "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def _post(endpoint: Endpoint, spec: calls.Spec, request: Any, answer: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": answer}}
+    if spec.streams:
+        content["text/event-stream"] = {"schema": _EVENT}
+    error = schema[str(answers.AnthropicError if endpoint is Endpoint.MESSAGES else answers.Error)]
+    return {
+        "operationId": endpoint.name.lower(),
+        "summary": (spec.request.__doc__ or "").replace("`", "").partition("; ")[0].rstrip("."),
+        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
+        "responses": {
+            "200": {"description": "The answer.", "content": content},
+            **{status: _answer(text, error) for status, text in {**_REFUSALS, **_FAILURES}.items()},
+        },
+    }
+
+
+def _get(path: str, answer: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    refusals = {"/readyz": ("503",), "/livez": ()}.get(path, ("401",))
+    return {
+        "operationId": path.strip("/").replace("/", "_").replace("{", "").replace("}", ""),
+        "summary": f"GET {path}",
+        "responses": {
+            "200": _answer("The answer.", answer),
+            **{status: _answer({**_REFUSALS, **_FAILURES}[status], schema[str(answers.Error)]) for status in refusals},
+        },
+    }
+
+
+def _answer(description: str, schema: Any) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def text(table: Sequence[Route]) -> bytes:
+    """The document as it is committed and served."""
+    return msgspec.json.format(msgspec.json.encode(document(table)), indent=2) + b"\n"
+
+
+def routes(table: Sequence[Route]) -> tuple[Route, ...]:
+    """`/openapi.json`, and `/docs` with what it loads: all from here, so that it works without a network."""
+    files = {name: (kind, (swagger_ui_path / name).read_bytes()) for name, kind in _UI.items()}
+    files |= {"": ("text/html; charset=utf-8", _PAGE), "start.js": ("text/javascript", _START)}
+    return Route("GET", "/openapi.json", _file("application/json", text(table))), Route("GET", "/docs", _files(files), below=True)
+
+
+def _file(kind: str, content: bytes) -> App:
+    headers = [
+        (b"content-type", kind.encode()),
+        (b"content-length", b"%d" % len(content)),
+        (b"content-security-policy", _POLICY),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    return serve
+
+
+def _files(files: dict[str, tuple[str, bytes]]) -> App:
+    served = {name: _file(kind, content) for name, (kind, content) in files.items()}
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        path = context.of(scope).path
+        found = served.get(path.removeprefix("/docs").strip("/"))
+        if found is None:
+            raise UnknownUrl(scope["method"], path)
+        await found(scope, receive, send)
+
+    return serve

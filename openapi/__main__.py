@@ -1,0 +1,30 @@
+"""`python -m openapi [--check]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import openapi
+from gateway import config, routes
+from gateway.home import home
+from gateway.plugin import BackendEnv
+from gateway.registry import Registry
+
+FILE = Path(__file__).with_name("openapi.json")
+
+
+def main() -> int:
+    """Write the document, or with `--check` say whether it is what the code serves."""
+    settings = config.load(environment={}).settings
+    made = openapi.text(routes.table(Registry(settings, BackendEnv(home())), settings))
+    if "--check" not in sys.argv[1:]:
+        FILE.write_bytes(made)
+        return 0
+    current = FILE.exists() and FILE.read_bytes() == made
+    print("openapi/openapi.json is what the code serves" if current else "openapi/openapi.json is old: run `make fix`")
+    return 0 if current else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
