@@ -77,9 +77,9 @@ def document(table: Sequence[Route]) -> dict[str, Any]:
             spec = specs[route]
             paths[route.path] = {"post": _post(route.endpoint, spec, schema[str(spec.request)], schema[str(spec.answer)], schema)}
         elif route.answer is not None:
-            paths[route.path] = {"get": _get(route.path, schema[str(route.answer)], schema)}
+            paths[route.path] = {"get": _get(route.path, route.answer, schema)}
         if route.below_answer is not None:
-            below = _get(f"{route.path}/{{id}}", schema[str(route.below_answer)], schema)
+            below = _get(f"{route.path}/{{id}}", route.below_answer, schema)
             below["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
             below["responses"]["404"] = _answer(_REFUSALS["404"], schema[str(answers.Error)])
             paths[f"{route.path}/{{id}}"] = {"get": below}
@@ -104,7 +104,8 @@ def _post(endpoint: Endpoint, spec: calls.Spec, request: Any, answer: Any, schem
     error = schema[str(answers.AnthropicError if endpoint is Endpoint.MESSAGES else answers.Error)]
     return {
         "operationId": endpoint.name.lower(),
-        "summary": (spec.request.__doc__ or "").replace("`", "").partition("; ")[0].rstrip("."),
+        "summary": _summary(spec.request),
+        "tags": ["models"],
         "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
         "responses": {
             "200": {"description": "The answer.", "content": content},
@@ -113,13 +114,19 @@ def _post(endpoint: Endpoint, spec: calls.Spec, request: Any, answer: Any, schem
     }
 
 
-def _get(path: str, answer: Any, schema: dict[str, Any]) -> dict[str, Any]:
+def _summary(kind: Any) -> str:
+    """The first sentence of what a type says of itself."""
+    return (kind.__doc__ or "").partition(".")[0].replace("\n    ", " ")
+
+
+def _get(path: str, kind: Any, schema: dict[str, Any]) -> dict[str, Any]:
     refusals = {"/readyz": ("503",), "/livez": ()}.get(path, ("401",))
     return {
         "operationId": path.strip("/").replace("/", "_").replace("{", "").replace("}", ""),
-        "summary": f"GET {path}",
+        "summary": _summary(kind),
+        "tags": ["models" if path.startswith("/v1") else "health"],
         "responses": {
-            "200": _answer("The answer.", answer),
+            "200": _answer("The answer.", schema[str(kind)]),
             **{status: _answer({**_REFUSALS, **_FAILURES}[status], schema[str(answers.Error)]) for status in refusals},
         },
     }

@@ -109,7 +109,7 @@ class _Sampling(Struct, kw_only=True):
 
 
 class ChatRequest(_Sampling, kw_only=True):
-    """`POST /v1/chat/completions`: OpenAI's 37 parameters."""
+    """Continue a chat. `POST /v1/chat/completions`, OpenAI's 37 parameters."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     audio: Object | None = None
@@ -138,7 +138,7 @@ class ChatRequest(_Sampling, kw_only=True):
 
 
 class CompletionRequest(_Sampling, kw_only=True):
-    """`POST /v1/completions`."""
+    """Continue a text. `POST /v1/completions`."""
 
     prompt: str | Prompts
     best_of: Choices | None = None
@@ -149,7 +149,7 @@ class CompletionRequest(_Sampling, kw_only=True):
 
 
 class EmbeddingsRequest(Struct, kw_only=True):
-    """`POST /v1/embeddings`."""
+    """Turn texts into vectors. `POST /v1/embeddings`."""
 
     model: ModelName
     input: str | Prompts
@@ -159,7 +159,8 @@ class EmbeddingsRequest(Struct, kw_only=True):
 
 
 class ResponsesRequest(Struct, kw_only=True):
-    """`POST /v1/responses`; nothing is stored, so `background` and `previous_response_id` are the engine's to refuse."""
+    """Continue a conversation in OpenAI's newer shape. `POST /v1/responses`; nothing is stored, so `background` and `previous_response_id`
+    are the engine's to refuse."""
 
     model: ModelName
     input: str | list[Object]
@@ -175,7 +176,7 @@ class ResponsesRequest(Struct, kw_only=True):
 
 
 class MessagesRequest(Struct, kw_only=True):
-    """`POST /v1/messages`, Anthropic's shape."""
+    """Continue a chat in Anthropic's shape. `POST /v1/messages`."""
 
     model: ModelName
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -191,7 +192,7 @@ class MessagesRequest(Struct, kw_only=True):
 
 
 class RerankRequest(Struct, kw_only=True):
-    """`POST /v1/rerank`: documents in the order of how well they answer the query."""
+    """Put documents in the order of how well they answer a query. `POST /v1/rerank`."""
 
     model: ModelName
     query: str | list[Part]
@@ -202,7 +203,7 @@ class RerankRequest(Struct, kw_only=True):
 
 
 class ScoreRequest(Struct, kw_only=True):
-    """`POST /v1/score`: the probability of each label token after query and item."""
+    """Score how probable each label is after query and item. `POST /v1/score`."""
 
     model: ModelName
     query: str | list[int]
@@ -213,7 +214,7 @@ class ScoreRequest(Struct, kw_only=True):
 
 
 class TokenizeRequest(Struct, kw_only=True):
-    """`POST /tokenize`: a prompt, or messages under the chat template, as token ids."""
+    """Turn a prompt, or messages under the chat template, into token ids. `POST /tokenize`."""
 
     model: ModelName
     prompt: str | list[str] | None = None

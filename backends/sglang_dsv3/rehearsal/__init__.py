@@ -11,5 +11,6 @@ A command in the prompt decides what happens, else the words `token 0 token 1 ..
     [[garbage]]          neither SSE nor JSON                          [[endless]]          an event that never ends
     [[golden NAME]]      the recorded stream of that name, byte for byte, in pieces of `[[split 7]]` bytes
 
-`GET /rehearsal` tells what was seen: requests, aborted ids, open requests, and the last body.
+A request with the field `rehearsal_answer` is answered with that text, byte for byte. `GET /rehearsal` tells what was seen: requests,
+aborted ids, open requests, and the last body.
 """

@@ -105,6 +105,9 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         commands = dict(_COMMAND.findall(text if isinstance(text, str) else json.dumps(text)))
         if "refuse" in commands:
             return _flat(int(commands["refuse"]))
+        if "rehearsal_answer" in body:
+            kind = "text/event-stream" if body.get("stream") else "application/json"
+            return web.Response(body=body["rehearsal_answer"].encode(), content_type=kind, charset="utf-8")
         if body.get("stream"):
             return await _stream(request, body, commands)
         return await _whole(request, body, commands)

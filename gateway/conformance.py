@@ -1,0 +1,219 @@
+"""The backend contract as tests: what the core relies on, whatever stands behind it. Needs pytest, which the gateway itself does not.
+
+A third party subclasses `BackendConformance` in a test file of its own:
+
+    class TestMine(BackendConformance):
+        kind = "mine"
+        provoke = {"busy": "...", "client": "...", "sick": "...", "cut": "..."}
+
+        @pytest.fixture
+        def section(self):
+            return {"hosts": ["http://127.0.0.1:9000"]}     # as under `backends.NAME`, without `kind`
+
+`provoke` holds prompts that make the engine behind it refuse as busy, refuse as the client's fault, fail, and break off after some events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+
+from gateway import calls, config, registry
+from gateway.errors import ConfigError
+from gateway.plugin import AttemptFailed, Backend, BackendEnv, Call, Endpoint, Plugin, Reply, Verdict
+
+Work = Callable[[Backend, str], Awaitable[None]]
+
+
+def chat(prompt: str, **more: Any) -> Call:
+    """A chat completion as the core would hand it over."""
+    body = {"model": "m", "messages": [{"role": "user", "content": prompt}], **more}
+    return calls.parse(Endpoint.CHAT, json.dumps(body).encode())
+
+
+async def drain(reply: Reply) -> bytes:
+    """All of a stream."""
+    assert reply.events is not None
+    try:
+        return b"".join([block async for block in reply.events])
+    finally:
+        reply.close()
+
+
+class BackendConformance:
+    """Every promise of `gateway.plugin`, tried on one backend."""
+
+    kind: ClassVar[str]
+    provoke: ClassVar[Mapping[str, str]]
+
+    @pytest.fixture
+    def section(self) -> dict[str, Any]:
+        """The backend's configuration."""
+        raise NotImplementedError("a subclass gives the configuration")
+
+    @property
+    def plugin(self) -> Plugin:
+        """The plugin, found as the gateway finds it."""
+        return registry.plugins()[self.kind]
+
+    def drive(self, section: dict[str, Any], work: Work) -> None:
+        """Run `work(backend, target)` within a backend's life."""
+
+        @asynccontextmanager
+        async def life() -> AsyncIterator[Backend]:
+            backend = self.plugin.build("b", config.convert(section, self.plugin.Config, ""), BackendEnv(Path("/nonexistent")))
+            try:
+                await backend.open()
+                yield backend
+            finally:
+                await backend.aclose()
+
+        async def run() -> None:
+            async with life() as backend:
+                assert isinstance(backend, Backend)
+                await work(backend, backend.targets()[0].id)
+
+        asyncio.run(run())
+
+    def test_the_plugin_is_what_its_entry_point_says(self, section: dict[str, Any]) -> None:
+        """A strict configuration; services and commands, if only none."""
+        assert self.plugin.kind == self.kind
+        assert issubclass(self.plugin.Config, msgspec.Struct)
+        with pytest.raises(ConfigError):
+            config.convert({**section, "no_such_key": 1}, self.plugin.Config, "")
+        converted = config.convert(section, self.plugin.Config, "")
+        assert list(self.plugin.services("b", converted, BackendEnv(Path("/nonexistent")))) is not None
+        assert list(self.plugin.commands()) is not None
+
+    def test_it_may_be_closed_without_having_been_opened(self, section: dict[str, Any]) -> None:
+        """`aclose` is always called, also after an `open` that failed."""
+        backend = self.plugin.build("b", config.convert(section, self.plugin.Config, ""), BackendEnv(Path("/nonexistent")))
+        asyncio.run(backend.aclose())
+
+    def test_endpoints_targets_and_probe(self, section: dict[str, Any]) -> None:
+        """Chat is served; targets are distinct and ready; a probe and a check find nothing wrong."""
+
+        async def work(backend: Backend, target: str) -> None:
+            assert Endpoint.CHAT in backend.endpoints()
+            assert all(found.ready and found.weight > 0 for found in backend.targets())
+            assert len({found.id for found in backend.targets()}) == len(backend.targets())
+            assert await backend.probe(target)
+            assert await backend.check() == []
+
+        self.drive(section, work)
+
+    def test_a_json_reply_is_whole_and_knows_its_usage(self, section: dict[str, Any]) -> None:
+        """Under the public id and the client's model name; `close` may be called twice."""
+
+        async def work(backend: Backend, target: str) -> None:
+            call = chat("hello")
+            reply = await backend.send(target, call)
+            assert (reply.status, reply.events) == (200, None)
+            answer = json.loads(reply.body)
+            assert (answer["id"], answer["model"]) == (call.id, "m")
+            assert reply.usage is not None
+            assert reply.usage.completion_tokens > 0
+            assert backend.classify(reply) is Verdict.OK
+            reply.close()
+            reply.close()
+
+        self.drive(section, work)
+
+    @pytest.mark.parametrize("n", [1, 3])
+    def test_a_stream_is_whole_events_and_ends_in_done(self, section: dict[str, Any], n: int) -> None:
+        """One finish a choice, one id, no usage that nobody asked for."""
+
+        async def work(backend: Backend, target: str) -> None:
+            call = chat("hello there", stream=True, n=n)
+            reply = await backend.send(target, call)
+            assert reply.events is not None
+            text = b""
+            async for block in reply.events:
+                assert block.startswith(b"data: ")
+                assert block.endswith(b"\n\n")
+                text += block
+            reply.close()
+            assert text.endswith(b"data: [DONE]\n\n")
+            chunks = [json.loads(line[6:]) for line in text.decode().split("\n\n")[:-2]]
+            assert {chunk["id"] for chunk in chunks} == {call.id}
+            assert sorted(c["index"] for chunk in chunks for c in chunk["choices"] if c["finish_reason"]) == list(range(n))
+            assert not any("usage" in chunk and chunk["usage"] for chunk in chunks)
+            assert reply.usage is not None
+
+        self.drive(section, work)
+
+    def test_usage_is_shown_to_who_asked(self, section: dict[str, Any]) -> None:
+        """Once, just before the end."""
+
+        async def work(backend: Backend, target: str) -> None:
+            text = await drain(await backend.send(target, chat("hi", stream=True, stream_options={"include_usage": True})))
+            assert text.count(b'"choices":[],') == 1
+            assert text.rindex(b'"usage":{') < text.rindex(b"data: [DONE]")
+
+        self.drive(section, work)
+
+    def test_many_at_once_do_not_meet(self, section: dict[str, Any]) -> None:
+        """Each of eight concurrent calls gets its own answer."""
+
+        async def work(backend: Backend, target: str) -> None:
+            several = [chat("hello", stream=index % 2 == 0) for index in range(8)]
+            replies = await asyncio.gather(*(backend.send(target, call) for call in several))
+            for call, reply in zip(several, replies, strict=True):
+                assert call.id.encode() in (reply.body or await drain(reply))
+
+        self.drive(section, work)
+
+    def test_an_answer_may_be_given_up(self, section: dict[str, Any]) -> None:
+        """Closing a stream after its first event, or cancelling an attempt, leaves a backend that serves on."""
+
+        async def work(backend: Backend, target: str) -> None:
+            reply = await backend.send(target, chat("hello there you", stream=True))
+            assert reply.events is not None
+            async for _ in reply.events:
+                break
+            reply.close()
+            attempt = asyncio.create_task(backend.send(target, chat("hello")))
+            await asyncio.sleep(0)
+            attempt.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await attempt
+            assert (await backend.send(target, chat("hello"))).status == 200
+
+        self.drive(section, work)
+
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize(("word", "verdict"), [("busy", Verdict.BUSY), ("client", Verdict.CLIENT_FAULT), ("sick", Verdict.SICK)])
+    def test_a_refusal_is_raised_and_classified(self, section: dict[str, Any], stream: bool, word: str, verdict: Verdict) -> None:
+        """Busy is not broken, and a client's fault is nobody else's; what was not foreseen is the target's."""
+
+        async def work(backend: Backend, target: str) -> None:
+            with pytest.raises(AttemptFailed) as refused:
+                await backend.send(target, chat(self.provoke[word], stream=stream))
+            assert backend.classify(refused.value) is verdict
+            assert (refused.value.error.status < 500) is (verdict is Verdict.CLIENT_FAULT)
+            assert backend.classify(RuntimeError()) is Verdict.SICK
+
+        self.drive(section, work)
+
+    def test_a_stream_that_breaks_says_so_and_does_not_end_in_done(self, section: dict[str, Any]) -> None:
+        """After the first event a failure is raised by `events`."""
+
+        async def work(backend: Backend, target: str) -> None:
+            reply = await backend.send(target, chat(self.provoke["cut"], stream=True))
+            assert reply.events is not None
+            got = b""
+            with pytest.raises(AttemptFailed):
+                async for block in reply.events:
+                    got += block
+            reply.close()
+            assert got
+            assert b"[DONE]" not in got
+
+        self.drive(section, work)
