@@ -19,7 +19,7 @@ serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded en
 test: .venv-dev/ready engine node apt ## everything, the real engine included
 	.venv-dev/bin/python -m pytest $(ARGS)
 
-test-fast: .venv-dev/ready apt ## everything that needs no engine and kills nothing
+test-fast: .venv-dev/ready node apt ## everything that needs no engine and kills nothing
 	.venv-dev/bin/python -m pytest -m "not engine and not chaos" $(ARGS)
 
 check: .venv-dev/ready ## format, lint, types, import rules, generated files

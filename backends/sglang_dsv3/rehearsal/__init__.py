@@ -11,6 +11,8 @@ A command in the prompt decides what happens, else the words `token 0 token 1 ..
     [[garbage]]          neither SSE nor JSON                          [[endless]]          an event that never ends
     [[golden NAME]]      the recorded stream of that name, byte for byte, in pieces of `[[split 7]]` bytes
 
+`[[times 1]]` beside a fault: only so often does the same prompt meet it; after that it is answered.
+
 A request with the field `rehearsal_answer` is answered with that text, byte for byte. `GET /rehearsal` tells what was seen: requests,
-aborted ids, open requests, and the last body.
+how often each prompt was asked, aborted ids, open requests, and the last body.
 """

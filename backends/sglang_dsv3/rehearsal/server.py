@@ -35,6 +35,7 @@ class Seen:
         self.requests = 0
         self.open = 0
         self.events_sent = 0
+        self.asked: dict[str, int] = {}
         self.aborted: list[str] = []
         self.last_body = ""
         self.last_ids: list[str] = []
@@ -102,7 +103,11 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         rid = body.get("rid") or body.get("request_id") or f"msg_{uuid.uuid4().hex}"
         seen.last_ids = body["ids"] = [rid] if n == 1 else [uuid.uuid4().hex for _ in range(n)]
         text = body["messages"][-1].get("content") if "messages" in body else body.get("prompt", body.get("input"))
-        commands = dict(_COMMAND.findall(text if isinstance(text, str) else json.dumps(text)))
+        text = text if isinstance(text, str) else json.dumps(text)
+        commands = dict(_COMMAND.findall(text))
+        seen.asked[text] = seen.asked.get(text, 0) + 1
+        if seen.asked[text] > int(commands.get("times", seen.asked[text])):
+            commands = {}
         if "refuse" in commands:
             return _flat(int(commands["refuse"]))
         if "rehearsal_answer" in body:
