@@ -8,6 +8,9 @@ PIP := --disable-pip-version-check --quiet --no-input
 # Lines of a pip that is set up with folders that lack some packages; they say nothing about ours.
 FILTER := 2> >(grep -v '^WARNING: Location' >&2)
 
+# Two at a time: these mostly wait, for sockets and processes. What needs the engine, or kills, has the machine to itself.
+FAST = .venv-dev/bin/python -m pytest -m "not engine and not chaos" -n 2 --dist loadscope $(ARGS)
+
 .PHONY: serve test test-fast check fix bench lock engine apt clean help
 
 help: ## what there is
@@ -17,10 +20,11 @@ serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded en
 	@exec .venv/bin/penstock serve $(ARGS)
 
 test: .venv-dev/ready engine node apt ## everything, the real engine included
-	.venv-dev/bin/python -m pytest $(ARGS)
+	$(FAST)
+	.venv-dev/bin/python -m pytest -m "engine or chaos" $(ARGS)
 
 test-fast: .venv-dev/ready node apt ## everything that needs no engine and kills nothing
-	.venv-dev/bin/python -m pytest -m "not engine and not chaos" $(ARGS)
+	$(FAST)
 
 check: .venv-dev/ready ## format, lint, types, import rules, generated files
 	.venv-dev/bin/ruff format --check .

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ def parse(endpoint: Endpoint, raw: bytes, content_type: bytes = b"") -> Call:
     options = getattr(request, "stream_options", None)
     return Call(
         endpoint=endpoint,
-        id=SPECS[endpoint].id_prefix + uuid.uuid4().hex,
+        id=SPECS[endpoint].id_prefix + os.urandom(16).hex(),
         model=request.model,
         fields=fields,
         stream=getattr(request, "stream", None) or False,

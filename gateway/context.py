@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 
 from gateway import errors
 from gateway.plugin import Usage
@@ -89,4 +89,4 @@ def request_id(scope: Scope) -> str:
 
 def new_request_id() -> str:
     """`req_` and 32 hex digits."""
-    return f"req_{uuid.uuid4().hex}"
+    return f"req_{os.urandom(16).hex()}"

@@ -3,6 +3,7 @@
 set -eu
 # command  package  why
 needed="curl curl the README's first command is run as it stands by a test
+openssl openssl a host with a certificate of its own is made up by a test
 chromium chromium /docs is opened in a browser by a test"
 missing=""
 while read -r command package why; do

@@ -9,16 +9,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from backends.sglang_dsv3 import stream, translate
 from backends.sglang_dsv3.config import Config, Host
+from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response, Transport, to_host
 from gateway.errors import BadGateway, Unavailable
 from gateway.plugin import AttemptFailed, BackendEnv, Call, Endpoint, Reply, ServiceState, Target, Verdict
 
-# SGLang closes an idle connection after 5 s (SGLANG_TIMEOUT_KEEP_ALIVE): ours must be gone before.
-KEEP_ALIVE_S = 4.0
 PROBE_TIMEOUT_S = 2.0
 MAX_JSON_BYTES = 64 << 20
 MAX_ERROR_BYTES = 64 << 10
@@ -34,7 +32,9 @@ class _ModelInfo(msgspec.Struct):
 
 
 class _Place:
-    """One host: its id for people, and where it is right now."""
+    """One host: its id for people, where it is right now, and the connections to it."""
+
+    options = Options()
 
     def __init__(self, name: str, index: int, host: Host, services: Callable[[str], ServiceState | None]) -> None:
         self.weight = host.weight
@@ -44,6 +44,7 @@ class _Place:
         self._seen: ServiceState | None = None
         self._seen_at = 0.0
         self.served_name: str | None = None
+        self._transport: tuple[str, Transport] | None = None
         self.id = self._url.split("://", 1)[1] if self._url is not None else self._service
 
     @property
@@ -53,6 +54,31 @@ class _Place:
             return self._url
         state = self._services(self._service)
         return state.url if state is not None else ""
+
+    def transport(self) -> Transport:
+        """The way to it; raises ConnectFailed while it is nowhere. A launched engine is somewhere else after each start."""
+        url = self.url
+        if not url:
+            raise ConnectFailed("it is not there yet")
+        if self._transport is None or self._transport[0] != url:
+            if self._transport is not None:
+                asyncio.get_running_loop().create_task(self._transport[1].aclose())
+            self._transport = (url, to_host(url, self.options))
+        return self._transport[1]
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        """Status and body of a small answer; raises ConnectFailed, ConnectionLost or TimeoutError."""
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            response = await self.transport().request("GET", path, connect_s=PROBE_TIMEOUT_S)
+            try:
+                return response.status, await _small(response)
+            finally:
+                response.close()
+
+    async def aclose(self) -> None:
+        """Close its connections."""
+        if self._transport is not None:
+            await self._transport[1].aclose()
 
     def target(self) -> Target:
         """A snapshot for the core. A launched engine is ready when its supervisor says so, a host with a URL until a probe fails."""
@@ -85,7 +111,7 @@ def service_name(backend: str, index: int) -> str:
 class SGLangReply(Reply):
     """A reply whose closing stops the generation."""
 
-    def __init__(self, backend: SGLang, place: _Place, call: Call, source: stream.EventStream, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, backend: SGLang, place: _Place, call: Call, source: stream.EventStream, response: Response) -> None:
         super().__init__(content_type=b"text/event-stream; charset=utf-8", events=source.events())
         self._backend, self._place, self._call, self._source, self._response = backend, place, call, source, response
         self._closed = False
@@ -98,7 +124,9 @@ class SGLangReply(Reply):
         self.usage = self._source.usage
         if not self._source.complete:
             self._backend.abandon(self._place, self._call, self._response, self._source)
-        elif not self._response.content.at_eof():  # aiohttp has pooled it by itself when the end came with the last event
+        elif self._response.ended:
+            self._response.close()
+        else:
             self._backend.later(_finish(self._response))
 
 
@@ -107,28 +135,38 @@ def _key(file: str) -> str:
     return Path(file).read_text(encoding="utf-8").strip()
 
 
-def _reader(response: aiohttp.ClientResponse, place: _Place) -> Callable[[], Awaitable[bytes]]:
-    """Whatever bytes have come; the one border where aiohttp's words for a broken connection become ours."""
+def _reader(response: Response, place: _Place) -> Callable[[], Awaitable[bytes]]:
+    """Whatever bytes have come; the one border where a broken connection becomes a failed attempt."""
 
     async def read() -> bytes:
         try:
-            return await response.content.readany()
-        except (aiohttp.ClientError, ConnectionError) as error:
-            lost = BadGateway("The engine was lost in the middle of the answer.", detail=f"{place.id}: {error!r}")
+            return await response.read()
+        except ConnectionLost as error:
+            lost = BadGateway("The engine was lost in the middle of the answer.", detail=f"{place.id}: {error}")
             raise AttemptFailed("cut", lost) from error
 
     return read
 
 
-async def _finish(response: aiohttp.ClientResponse) -> None:
+async def _small(response: Response) -> bytes:
+    """A body of which no more than MAX_ERROR_BYTES are of interest."""
+    content = b""
+    while len(content) < MAX_ERROR_BYTES and (part := await response.read()):
+        content += part
+    return content[:MAX_ERROR_BYTES]
+
+
+async def _finish(response: Response) -> None:
     """Read the few closing bytes after `[DONE]`, so that the connection can be used again."""
-    try:
+    with contextlib.suppress(TimeoutError, ConnectionLost):
         async with asyncio.timeout(1.0):
-            while await response.content.readany():
+            while await response.read():
                 pass
-        response.release()
-    except (TimeoutError, aiohttp.ClientError):
-        response.close()
+    response.close()
+
+
+async def _post(place: _Place, call: Call, payload: bytes) -> Response:
+    return await place.transport().request("POST", call.endpoint.value, payload, call.headers, call.connect_s)
 
 
 class SGLang:
@@ -139,21 +177,15 @@ class SGLang:
         self._places = {
             place.id: place for place in (_Place(name, index, host, env.services.get) for index, host in enumerate(config.hosts))
         }
-        self._headers = {"content-type": "application/json"}
-        self._session: aiohttp.ClientSession | None = None
         self._tails: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Make the connection pool; no host is contacted."""
+        """Read the engines' key and the certificates; no host is contacted."""
+        headers = {"content-type": "application/json"}
         if self._config.api_key_file is not None:
-            self._headers["authorization"] = f"Bearer {_key(self._config.api_key_file)}"
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
-            timeout=aiohttp.ClientTimeout(total=None),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-            headers=self._headers,
-        )
+            headers["authorization"] = f"Bearer {_key(self._config.api_key_file)}"
+        for place in self._places.values():
+            place.options = Options(headers, self._config.ca_file, self._config.proxy)
 
     async def aclose(self) -> None:
         """Finish what was begun for clients that left (a second or so), then close every connection."""
@@ -161,8 +193,8 @@ class SGLang:
             await asyncio.wait(self._tails, timeout=2.0)
         for tail in self._tails:
             tail.cancel()
-        if self._session is not None:
-            await self._session.close()
+        for place in self._places.values():
+            await place.aclose()
 
     async def check(self) -> list[str]:
         """Hosts that cannot be reached or serve another architecture."""
@@ -171,19 +203,19 @@ class SGLang:
             if not place.url:
                 continue
             try:
-                info = msgspec.json.decode(await self._get(place.url + "/model_info"), type=_ModelInfo)
-            except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
-                findings.append(f"{place.id} does not answer /model_info: {type(error).__name__}")
+                info = await self._model_info(place)
+            except (ConnectFailed, ConnectionLost, TimeoutError, msgspec.DecodeError) as error:
+                findings.append(f"{place.id} does not answer /model_info: {error or type(error).__name__}")
                 continue
             if "DeepseekV3ForCausalLM" not in (info.architectures or []):
                 findings.append(f"{place.id} serves {info.architectures}, not DeepseekV3ForCausalLM")
         return findings
 
-    async def _get(self, url: str) -> bytes:
-        assert self._session is not None
-        async with self._session.get(url, timeout=aiohttp.ClientTimeout(PROBE_TIMEOUT_S)) as response:
-            response.raise_for_status()
-            return await response.content.read(MAX_ERROR_BYTES)
+    async def _model_info(self, place: _Place) -> _ModelInfo:
+        status, content = await place.get("/model_info")
+        if status != 200:
+            raise ConnectionLost(f"status {status}")
+        return msgspec.json.decode(content, type=_ModelInfo)
 
     def endpoints(self) -> frozenset[Endpoint]:
         """As configured: what the hosts' model can do is the operator's knowledge."""
@@ -195,13 +227,9 @@ class SGLang:
 
     async def probe(self, target: str) -> bool:
         """`GET /ready`: flags only, costs no token; 503 while starting or draining."""
-        url = self._places[target].url
-        if not url or self._session is None:
-            return False
         try:
-            async with self._session.get(f"{url}/ready", timeout=aiohttp.ClientTimeout(PROBE_TIMEOUT_S)) as response:
-                return response.status != 503
-        except (aiohttp.ClientError, TimeoutError):
+            return (await self._places[target].get("/ready"))[0] != 503
+        except (ConnectFailed, ConnectionLost, TimeoutError):
             return False
 
     def classify(self, outcome: Reply | BaseException) -> Verdict:
@@ -214,23 +242,20 @@ class SGLang:
         """One attempt. Cancelling it stops the generation, in whatever phase it is."""
         place = self._places[target]
         translate.refuse_internal(call, self._config.allow_parameters)
-        url = place.url
-        if not url:
-            raise AttemptFailed("connect", Unavailable("The engine is loading.", code="engine_unavailable", retry_after_s=5))
         served_name = await self._served_name(place) if translate.needs_served_name(call) else None
         payload = translate.engine_body(call, served_name)
-        posting: asyncio.Task[aiohttp.ClientResponse] | None = None
+        posting: asyncio.Task[Response] | None = None
         source: stream.EventStream | None = None
-        response: aiohttp.ClientResponse | None = None
+        response: Response | None = None
         try:
             if call.stream and call.choices > call.prompts:
                 # The ids that an abort needs come with the answer, so the request outlives its caller for a moment.
-                posting = asyncio.create_task(self._post(url + call.endpoint.value, payload, call))
+                posting = asyncio.create_task(_post(place, call, payload))
                 response = await asyncio.shield(posting)
             else:
-                response = await self._post(url + call.endpoint.value, payload, call)
+                response = await _post(place, call, payload)
             if response.status != 200:
-                content = await response.content.read(MAX_ERROR_BYTES)
+                content = await _small(response)
                 response.close()
                 raise translate.failure(response.status, content, call.endpoint)
             if not call.stream:
@@ -248,42 +273,37 @@ class SGLang:
             if response is not None and source is not None:
                 self.abandon(place, call, response, source)
             raise
-        except aiohttp.ClientConnectorError as error:
-            raise AttemptFailed(
-                "connect",
-                Unavailable("The engine cannot be reached.", code="engine_unavailable", retry_after_s=5, detail=f"{place.id}: {error}"),
-            ) from error
-        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+        except ConnectFailed as error:
+            unreachable = Unavailable(
+                "The engine cannot be reached.", code="engine_unavailable", retry_after_s=5, detail=f"{place.id}: {error}"
+            )
+            raise AttemptFailed("connect", unreachable) from error
+        except ConnectionLost as error:
             if response is not None:
                 response.close()
-            raise AttemptFailed(
-                "broken", BadGateway("The engine ended in the middle of the request.", detail=f"{place.id}: {error!r}")
-            ) from error
-
-    async def _post(self, url: str, payload: bytes, call: Call) -> aiohttp.ClientResponse:
-        assert self._session is not None
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=call.connect_s)
-        return await self._session.post(url, data=payload, timeout=timeout, allow_redirects=False, headers=call.headers)
+            ended = BadGateway("The engine ended in the middle of the request.", detail=f"{place.id}: {error}")
+            raise AttemptFailed("broken", ended) from error
 
     async def _served_name(self, place: _Place) -> str:
         """What the engine itself calls its model; asked once a host."""
         if place.served_name is None:
             try:
-                place.served_name = msgspec.json.decode(await self._get(place.url + "/model_info"), type=_ModelInfo).served_model_name or ""
-            except (aiohttp.ClientError, ConnectionError, TimeoutError, msgspec.DecodeError) as error:
+                place.served_name = (await self._model_info(place)).served_model_name or ""
+            except (ConnectFailed, ConnectionLost, TimeoutError, msgspec.DecodeError) as error:
                 unknown = BadGateway("The engine does not say what it serves.", detail=f"{place.id}: {error!r}")
                 raise AttemptFailed("broken", unknown) from error
         return place.served_name
 
-    async def _whole(self, response: aiohttp.ClientResponse, call: Call, served_name: str | None) -> Reply:
+    async def _whole(self, response: Response, call: Call, served_name: str | None) -> Reply:
         parts: list[bytes] = []
         size = 0
-        while part := await response.content.readany():
+        while part := await response.read():
             parts.append(part)
             size += len(part)
             if size > MAX_JSON_BYTES:
                 response.close()
                 raise AttemptFailed("broken", BadGateway("The engine's answer is too large."))
+        response.close()
         whole = stream.whole(b"".join(parts), call, served_name)
         return Reply(content_type=response.content_type.encode("latin-1"), body=whole, usage=stream.usage_of(whole))
 
@@ -293,7 +313,7 @@ class SGLang:
         self._tails.add(task)
         task.add_done_callback(self._tails.discard)
 
-    def abandon(self, place: _Place, call: Call, response: aiohttp.ClientResponse | None, source: stream.EventStream | None) -> None:
+    def abandon(self, place: _Place, call: Call, response: Response | None, source: stream.EventStream | None) -> None:
         """Nobody waits for this answer any more: close the connection and have the engine stop generating."""
         if source is not None and call.choices > call.prompts:
             assert response is not None
@@ -313,23 +333,24 @@ class SGLang:
                 await self._abort_one(place, rid)
 
     async def _abort_one(self, place: _Place, rid: str) -> None:
-        if self._session is None or not place.url:
-            return
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError, ConnectionError):
-            timeout = aiohttp.ClientTimeout(1.0)
-            async with self._session.post(f"{place.url}/abort_request", json={"rid": rid}, timeout=timeout):
-                pass
+        with contextlib.suppress(ConnectFailed, ConnectionLost, TimeoutError):
+            async with asyncio.timeout(1.0):
+                response = await place.transport().request("POST", "/abort_request", msgspec.json.encode({"rid": rid}), connect_s=1.0)
+                try:
+                    await _small(response)
+                finally:
+                    response.close()
 
-    async def _learn_then_abort(self, place: _Place, call: Call, posting: asyncio.Task[aiohttp.ClientResponse]) -> None:
+    async def _learn_then_abort(self, place: _Place, call: Call, posting: asyncio.Task[Response]) -> None:
         """The client left before the engine answered, and only the answer says which ids to abort."""
         try:
             async with asyncio.timeout(LEARN_IDS_S):
                 response = await posting
-        except (TimeoutError, aiohttp.ClientError, ConnectionError):
+        except (TimeoutError, ConnectFailed, ConnectionLost):
             return
         await self._abort_all_choices(place, call, response, stream.Chunks(call, _reader(response, place)))
 
-    async def _abort_all_choices(self, place: _Place, call: Call, response: aiohttp.ClientResponse, source: stream.EventStream) -> None:
+    async def _abort_all_choices(self, place: _Place, call: Call, response: Response, source: stream.EventStream) -> None:
         """Abort each choice as its id shows up in the stream: SGLang 0.5.23 does not stop n > 1 streams of clients that left."""
         aborted: set[str] = set()
         try:

@@ -44,20 +44,29 @@ class Host(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         if (self.url is None) == (self.launch is None):
             raise ValueError("a host has either `url` or `launch: local`")
         if self.url is not None:
-            parts = urlsplit(self.url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError(f"'{self.url}' is no URL of a host; accepted: http://HOST:PORT or https://HOST:PORT")
-            if parts.path.strip("/") or parts.query or parts.username:
-                raise ValueError(f"'{self.url}' must end after the port")
+            _check_url(self.url)
         if not self.weight > 0:
             raise ValueError(f"the weight must be above 0, is {self.weight:g}")
+
+
+def _check_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        if parts.netloc or not parts.path.startswith("/"):
+            raise ValueError(f"'{url}' names no socket; accepted: unix:///PATH")
+        return
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"'{url}' is no URL of a host; accepted: http://HOST:PORT, https://HOST:PORT or unix:///PATH")
+    if parts.path.strip("/") or parts.query or parts.username:
+        raise ValueError(f"'{url}' must end after the port")
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Hosts that serve the same weights. `api_key_file` holds the engines' own key, which no client ever sees.
 
     `endpoints`: what the model behind them can do (an embedding model: `/v1/embeddings`, `/v1/rerank`). `allow_parameters`: parameters
-    internal to the engine that clients may set all the same.
+    internal to the engine that clients may set all the same. `ca_file`: certificates to trust for https, beside the system's. `proxy`: an
+    HTTP proxy through which every host is reached.
     """
 
     hosts: list[Host]
@@ -65,12 +74,16 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     allow_parameters: list[str] = []
     engine: Engine = Engine()
     api_key_file: str | None = None
+    ca_file: str | None = None
+    proxy: str | None = None
 
     def __post_init__(self) -> None:
         if not self.hosts:
             raise ValueError("hosts must name at least one")
         if not self.endpoints:
             raise ValueError("endpoints must name at least one")
+        if self.proxy is not None and urlsplit(self.proxy).scheme not in ("http", "https"):
+            raise ValueError(f"proxy '{self.proxy}' is no URL like http://HOST:PORT")
         urls = [host.url.rstrip("/") for host in self.hosts if host.url is not None]
         twice = sorted({url for url in urls if urls.count(url) > 1})
         if twice:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import os
 import signal
@@ -149,11 +150,21 @@ async def serve(listener: socket.socket, control: socket.socket) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's Ctrl-C reaches us too; the parent answers it
     listen = asyncio.create_task(_listen_to_parent(reader, states))
+    _settle_garbage()
     try:
         await server.serve(sockets=[listener])
     finally:
         listen.cancel()
         writer.close()
+
+
+def _settle_garbage() -> None:
+    """What was imported stays: looking it through for garbage again and again costs 40 ms at a time and finds none.
+
+    Requests make few cycles, so the collector may come less often (docs/performance.md has the effect)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 async def _listen_to_parent(reader: asyncio.StreamReader, states: dict[str, ServiceState]) -> None:

@@ -35,6 +35,9 @@ class Splitter:
             data = data.replace(b"\r\n", b"\n")
         if self._rest:
             data = self._rest + data
+        if data.find(b"\n\n") == len(data) - 2 > 0:  # one whole event, as a paced stream brings them
+            self._rest = b""
+            return [data]
         parts = data.split(b"\n\n")
         self._rest = parts.pop()
         if len(self._rest) > self._limit:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import uuid
 
 # Version 00 and, as the recommendation asks, whatever begins like it in a later version; ff is invalid.
 _PARENT = re.compile(rb"^(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-.*)?$")
@@ -19,7 +18,7 @@ class Trace:
 
     def __init__(self, parent: bytes | None, state: bytes | None) -> None:
         found = _PARENT.match(parent) if parent else None
-        self.id = found[1].decode() if found else uuid.uuid4().hex
+        self.id = found[1].decode() if found else os.urandom(16).hex()
         self.flags = found[2].decode() if found else "00"
         self.state = state.decode() if found and state and _STATE.match(state) else ""
 

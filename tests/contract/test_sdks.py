@@ -229,7 +229,7 @@ def outcomes(behind: Gateway, scripted_sglang: Rehearsal) -> dict[tuple[str, str
         node = pool.submit(by_node, behind.base_url, sent[half:])
         found = [*pool.map(partial(by_python, behind.base_url), sent[:half]), *node.result()]
     asked = scripted_sglang.seen()["asked"]
-    prompts = [request["body"]["messages"][0]["content"] if "messages" in request["body"] else "" for request in sent]
+    prompts = [request["body"]["messages"][0]["content"] if "messages" in request["body"] else None for request in sent]
     return {key: {**got, "attempts": asked.get(prompt, 0)} for key, got, prompt in zip(keys, found, prompts, strict=True)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -27,10 +28,18 @@ def wheel(folder: Path, version: str, cuda: str | None) -> None:
         out.writestr(f"{name}.dist-info/RECORD", "")
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with pip and nothing else."""
+    folder = tmp_path_factory.mktemp("install")
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    return folder / "venv"
+
+
 @pytest.fixture
-def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def python(tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty environment whose pip knows one folder and nothing else."""
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    shutil.copytree(empty, tmp_path / "venv", symlinks=True)
     (tmp_path / "wheels").mkdir()
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")

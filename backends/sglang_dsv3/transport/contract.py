@@ -1,0 +1,61 @@
+"""What the backend asks of a transport, and what can go wrong there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+# SGLang closes an idle connection after 5 s (SGLANG_TIMEOUT_KEEP_ALIVE): ours must be gone before.
+KEEP_ALIVE_S = 4.0
+# A response's status line and headers together, and whatever else comes that is no body: SGLang sends 200 bytes.
+MAX_HEAD_BYTES = 64 << 10
+
+
+class ConnectFailed(Exception):
+    """No connection could be had within the time: nothing of the request has left."""
+
+
+class ConnectionLost(Exception):
+    """The connection broke, or what came is no HTTP: some of the request may have been worked on."""
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What holds for every request to a host. `headers`: sent with each; `ca_file`: certificates to trust beside the system's;
+    `proxy`: URL of an HTTP proxy."""
+
+    headers: Mapping[str, str] = {}
+    ca_file: str | None = None
+    proxy: str | None = None
+
+
+class Response(Protocol):
+    """A response whose head has come."""
+
+    status: int
+    content_type: str
+
+    async def read(self) -> bytes:
+        """What has come of the body since the last read, or b"" at its end; raises ConnectionLost. What is not read is not taken from
+        the network either, but for a buffer."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the whole body has been read."""
+
+    def close(self) -> None:
+        """Let go, synchronously: a connection whose body has been read is used again, any other is cut. Idempotent."""
+
+
+class Transport(Protocol):
+    """Pooled connections to one host."""
+
+    async def request(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, connect_s: float = 5.0
+    ) -> Response:
+        """One request; returns when the response's head is there. Raises ConnectFailed or ConnectionLost. Cancelling it cuts the
+        connection."""
+
+    async def aclose(self) -> None:
+        """Close every idle connection; those with a response on them close with it."""
