@@ -9,7 +9,7 @@ PIP := --disable-pip-version-check --quiet --no-input
 FILTER := 2> >(grep -v '^WARNING: Location' >&2)
 
 # Two at a time: these mostly wait, for sockets and processes. What needs the engine, or kills, has the machine to itself.
-FAST = .venv-dev/bin/python -m pytest -m "not engine and not chaos" -n 2 --dist loadscope $(ARGS)
+TWO = -n 2 --dist worksteal
 
 .PHONY: serve test test-fast check fix bench lock engine apt clean help
 
@@ -20,11 +20,11 @@ serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded en
 	@exec .venv/bin/penstock serve $(ARGS)
 
 test: .venv-dev/ready engine node apt ## everything, the real engine included
-	$(FAST)
+	.venv-dev/bin/python -m pytest -m "not engine and not chaos" $(TWO) $(ARGS)
 	.venv-dev/bin/python -m pytest -m "engine or chaos" $(ARGS)
 
-test-fast: .venv-dev/ready node apt ## everything that needs no engine and kills nothing
-	$(FAST)
+test-fast: .venv-dev/ready node apt ## what needs no engine, kills nothing and takes no patience
+	.venv-dev/bin/python -m pytest -m "not engine and not chaos and not slow" $(TWO) $(ARGS)
 
 check: .venv-dev/ready ## format, lint, types, import rules, generated files
 	.venv-dev/bin/ruff format --check .

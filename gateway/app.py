@@ -14,12 +14,31 @@ import openapi
 from gateway import routes
 from gateway.config import Settings
 from gateway.errors import UnknownUrl
+from gateway.life import Life
 from gateway.plugin import BackendEnv
 from gateway.registry import Registry
-from gateway.wire.asgi import App
+from gateway.wire.asgi import App, Receive, Scope, Send
 
 
-def build(settings: Settings, env: BackendEnv) -> App:
+class Gateway:
+    """The ASGI application, and what the worker's report says of it."""
+
+    def __init__(self, app: App, registry: Registry) -> None:
+        self._app = app
+        self._registry = registry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await self._app(scope, receive, send)
+
+    def waiting(self) -> str:
+        """Why a request could not be served now, or ""."""
+        for target in self._registry.not_ready().values():
+            return (target.reason if target is not None else "") or "The engine is not ready."
+        return ""
+
+
+def build(settings: Settings, env: BackendEnv, life: Life) -> Gateway:
     """The whole gateway for one worker; does no I/O until its lifespan begins. Two of them in one process do not meet."""
     registry = Registry(settings, env)
 
@@ -31,7 +50,7 @@ def build(settings: Settings, env: BackendEnv) -> App:
         finally:
             await registry.aclose()
 
-    table = routes.table(registry, settings)
+    table = routes.table(registry, settings, life)
     app = Litestar(
         route_handlers=routes.handlers((*table, *openapi.routes(table))),
         lifespan=[lifespan],
@@ -39,7 +58,7 @@ def build(settings: Settings, env: BackendEnv) -> App:
         logging_config=None,
         exception_handlers={HTTPException: _refused, Exception: _reraise},
     )
-    return middleware.wrap(app, settings)  # type: ignore[arg-type]
+    return Gateway(middleware.wrap(app, settings, life), registry)  # type: ignore[arg-type]
 
 
 def _refused(request: Request[Any, Any, Any], error: HTTPException) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from gateway import config, log, registry
 from gateway.errors import ConfigError
 from gateway.home import home
 from gateway.plugin import BackendEnv, Service, ServiceState
-from gateway.processes import parent
+from gateway.processes import init, parent
 
 CONFIG_OPTION = click.option(
     "-c", "--config", "path", type=click.Path(path_type=Path), help="A YAML (or JSON) file; every key is optional."
@@ -66,19 +67,35 @@ def _refuse_strangers() -> None:
 def serve(path: Path | None, host: str | None, port: int | None, workers: int | None) -> None:
     """Serve /v1 (and the engine that the configuration launches) until SIGTERM or Ctrl-C."""
     given = {"listen.host": host, "listen.port": port, "listen.workers": workers}
+    overrides = {key: value for key, value in given.items() if value is not None}
+
+    async def load() -> parent.Plan:
+        return await _plan(config.load(path, overrides=overrides))
+
+    init.step_aside()
     try:
-        settings = config.load(path, overrides={key: value for key, value in given.items() if value is not None}).settings
-        services = registry.services(settings, BackendEnv(home()))
-        asyncio.run(_findings(settings, check=False))
+        plan = asyncio.run(load())
+        settings = plan.settings
         log.setup(settings.log.level, settings.log.format)
-        listener = parent.listen(settings)
+        listener = parent.listen(settings.listen.host, settings.listen.port, "listen", settings.timeouts.client_s)
+        address = config.admin_address(settings.listen)
+        door = parent.listen(*address, "listen.admin") if address is not None else None
     except ConfigError as error:
         _refuse(error)
+    narrator = Narrator(settings, _url(listener) + "/v1", _url(door) if door is not None else "", plan.services)
+    asyncio.run(_run(parent.Parent(plan, home(), listener, door, load, narrator.observe), narrator))
+
+
+async def _plan(loaded: config.Loaded) -> parent.Plan:
+    """What can be served, or ConfigError: the same check for a start and for a reload."""
+    env = BackendEnv(home())
+    await registry.rehearse(loaded.settings, env)
+    return parent.Plan(loaded, registry.services(loaded.settings, env))
+
+
+def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    narrator = Narrator(settings, url, services)
-    process = parent.Parent(settings, home(), services, listener, narrator.observe)
-    asyncio.run(_run(process, narrator))
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def _run(process: parent.Parent, narrator: Narrator) -> None:
@@ -96,15 +113,18 @@ async def _run(process: parent.Parent, narrator: Narrator) -> None:
 class Narrator:
     """Says on standard output what is going on while it goes on, and at last what to copy."""
 
-    def __init__(self, settings: config.Settings, url: str, services: Sequence[Service]) -> None:
+    def __init__(self, settings: config.Settings, url: str, door: str, services: Sequence[Service]) -> None:
         self._settings = settings
         self._url = url
+        self._door = door
         self._waiting = {service.name for service in services}
         self._greeted = False
 
     def listening(self) -> None:
         """The listener is up."""
         _say(f"listening on {self._url}")
+        if self._door:
+            _say(f"metrics and /admin on {self._door}")
         if self._waiting:
             _say("until the engine is ready, requests are answered 503 'the engine is loading'")
         self._greet()
@@ -159,17 +179,10 @@ def check(path: Path | None, as_json: bool) -> None:
     """Validate the configuration and print every effective value with its origin, secrets masked."""
     try:
         loaded = config.load(path)
-        backends = registry.configured(loaded.settings)
-        findings = asyncio.run(_findings(loaded.settings))
+        rows = registry.rows(loaded)
+        findings = asyncio.run(registry.rehearse(loaded.settings, BackendEnv(home()), check=True))
     except ConfigError as error:
         _refuse(error)
-    tree = msgspec.to_builtins(loaded.settings)
-    for name, (plugin, section) in backends.items():
-        tree["backends"][name] = {"kind": plugin.kind, **msgspec.to_builtins(section)}
-    rows = [
-        {"key": leaf, "value": config.masked(leaf, value), "origin": loaded.origins.get(leaf, "default")}
-        for leaf, value in config.leaves(tree)
-    ]
     if as_json:
         click.echo(msgspec.json.encode({"values": rows, "findings": findings}))
     else:
@@ -177,19 +190,6 @@ def check(path: Path | None, as_json: bool) -> None:
         for finding in findings:
             click.echo(f"note: {finding}")
         click.echo(f"ok: {path or 'the defaults'} can be served")
-
-
-async def _findings(settings: config.Settings, check: bool = True) -> list[str]:
-    """Open every backend once, as a worker will, and close it again; with `check`, its own findings. Raises ConfigError."""
-    live = registry.Registry(settings, BackendEnv(home()))
-    try:
-        await live.open()
-    except OSError as error:
-        raise ConfigError("backends", f"cannot be opened: {error}") from None
-    try:
-        return await live.check() if check else []
-    finally:
-        await live.aclose()
 
 
 def _table(rows: list[dict[str, Any]]) -> None:

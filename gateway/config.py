@@ -27,11 +27,19 @@ T = TypeVar("T")
 
 
 class Listen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where the public listener binds, and how many worker processes serve it."""
+    """Where the public listener binds, how many worker processes serve it, and where the operator's door is (`HOST:PORT`, or `off`)."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
+    admin: str | bool = "127.0.0.1:9464"  # a bare `off` is false in YAML
+
+
+class Admin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Who may use the operator's door: SHA-256 of a key for all of it, and of one that only reads `/metrics`."""
+
+    key_hash: str | None = None
+    metrics_key_hash: str | None = None
 
 
 class ModelEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -46,7 +54,8 @@ class ModelEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Seconds. `first_token_s` and `request_s` end at the first event of a stream; after it only `between_tokens_s` counts.
 
-    The client has `head_s` to send a request's head, `body_s` for its body, and may leave an answer unread for `client_s`.
+    Told to stop, the gateway serves on for `grace_s` while load balancers take notice, then open answers have `drain_s`. The
+    client has `head_s` to send a request's head, `body_s` for its body, and may leave an answer unread for `client_s`.
     """
 
     head_s: float = 20.0
@@ -56,6 +65,7 @@ class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     first_token_s: float = 300.0
     between_tokens_s: float = 120.0
     request_s: float = 600.0
+    grace_s: float = 5.0
     drain_s: float = 30.0
 
 
@@ -94,6 +104,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The whole tree. A backend's section is checked by the plugin that its `kind` names."""
 
     listen: Listen = Listen()
+    admin: Admin = Admin()
     models: dict[str, ModelEntry] = msgspec.field(default_factory=lambda: {"deepseek-v3-tiny": ModelEntry(backend="dsv3")})
     backends: dict[str, dict[str, Any]] = msgspec.field(
         default_factory=lambda: {"dsv3": {"kind": "sglang_dsv3", "hosts": [{"launch": "local"}]}}
@@ -240,7 +251,7 @@ def _verify(settings: Settings) -> None:
     if not 1 <= listen.workers <= 64:
         raise ConfigError("listen.workers", f"{listen.workers} is out of range; accepted: 1 to 64")
     for name, seconds in msgspec.structs.asdict(settings.timeouts).items():
-        if not 0 < seconds <= 86400:
+        if not (0 < seconds <= 86400 or (name == "grace_s" and seconds == 0)):
             raise ConfigError(f"timeouts.{name}", f"{seconds} is out of range; accepted: above 0, up to 86400 seconds")
     for field, value, accepted in (
         ("level", settings.log.level, ("debug", "info", "warning", "error")),
@@ -250,6 +261,7 @@ def _verify(settings: Settings) -> None:
             raise ConfigError(f"log.{field}", f"'{value}' is not accepted; one of: {', '.join(accepted)}")
     _verify_security(settings.security)
     _verify_keys(settings)
+    _verify_admin(settings)
     taken: dict[str, str] = {}
     if not settings.models:
         raise ConfigError("models", "no model is configured, so nothing could be served")
@@ -290,6 +302,30 @@ def _verify_keys(settings: Settings) -> None:
             "listen.host",
             f"without keys the gateway serves on loopback only, not on {settings.listen.host}; configure `keys` first",
         )
+
+
+def admin_address(listen: Listen) -> tuple[str, int] | None:
+    """Where the operator's door is; None when it is off. Raises ConfigError."""
+    if listen.admin in ("off", False):
+        return None
+    host, _, port = str(listen.admin).rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError("listen.admin", f"'{listen.admin}' is no address; accepted: HOST:PORT, or off")
+    return host.strip("[]"), int(port)
+
+
+def _verify_admin(settings: Settings) -> None:
+    for name in ("key_hash", "metrics_key_hash"):
+        digest = getattr(settings.admin, name)
+        if digest is not None and not _KEY_HASH.match(digest):
+            raise ConfigError(f"admin.{name}", "must be 'sha256:' and 64 hex digits (the key itself never stands in the file)")
+    address = admin_address(settings.listen)
+    if address is None:
+        return
+    if address == (settings.listen.host, settings.listen.port) and address[1] != 0:
+        raise ConfigError("listen.admin", "must differ from the public address")
+    if settings.admin.key_hash is None and not is_loopback(address[0]):
+        raise ConfigError("listen.admin", f"without admin.key_hash the operator's door opens on loopback only, not on {address[0]}")
 
 
 def is_loopback(host: str) -> bool:

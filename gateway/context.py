@@ -23,6 +23,7 @@ class RequestContext:
         "attempts",
         "call_id",
         "client",
+        "ended_at",
         "first_event_at",
         "key",
         "method",
@@ -30,6 +31,8 @@ class RequestContext:
         "outcome",
         "path",
         "request_id",
+        "route",
+        "served",
         "shape",
         "started_at",
         "status",
@@ -37,6 +40,7 @@ class RequestContext:
         "target",
         "target_sent",
         "trace",
+        "tried",
         "usage",
     )
 
@@ -51,12 +55,18 @@ class RequestContext:
         self.trace = Trace(header(scope, b"traceparent"), header(scope, b"tracestate"))
         self.started_at = time.monotonic()
         self.first_event_at = 0.0
+        self.ended_at = 0.0
+        # Path of the route that answers, and the model's name: only such as we know, so that they may be labels.
+        self.route = ""
+        self.served = ""
         self.call_id = ""
         self.model = ""
         self.key = ""
         self.stream = False
         self.target = ""
         self.attempts = 0
+        # (target, "ok" or the cause of the failure) of each attempt.
+        self.tried: list[tuple[str, str]] = []
         self.status = 0
         self.outcome = ""
         self.usage: Usage | None = None

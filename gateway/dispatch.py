@@ -26,6 +26,7 @@ class Dispatcher:
         """A reply that has begun (first event or whole body). Every target is tried at most once; raises GatewayError."""
         served = self._registry.serving(call.model, call.endpoint)
         pool = served.pool
+        context.served = call.model
         calls.limit(call, served.default_max_tokens)
         call.connect_s = self._timeouts.connect_s
         limit_s = self._timeouts.request_s if not call.stream else min(self._timeouts.first_token_s, self._timeouts.request_s)
@@ -42,10 +43,12 @@ class Dispatcher:
                         reply = await pool.backend.send(target.id, call)
                     except AttemptFailed as failure:
                         last = failure
+                        context.tried.append((target.id, failure.cause))
                         if pool.backend.classify(failure) is Verdict.CLIENT_FAULT:
                             raise failure.error from failure
                         log.warning("attempt %d of %s on %s: %s", context.attempts, context.request_id, target.id, failure)
                     else:
+                        context.tried.append((target.id, "ok"))
                         return reply
         except TimeoutError:
             phase = "its first token" if call.stream else "its answer"

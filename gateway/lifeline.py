@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import socket
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -27,6 +29,14 @@ class Backoff:
             self._delay_s = 0.0
         self._delay_s = min(max(self._delay_s * 2, BACKOFF_FIRST_S), BACKOFF_MAX_S)
         return self._delay_s
+
+
+def tell_manager(state: str) -> None:
+    """Tell systemd (`Type=notify`) how we are: `READY=1`, `RELOADING=1`, `STOPPING=1`. Nobody is told where nobody asked."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+            peer.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
 def die_with(parent: int, death_signal: int) -> None:

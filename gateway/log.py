@@ -51,7 +51,7 @@ def request(record: RequestContext) -> None:
     """The one line of a request, when its body has ended."""
     if not _requests.isEnabledFor(logging.INFO):
         return
-    elapsed_ms = (time.monotonic() - record.started_at) * 1e3
+    elapsed_ms = (record.ended_at - record.started_at) * 1e3
     fields: dict[str, Any] = {
         "request_id": record.request_id,
         "trace_id": record.trace.id,

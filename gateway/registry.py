@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from gateway.balance.weighted import WeightedRoundRobin
-from gateway.config import Settings, convert
+from gateway.config import Loaded, Settings, convert, leaves, masked
 from gateway.errors import ConfigError, NotServed, UnknownModel
 from gateway.plugin import ENTRY_POINT_GROUP, Backend, BackendEnv, Endpoint, Model, Plugin, Service, Target
 
@@ -50,6 +50,27 @@ def configured(settings: Settings) -> dict[str, tuple[Plugin, msgspec.Struct]]:
         if entry.backend not in result:
             raise ConfigError(f"models.{model}.backend", f"no backend is called '{entry.backend}' (have: {', '.join(result) or 'none'})")
     return result
+
+
+def rows(loaded: Loaded) -> list[dict[str, Any]]:
+    """Every effective value, defaults of the backends included, with its origin; secrets masked."""
+    tree = msgspec.to_builtins(loaded.settings)
+    for name, (plugin, section) in configured(loaded.settings).items():
+        tree["backends"][name] = {"kind": plugin.kind, **msgspec.to_builtins(section)}
+    return [{"key": leaf, "value": masked(leaf, value), "origin": loaded.origins.get(leaf, "default")} for leaf, value in leaves(tree)]
+
+
+async def rehearse(settings: Settings, env: BackendEnv, check: bool = False) -> list[str]:
+    """Open every backend once, as a worker will, and close it again; with `check`, its own findings. Raises ConfigError."""
+    live = Registry(settings, env)
+    try:
+        await live.open()
+    except OSError as error:
+        raise ConfigError("backends", f"cannot be opened: {error}") from None
+    try:
+        return await live.check() if check else []
+    finally:
+        await live.aclose()
 
 
 def services(settings: Settings, env: BackendEnv) -> list[Service]:

@@ -13,7 +13,8 @@ from litestar.handlers import ASGIRouteHandler
 from gateway import context, dispatch
 from gateway.config import Settings
 from gateway.dispatch import Dispatcher
-from gateway.errors import MethodNotAllowed, UnknownUrl
+from gateway.errors import MethodNotAllowed, Unavailable, UnknownUrl
+from gateway.life import Life
 from gateway.plugin import Endpoint
 from gateway.registry import Registry
 from gateway.relay import exchange
@@ -38,14 +39,14 @@ class Route:
     below_answer: Any = None
 
 
-def table(registry: Registry, settings: Settings) -> Sequence[Route]:
+def table(registry: Registry, settings: Settings, life: Life) -> Sequence[Route]:
     """All of them."""
     dispatcher = Dispatcher(registry, settings.timeouts)
     return (
         *(Route("POST", endpoint.value, exchange(endpoint, dispatcher, settings), endpoint=endpoint) for endpoint in Endpoint),
         Route("GET", "/v1/models", _models(registry), below=True, answer=answers.ModelList, below_answer=answers.ModelInfo),
         Route("GET", "/livez", _livez, answer=answers.Health),
-        Route("GET", "/readyz", _readyz(registry), answer=answers.Health),
+        Route("GET", "/readyz", _readyz(registry, life), answer=answers.Health),
     )
 
 
@@ -58,11 +59,13 @@ def _guarded(route: Route) -> App:
     allowed = ["GET", "HEAD"] if route.method == "GET" else [route.method]
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
-        path = context.of(scope).path
+        record = context.of(scope)
+        path = record.path
         if route.below and not f"{path}/".startswith(f"{route.path}/"):
             raise UnknownUrl(scope["method"], path)
         if scope["method"] not in allowed:
             raise MethodNotAllowed(scope["method"], path, allowed)
+        record.route = route.path
         await route.handler(scope, receive, send)
 
     return handle
@@ -88,8 +91,10 @@ async def _livez(scope: Scope, receive: Receive, send: Send) -> None:
     await _json(send, {"status": "alive"})
 
 
-def _readyz(registry: Registry) -> App:
+def _readyz(registry: Registry, life: Life) -> App:
     async def readyz(scope: Scope, receive: Receive, send: Send) -> None:
+        if not life.ready:
+            raise Unavailable("The gateway is shutting down.", code="shutting_down", headers=[(b"connection", b"close")])
         for target in registry.not_ready().values():
             raise dispatch.not_ready(target)
         await _json(send, {"status": "ready"})

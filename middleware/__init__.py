@@ -7,17 +7,18 @@ that clients parse, and nothing is served to strangers.
 from __future__ import annotations
 
 from gateway.config import Settings
+from gateway.life import Life
 from gateway.wire.asgi import App, Receive, Scope, Send
 from middleware import auth, cors, errors, request_id
 
 ORDER = (request_id.RequestId, cors.Cors, errors.Errors, auth.Auth)
 
 
-def wrap(app: App, settings: Settings) -> App:
+def wrap(app: App, settings: Settings, life: Life) -> App:
     """The app inside all middleware; what is no HTTP request (the lifespan) passes untouched."""
     wrapped = app
     for layer in reversed(ORDER):
-        wrapped = layer(wrapped, settings)
+        wrapped = layer(wrapped, settings, life)
 
     async def entry(scope: Scope, receive: Receive, send: Send) -> None:
         await (wrapped if scope["type"] == "http" else app)(scope, receive, send)

@@ -8,6 +8,7 @@ import hmac
 from gateway import context
 from gateway.config import Settings
 from gateway.errors import InvalidKey, Shape
+from gateway.life import Life
 from gateway.wire.asgi import App, Receive, Scope, Send
 
 # What a load balancer or a browser asks without a key; none of it says anything that is not public.
@@ -18,7 +19,7 @@ OPEN_BELOW = "/docs/"
 class Auth:
     """Lets a request pass when its key's SHA-256 is configured, or when no keys are (loopback only, see config)."""
 
-    def __init__(self, app: App, settings: Settings) -> None:
+    def __init__(self, app: App, settings: Settings, life: Life) -> None:
         self._app = app
         self._keys = [(key.name, bytes.fromhex(key.hash.removeprefix("sha256:"))) for key in settings.keys]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway import context
 from gateway.config import Settings
 from gateway.errors import Headers
+from gateway.life import Life
 from gateway.wire.asgi import App, Message, Receive, Scope, Send
 
 # What a page may read beside the body: ids, and when to come again.
@@ -15,7 +16,7 @@ _METHODS = b"GET, HEAD, POST"
 class Cors:
     """Answers preflights, and marks answers for pages of allowed origins. Keys travel in headers, so cookies are never allowed."""
 
-    def __init__(self, app: App, settings: Settings) -> None:
+    def __init__(self, app: App, settings: Settings, life: Life) -> None:
         self._app = app
         self._origins = {origin.encode() for origin in settings.security.cors.origins}
         self._max_age = b"%d" % settings.security.cors.max_age_s

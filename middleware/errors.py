@@ -7,6 +7,7 @@ import logging
 from gateway import context
 from gateway.config import Settings
 from gateway.errors import ClientGone, as_gateway_error, render
+from gateway.life import Life
 from gateway.wire.asgi import App, Receive, Scope, Send
 
 log = logging.getLogger("penstock.errors")
@@ -15,7 +16,7 @@ log = logging.getLogger("penstock.errors")
 class Errors:
     """Answers for whatever was raised before the response began; afterwards the relay has told the client already."""
 
-    def __init__(self, app: App, settings: Settings) -> None:
+    def __init__(self, app: App, settings: Settings, life: Life) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

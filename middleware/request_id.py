@@ -1,4 +1,4 @@
-"""Outermost: the request's context, the headers that every answer carries, and one log line when the body has ended."""
+"""Outermost: the request's context, the headers that every answer carries, and its log line and counts when the body has ended."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from gateway import context, log
 from gateway.config import Settings
 from gateway.errors import Headers, Shape
+from gateway.life import Life
 from gateway.wire.asgi import App, Message, Receive, Scope, Send
 
 # The version of OpenAI's API that has been in force since it began to say one.
@@ -30,12 +31,14 @@ def _headers(record: context.RequestContext) -> Headers:
 class RequestId:
     """Makes the RequestContext; nothing below may be without it."""
 
-    def __init__(self, app: App, settings: Settings) -> None:
+    def __init__(self, app: App, settings: Settings, life: Life) -> None:
         self._app = app
         self._log_requests = settings.log.requests
+        self._life = life
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = scope[context.KEY] = context.RequestContext(scope)
+        self._life.open.add(record)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -46,5 +49,8 @@ class RequestId:
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
+            self._life.open.discard(record)
+            record.ended_at = time.monotonic()
+            self._life.metrics.request(record)
             if self._log_requests:
                 log.request(record)

@@ -8,6 +8,7 @@ from pathlib import Path
 import openapi
 from gateway import config, routes
 from gateway.home import home
+from gateway.life import Life
 from gateway.plugin import BackendEnv
 from gateway.registry import Registry
 
@@ -17,7 +18,7 @@ FILE = Path(__file__).with_name("openapi.json")
 def main() -> int:
     """Write the document, or with `--check` say whether it is what the code serves."""
     settings = config.load(environment={}).settings
-    made = openapi.text(routes.table(Registry(settings, BackendEnv(home())), settings))
+    made = openapi.text(routes.table(Registry(settings, BackendEnv(home())), settings, Life()))
     if "--check" not in sys.argv[1:]:
         FILE.write_bytes(made)
         return 0

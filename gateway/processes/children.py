@@ -1,4 +1,4 @@
-"""One child process: started with a lifeline, ended with its whole group."""
+"""One child process: started with a lifeline, kept alive, ended with its whole group."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import msgspec
 
 from gateway import lifeline
+from gateway.lifeline import Backoff
 
 
 async def spawn(argv: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int]) -> asyncio.subprocess.Process:
@@ -35,3 +39,25 @@ async def end(process: asyncio.subprocess.Process, grace_s: float) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
+
+
+async def keep(one_life: Callable[[], Awaitable[int]], ended: Callable[[str, float], None], wanted: Callable[[], bool]) -> None:
+    """Run a child again and again while it is wanted, with back-off; whatever ends one life, or keeps it from beginning, is not the end of
+    the loop."""
+    backoff = Backoff()
+    while wanted():
+        started = time.monotonic()
+        try:
+            how = how_it_ended(await one_life())
+        except (OSError, ValueError, msgspec.MsgspecError) as error:  # no process to be had, or one that talks nonsense
+            how = f"{type(error).__name__}: {error}"
+        if not wanted():
+            return
+        delay_s = backoff.next(time.monotonic() - started)
+        ended(how, delay_s)
+        await asyncio.sleep(delay_s)
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code in words."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -1,51 +1,72 @@
-"""The parent: it owns the listening socket, the signals, the services and the workers, and outlives none of them.
+"""The parent: it owns the listening sockets, the signals, the services, the workers and the operator's door, and outlives none of them.
 
-It serves no request itself. A worker that dies is replaced; a service that dies is restarted with back-off; when the parent dies, by
-whatever signal, the ends of its pipes tell everybody else.
+It serves no client. A worker that dies is replaced; a service that dies is restarted; when the parent dies, by whatever signal, the ends of
+its pipes tell everybody else. A reload is a second generation of workers on the same socket, and the end of the first.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import signal
 import socket
-import sys
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from gateway.config import Settings
+from gateway import admin, lifeline, log, metrics, registry
+from gateway.admin import Reloaded, WorkerView
+from gateway.config import Loaded, Settings, admin_address
 from gateway.errors import ConfigError
-from gateway.lifeline import Backoff
+from gateway.life import Life
+from gateway.metrics import Snapshot
 from gateway.plugin import Service, ServiceState
-from gateway.processes import children, protocol
+from gateway.processes import http, protocol
+from gateway.processes.fleet import Fleet, Ledger
+from gateway.processes.services import Observer, Services
+from gateway.processes.worker import resident_bytes
 
-log = logging.getLogger("penstock.parent")
+_log = logging.getLogger("penstock.parent")
 
-Observer = Callable[[str, ServiceState], None]
-_STATE_LINE_LIMIT = 1 << 16
+# A worker imports and opens for half a second; one that takes longer than this will not come.
+START_LIMIT_S = 30.0
+# A worker that is told to end closes its listener within this time, or is too busy to matter.
+CLOSE_LIMIT_S = 2.0
+# How long the operator's door waits for a worker's numbers before it shows the last known ones.
+REPORT_LIMIT_S = 1.0
+# Connections to a generation that is replaced are closed after this silence: clients of the OpenAI SDKs close theirs after 5 s.
+LINGER_S = 6.0
 
 
-def listen(settings: Settings) -> socket.socket:
-    """The public listening socket, shared by all workers; raises ConfigError when the address cannot be had."""
-    host, port = settings.listen.host, settings.listen.port
+class Plan(msgspec.Struct, frozen=True):
+    """A configuration that can be served: checked, and with what it wants run."""
+
+    loaded: Loaded
+    services: Sequence[Service]
+
+    @property
+    def settings(self) -> Settings:
+        """The settings alone."""
+        return self.loaded.settings
+
+
+def listen(host: str, port: int, where: str, client_s: float | None = None) -> socket.socket:
+    """A listening socket; raises ConfigError naming the setting `where` when the address cannot be had."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # A client that has left what it was sent unread (or unacknowledged) for so long is cut off by the kernel, in whatever phase it is:
-        # for us it has left. Accepted sockets inherit this.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.timeouts.client_s * 1000))
+        if client_s is not None:
+            # A client that has left what it was sent unread (or unacknowledged) for so long is cut off by the kernel, in whatever phase it
+            # is: for us it has left. Accepted sockets inherit this.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(client_s * 1000))
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:
-        raise ConfigError("listen", f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise ConfigError(where, f"cannot listen on {host}:{port}: {error.strerror or error}") from None
     listener.setblocking(False)
     return listener
 
@@ -53,108 +74,209 @@ def listen(settings: Settings) -> socket.socket:
 class Parent:
     """Runs workers and services until it is told to stop."""
 
-    def __init__(self, settings: Settings, home: Path, services: list[Service], listener: socket.socket, observe: Observer) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        plan: Plan,
+        home: Path,
+        listener: socket.socket,
+        door: socket.socket | None,
+        load: Callable[[], Awaitable[Plan]],
+        observe: Observer,
+    ) -> None:
+        self._plan = plan
         self._home = home
-        self._services = services
         self._listener = listener
+        self._door = door
+        self._load = load
         self._observe = observe
-        self._states: dict[str, ServiceState] = {service.name: ServiceState() for service in services}
-        self._workers: set[asyncio.StreamWriter] = set()
+        self._ledger = Ledger()
+        self._services = Services(self._told)
+        self._fleets: list[Fleet] = []
+        self._reloading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._grace_s = 0.0
+        self._asked = 0
         self.serving = asyncio.Event()
 
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self._plan.settings
+
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT: then the workers finish what they have begun, and the services end after them."""
+        """Until SIGTERM or SIGINT; a second one is impatient. SIGHUP reloads."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
-        workers = [asyncio.create_task(_keep(self._one_worker, _worker_ended)) for _ in range(self._settings.listen.workers)]
-        services = [
-            asyncio.create_task(_keep(partial(self._one_service, service), partial(self._service_ended, service.name)))
-            for service in self._services
-        ]
+        loop.add_signal_handler(signal.SIGTERM, lambda: self._stop(self.settings.timeouts.grace_s))
+        loop.add_signal_handler(signal.SIGINT, lambda: self._stop(0.0))  # who presses Ctrl-C has no load balancer to wait for
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._background(self.reload("SIGHUP")))
+        await self._services.change(self._plan.services)
+        fleet = Fleet(1, self.settings, self._home, self._listener, self._services.states, self._ledger)
+        self._fleets.append(fleet)
+        fleet.start()
+        self._background(self._announce(fleet))
+        door = self._open_door()
         await self._stopping.wait()
-        log.info("stopping: open answers may take up to %g s", self._settings.timeouts.drain_s)
-        await _cancel(workers)
-        await _cancel(services)
+        await self._end()
+        await self._services.aclose()
+        if door is not None:
+            await door.retire(protocol.Retire(ready=False, grace_s=0.0, linger_s=0.0, limit_s=0.5))
+            await self._door_served
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _one_worker(self) -> int:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await children.spawn(
-                [sys.executable, "-m", "gateway.processes.worker", str(self._listener.fileno()), str(theirs.fileno())],
-                os.environ,
-                [self._listener.fileno(), theirs.fileno()],
-            )
-        reader, writer = await protocol.streams(ours)
+    def _background(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _announce(self, fleet: Fleet) -> None:
+        await fleet.serving()
+        lifeline.tell_manager("READY=1")
+        self.serving.set()
+
+    def _open_door(self) -> http.Server | None:
+        if self._door is None:
+            return None
+        server = http.server(admin.build(self), self.settings, Life(), lambda accepting: None, lifespan="off", proxy_headers=False)
+        self._door_served = asyncio.create_task(server.serve(sockets=[self._door]))
+        return server
+
+    # Stopping
+
+    def _stop(self, grace_s: float) -> None:
+        if self._stopping.is_set():
+            self._hurry.set()
+        self._grace_s = grace_s
+        self._stopping.set()
+
+    async def _end(self) -> None:
+        """Say that we go, serve on for the grace, let answers finish, end the rest."""
+        lifeline.tell_manager("STOPPING=1")
+        timeouts = self.settings.timeouts
+        _log.info("stopping: serving on for %g s, then open answers may take up to %g s", self._grace_s, timeouts.drain_s)
+        asyncio.get_running_loop().call_later(self._grace_s, self._listener.close)
+        order = protocol.Retire(ready=False, grace_s=self._grace_s, linger_s=0.0, limit_s=timeouts.drain_s)
+        ends = asyncio.create_task(self._retire(order))
+        hurry = asyncio.create_task(self._hurry.wait())
+        waits: list[asyncio.Task[Any]] = [ends, hurry]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not ends.done():
+            _log.warning("stopping at once")
+            self._listener.close()
+            await self._retire(protocol.Retire(ready=False, grace_s=0.0, linger_s=0.0, limit_s=0.0))
+        await ends
+
+    async def _retire(self, order: protocol.Retire) -> None:
+        await asyncio.gather(*(fleet.retire(order) for fleet in self._fleets))
+
+    # Reloading
+
+    async def reload(self, why: str) -> Reloaded:
+        """See `admin.Operated`."""
+        async with self._reloading:
+            generation = self._fleets[-1].generation
+            if self._stopping.is_set():
+                return Reloaded(False, generation, "the gateway is stopping")
+            lifeline.tell_manager(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            try:
+                plan = await self._load()
+                _refuse_moves(self.settings, plan.settings)
+                await self._roll(plan, generation + 1)
+            except ConfigError as error:
+                self._ledger.own.add(metrics.RELOADS, ("refused",))
+                _log.error("reload (%s) refused, nothing has changed: %s", why, error)
+                return Reloaded(False, generation, str(error))
+            finally:
+                lifeline.tell_manager("READY=1")
+            self._ledger.own.add(metrics.RELOADS, ("ok",))
+            _log.info("reload (%s): generation %d serves", why, generation + 1)
+            return Reloaded(True, generation + 1)
+
+    async def _roll(self, plan: Plan, generation: int) -> None:
+        """New workers beside the old ones; when all of them serve the old ones end. Raises ConfigError when they do not come."""
+        if self._stopping.is_set():
+            raise ConfigError("", "the gateway is stopping")
+        await self._services.change(plan.services)
+        fleet = Fleet(generation, plan.settings, self._home, self._listener, self._services.states, self._ledger)
+        self._fleets.append(fleet)
+        fleet.start()
         try:
-            settings = msgspec.to_builtins(self._settings)
-            writer.write(protocol.line(protocol.Hello(settings, str(self._home))))
-            writer.write(protocol.line(protocol.Services(self._states)))
-            self._workers.add(writer)
-            while data := await reader.readline():
-                protocol.to_parent(data)
-                self.serving.set()
-            return await process.wait()
-        finally:
-            self._workers.discard(writer)
-            await asyncio.shield(children.end(process, self._settings.timeouts.drain_s + 5.0))
-            writer.close()
+            async with asyncio.timeout(START_LIMIT_S):
+                await fleet.serving()
+        except TimeoutError:
+            self._fleets.remove(fleet)
+            await fleet.retire(protocol.Retire(ready=True, grace_s=0.0, linger_s=0.0, limit_s=0.0))
+            await self._services.change(self._plan.services)
+            raise ConfigError("", f"the new workers do not serve after {START_LIMIT_S:g} s; the log says why") from None
+        self._plan = plan
+        log.setup(plan.settings.log.level, plan.settings.log.format)
+        for old in self._fleets[:-1]:
+            if not old.retired:
+                self._background(self._replace(old))
+                await old.closed(CLOSE_LIMIT_S)  # from here on every new connection meets the new settings
 
-    async def _one_service(self, service: Service) -> int:
-        status, theirs = os.pipe()
-        try:
-            process = await children.spawn(service.argv, {**os.environ, **service.environment, "PENSTOCK_STATUS_FD": str(theirs)}, [theirs])
-        finally:
-            os.close(theirs)
-        reader = asyncio.StreamReader(limit=_STATE_LINE_LIMIT)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(status, "rb", 0)
-        )
-        try:
-            while data := await reader.readline():
-                with contextlib.suppress(msgspec.DecodeError):
-                    self._tell(service.name, msgspec.json.decode(data, type=ServiceState))
-            return await process.wait()
-        finally:
-            await asyncio.shield(children.end(process, service.grace_s))
-            transport.close()
+    async def _replace(self, old: Fleet) -> None:
+        await old.retire(protocol.Retire(ready=True, grace_s=0.0, linger_s=LINGER_S, limit_s=max(old.settings.timeouts.drain_s, LINGER_S)))
+        if old in self._fleets:
+            self._fleets.remove(old)
 
-    def _service_ended(self, name: str, how: str, delay_s: float) -> None:
-        self._tell(name, ServiceState("restarting", f"its supervisor ended ({how})", eta_s=delay_s + 30.0))
+    # Looking
 
-    def _tell(self, name: str, state: ServiceState) -> None:
-        self._states = {**self._states, name: state}
-        news = protocol.line(protocol.Services(self._states))
-        for writer in self._workers:
-            writer.write(news)
+    def _told(self, name: str, state: ServiceState) -> None:
+        for fleet in self._fleets:
+            fleet.services(self._services.states)
         self._observe(name, state)
 
+    async def look(self) -> tuple[Sequence[WorkerView], Snapshot]:
+        """See `admin.Operated`. A worker that does not answer in time is shown as it was."""
+        self._asked += 1
+        number = self._asked
+        workers = [worker for fleet in self._fleets for worker in fleet.workers]
+        for worker in workers:
+            worker.tell(protocol.Ask(number))
+        deadline = time.monotonic() + REPORT_LIMIT_S
+        while time.monotonic() < deadline and any(
+            worker.serving and worker.process.returncode is None and (worker.report is None or worker.report.number < number)
+            for worker in workers
+        ):
+            await asyncio.sleep(0.005)
+        views = [self._view(worker) for worker in workers]
+        return views, self._counts(views, [worker.report.counts for worker in workers if worker.report is not None])
 
-async def _keep(one_life: Callable[[], Awaitable[int]], ended: Callable[[str, float], None]) -> None:
-    """Run a child again and again, with back-off; whatever ends one life, or keeps it from beginning, is not the end of the loop."""
-    backoff = Backoff()
-    while True:
-        started = time.monotonic()
-        try:
-            how = _how(await one_life())
-        except (OSError, ValueError, msgspec.MsgspecError) as error:  # no process to be had, or one that talks nonsense
-            how = f"{type(error).__name__}: {error}"
-        delay_s = backoff.next(time.monotonic() - started)
-        ended(how, delay_s)
-        await asyncio.sleep(delay_s)
+    def _view(self, worker: Any) -> WorkerView:
+        state = "retiring" if worker.retiring else "serving" if worker.serving else "starting"
+        report = worker.report or protocol.Report(0, 0, 0.0, 0, "", {})
+        up_s = time.monotonic() - worker.started_at
+        return WorkerView(
+            worker.process.pid, worker.generation, state, up_s, report.open, report.oldest_s, report.resident_bytes, report.waiting
+        )
+
+    def _counts(self, views: Sequence[WorkerView], living: list[Snapshot]) -> Snapshot:
+        counts = self._ledger.total(living)
+        counts[metrics.OPEN.name] = {"": [float(sum(view.open for view in views))]}
+        counts[metrics.WORKERS.name] = {}
+        for view in views:
+            counts[metrics.WORKERS.name].setdefault(str(view.generation), [0.0])[0] += view.state != "starting"
+        workers = float(sum(view.resident_bytes for view in views))
+        counts[metrics.MEMORY.name] = {"parent": [float(resident_bytes())], "workers": [workers]}
+        return counts
+
+    def effective(self) -> list[dict[str, Any]]:
+        """See `admin.Operated`."""
+        return registry.rows(self._plan.loaded)
 
 
-def _worker_ended(how: str, delay_s: float) -> None:
-    log.error("a worker ended (%s); the next one starts in %g s", how, delay_s)
-
-
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _how(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+def _refuse_moves(before: Settings, after: Settings) -> None:
+    """A reload keeps the listening sockets: raises ConfigError when it would have to move them."""
+    for name, one, two in (
+        ("listen.host", before.listen.host, after.listen.host),
+        ("listen.port", before.listen.port, after.listen.port),
+        ("listen.admin", admin_address(before.listen), admin_address(after.listen)),
+        ("timeouts.client_s", before.timeouts.client_s, after.timeouts.client_s),
+    ):
+        if one != two:
+            raise ConfigError(name, f"cannot change from {one} to {two} while the gateway runs: restart it")

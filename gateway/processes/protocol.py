@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
+from gateway.metrics import Snapshot
 from gateway.plugin import ServiceState
 
-# A line is settings or states: kilobytes. The bound keeps a confused peer from filling memory.
-_MAX_LINE = 1 << 20
+# A line is settings, states or counts: kilobytes. The bound keeps a confused peer from filling memory.
+_MAX_LINE = 8 << 20
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
@@ -27,17 +28,54 @@ class Services(msgspec.Struct, tag="services", frozen=True):
     states: dict[str, ServiceState]
 
 
+class Ask(msgspec.Struct, tag="ask", frozen=True):
+    """Parent to worker: report now, under this number."""
+
+    number: int
+
+
+class Retire(msgspec.Struct, tag="retire", frozen=True):
+    """Parent to worker: end. Times in seconds, one after the other.
+
+    `ready`: what `/readyz` still says (a worker that others replace is no sign of an end). For `grace_s` connections are still accepted,
+    but none is kept after its next answer; then open answers have `limit_s` to finish, and connections are closed once they were idle for
+    `linger_s`; what is left gets an error event.
+    """
+
+    ready: bool
+    grace_s: float
+    linger_s: float
+    limit_s: float
+
+
 class Serving(msgspec.Struct, tag="serving", frozen=True):
-    """Worker to parent: it accepts connections now."""
+    """Worker to parent: it accepts connections now, or not any more."""
+
+    accepting: bool
 
 
-ToWorker = Hello | Services
-_to_worker = msgspec.json.Decoder(Hello | Services)
-_to_parent = msgspec.json.Decoder(Serving)
+class Report(msgspec.Struct, tag="report", frozen=True):
+    """Worker to parent, when asked, once a second, and before it ends: what it has counted and is doing.
+
+    `waiting`: why it cannot serve, or "".
+    """
+
+    number: int
+    open: int
+    oldest_s: float
+    resident_bytes: int
+    waiting: str
+    counts: Snapshot
+
+
+ToWorker = Hello | Services | Ask | Retire
+ToParent = Serving | Report
+_to_worker = msgspec.json.Decoder(Hello | Services | Ask | Retire)
+_to_parent = msgspec.json.Decoder(Serving | Report)
 _encoder = msgspec.json.Encoder()
 
 
-def line(message: ToWorker | Serving) -> bytes:
+def line(message: ToWorker | ToParent) -> bytes:
     """A message as it goes over the wire."""
     return _encoder.encode(message) + b"\n"
 
@@ -48,9 +86,10 @@ def to_worker(data: bytes) -> ToWorker:
     return message
 
 
-def to_parent(data: bytes) -> Serving:
+def to_parent(data: bytes) -> ToParent:
     """A line from a worker."""
-    return _to_parent.decode(data)
+    message: ToParent = _to_parent.decode(data)
+    return message
 
 
 async def streams(end: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

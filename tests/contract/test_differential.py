@@ -67,6 +67,7 @@ def edited(sent: dict[str, Any], rid: str) -> dict[str, Any]:
 
 
 @pytest.mark.unit
+@pytest.mark.slow
 @settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(UNKNOWN, PARAMETERS, st.sampled_from([{}, {"stream": True}, {"stream": False}, {"stream": None}]), st.booleans())
 def test_thousands_of_requests_reach_the_engine_as_they_were(

@@ -278,6 +278,7 @@ def test_connections_are_used_again(wired: Gateway) -> None:
             assert json.loads(rest)["object"] == "chat.completion"
 
 
+@pytest.mark.slow
 def test_silence_has_a_limit_in_every_phase(folder: Path, scripted_sglang: Rehearsal) -> None:
     timeouts = {"first_token_s": 1.0, "between_tokens_s": 1.0, "request_s": 1.2}
     with gateway(folder, {**scripted_sglang.backend(), "timeouts": timeouts}) as running:
@@ -335,6 +336,7 @@ def test_a_fault_moves_to_the_next_host_before_the_first_event_and_once_each(fol
                     assert answer.headers["x-should-retry"] == "false"
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_requests(folder: Path, scripted_sglang: Rehearsal) -> None:
     """From request 5,000 to request 20,000 the gateway grows by at most 2 MB."""
     with gateway(folder, {**scripted_sglang.backend(), "log": {"requests": False}}) as running:

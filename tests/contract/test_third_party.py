@@ -29,6 +29,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
+@pytest.mark.slow
 def test_it_holds_the_contract(installed: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import psutil
 import yaml
 
+from tests.support import raw
+
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "data" / "sse"
 T = TypeVar("T")
@@ -38,7 +40,9 @@ def until(what: str, probe: Callable[[], T], timeout_s: float = 20.0, every_s: f
 def environment(**more: str) -> dict[str, str]:
     """A clean one: none of the developer's own PENSTOCK settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK", "OPENAI"))}
-    return {**kept, "PENSTOCK_HOME": str(ROOT), "PYTHONUNBUFFERED": "1", **more}
+    # Any free port for the operator's door, and nobody in front who would have to take notice of a stop.
+    ours = {"PENSTOCK_HOME": str(ROOT), "PENSTOCK__LISTEN__ADMIN": "127.0.0.1:0", "PENSTOCK__TIMEOUTS__GRACE_S": "0"}
+    return {**kept, **ours, "PYTHONUNBUFFERED": "1", **more}
 
 
 class Gateway:
@@ -65,6 +69,11 @@ class Gateway:
     @property
     def port(self) -> int:
         return int(self.root.rsplit(":", 1)[1])
+
+    def admin(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> raw.Answer:
+        """The operator's door."""
+        line = until("the door is open", lambda: self._line("metrics and /admin on "))
+        return raw.call(int(line.rsplit(":", 1)[1]), method, path, headers=dict(headers or {}))
 
     def requests(self) -> list[dict[str, Any]]:
         """The JSON log lines of requests so far."""

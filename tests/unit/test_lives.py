@@ -11,7 +11,7 @@ from backends.sglang_dsv3.engine.supervise import Progress, remaining_s
 from gateway import cli, config, lifeline
 from gateway.lifeline import Backoff
 from gateway.plugin import Service, ServiceState
-from gateway.processes import parent
+from gateway.processes import children
 
 pytestmark = pytest.mark.unit
 
@@ -37,7 +37,7 @@ def test_a_child_that_cannot_even_begin_is_tried_again(monkeypatch: pytest.Monke
         return life
 
     with pytest.raises(KeyboardInterrupt):
-        asyncio.run(parent._keep(one_life, lambda how, delay_s: ends.append(how)))
+        asyncio.run(children.keep(one_life, lambda how, delay_s: ends.append(how), lambda: True))
     assert ends == [f"{type(trouble).__name__}: {trouble}", "signal SIGKILL", "exit code 3"]
 
 
@@ -62,6 +62,6 @@ def test_nobody_has_to_read_what_the_narrator_says(monkeypatch: pytest.MonkeyPat
         raise BrokenPipeError
 
     monkeypatch.setattr(click, "echo", closed)
-    narrator = cli.Narrator(config.load(environment={}).settings, "http://127.0.0.1:1/v1", [Service("dsv3/local-0", [])])
+    narrator = cli.Narrator(config.load(environment={}).settings, "http://127.0.0.1:1/v1", "", [Service("dsv3/local-0", [])])
     narrator.listening()
     narrator.observe("dsv3/local-0", ServiceState("ready"))
