@@ -11,10 +11,10 @@ FILTER := 2> >(grep -v '^WARNING: Location' >&2)
 # Two at a time: these mostly wait, for sockets and processes. What needs the engine, or kills, has the machine to itself.
 TWO = -n 2 --dist worksteal
 
-.PHONY: serve test test-fast check fix bench lock engine apt clean help
+.PHONY: serve test test-fast check fix bench bench-litellm bench-soak lock engine apt clean help
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
 
 serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded engine
 	@exec .venv/bin/penstock serve $(ARGS)
@@ -39,8 +39,16 @@ fix: .venv-dev/ready ## format, repair what can be repaired by itself, write gen
 	.venv-dev/bin/ruff format .
 	.venv-dev/bin/ruff check --fix .
 
-bench: .venv-dev/ready engine ## tokens per second of the real engine through the gateway
-	.venv-dev/bin/python -m bench.tokens $(ARGS)
+bench: .venv-dev/ready .venv-bench/smg/ready .venv-bench/sglang-router/ready engine ## CPU per request beside other gateways; tokens per second
+	@scripts/apt.sh bench
+	.venv-dev/bin/python -m bench.gateway $(ARGS)
+	.venv-dev/bin/python -m bench.tokens
+
+bench-litellm: .venv-bench/litellm/ready ## the environment for `make bench ARGS=--litellm`
+
+bench-soak: .venv-dev/ready ## a million requests and 5,000 open streams
+	@scripts/apt.sh bench
+	.venv-dev/bin/python -m bench.soak $(ARGS)
 
 lock: ## write the lock files anew from their .in files
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install $(PIP) uv==0.13.9
@@ -48,6 +56,8 @@ lock: ## write the lock files anew from their .in files
 	  --constraint constraints.txt -o gateway.txt gateway.in
 	cd requirements && ../.venv-lock/bin/uv pip compile -q --generate-hashes --python-version 3.11 --no-annotate --no-header \
 	  --override overrides.txt -o dev.txt dev.in
+	cd requirements && for peer in smg sglang-router litellm; do ../.venv-lock/bin/uv pip compile -q --generate-hashes \
+	  --python-version 3.11 --no-annotate --no-header --override bench-overrides.txt -o bench-$$peer.txt bench-$$peer.in || exit 1; done
 	cd backends/sglang_dsv3/engine && ../../../.venv-lock/bin/uv pip compile -q --no-deps --generate-hashes --python-version 3.11 \
 	  --universal --no-annotate --no-header -o lock-cpu.txt lock-cpu.in
 
@@ -73,10 +83,16 @@ node: .venv-dev/node-ready
 	@.venv-dev/bin/pip install $(PIP) --no-deps --no-build-isolation -e . $(FILTER)
 	@touch $@
 
+.venv-bench/%/ready: requirements/bench-%.txt
+	@echo "penstock: installing $* to measure beside"
+	@$(PYTHON) -m venv .venv-bench/$*
+	@.venv-bench/$*/bin/pip install $(PIP) --no-deps --require-hashes -r $< $(FILTER)
+	@touch $@
+
 .venv-dev/node-ready: .venv-dev/ready tests/node/package-lock.json
 	@echo "penstock: installing openai-node for the tests"
 	@scripts/npm.sh ci --prefix tests/node --silent --no-audit --no-fund
 	@touch $@
 
 clean: ## forget every environment, checkpoint and state
-	rm -rf .venv .venv-dev .venv-engine .venv-lock checkpoints state tests/node/node_modules
+	rm -rf .venv .venv-dev .venv-engine .venv-lock .venv-bench checkpoints state tests/node/node_modules

@@ -1,6 +1,6 @@
 """Tokens per second of the real engine through the gateway: one stream against 32, alternated, medians.
 
-    make bench            under a minute; writes bench/results/tokens.json and tokens.svg
+    make bench            its second part, under a minute; writes bench/results/tokens.json and tokens.svg
 
 The load runs on the same machine as the engine and the gateway, which is why the ratio is worth more than either figure.
 """
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -20,6 +18,7 @@ from typing import Any
 
 import openai
 
+from bench.peers import machine
 from tests.support.engine import metric
 from tests.support.processes import Gateway, gateway
 
@@ -76,18 +75,12 @@ def measure() -> dict[str, Any]:
     few, many = STREAMS
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": f"{os.cpu_count()} cores, {cpu_name()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "machine": machine(),
         "command": "make bench",
         "tokens_per_stream": TOKENS,
         "median": {str(streams): {name: round(value, 1) for name, value in found.items()} for streams, found in median.items()},
         "ratio": round(median[many]["tokens_per_s"] / median[few]["tokens_per_s"], 1),
     }
-
-
-def cpu_name() -> str:
-    """As the kernel tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def draw(result: dict[str, Any]) -> str:

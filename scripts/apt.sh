@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# apt.sh : Debian packages that the tests need and no wheel carries. Installs only what is missing; says what and why.
+# apt.sh [bench] : Debian packages that the tests (or the bench) need and no wheel carries. Installs only what is missing; says what and why.
 set -eu
 # command  package  why
 needed="curl curl the README's first command is run as it stands by a test
 openssl openssl a host with a certificate of its own is made up by a test
+unshare util-linux being process 1 is tested in a namespace of its own
 chromium chromium /docs is opened in a browser by a test"
+[ "${1:-}" = bench ] && needed="wrk wrk puts the load on every gateway
+nginx nginx-light is the peer that shows what a proxy costs at least"
 missing=""
 while read -r command package why; do
   if ! command -v "$command" >/dev/null; then

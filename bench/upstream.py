@@ -1,0 +1,110 @@
+"""What stands behind every gateway in the bench: an HTTP server that answers at once with the same bytes, or paces a stream.
+
+    python -m bench.upstream TOKENS GAP_S       prints its port
+
+Nothing of an engine is in it, so that what is measured is the gateway; one process answers some 45,000 JSON requests a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from typing import Any, cast
+
+import uvloop
+
+
+def _json(value: Any) -> bytes:
+    content = json.dumps(value).encode()
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(content) + content
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n" % len(data) + data + b"\r\n"
+
+
+def _event(choices: list[Any], **more: Any) -> bytes:
+    event = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "deepseek-v3", "choices": choices, **more}
+    return _chunk(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
+
+
+ANSWER = _json(
+    {
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "deepseek-v3",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello " * 40}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 40, "total_tokens": 50},
+    }
+)  # fmt: skip
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+TOKEN = _event([{"index": 0, "delta": {"content": " hello"}, "finish_reason": None}])
+FINISH = _event([{"index": 0, "delta": {}, "finish_reason": "stop"}])
+DONE = _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+MODELS = _json({"object": "list", "data": [{"id": "deepseek-v3", "object": "model", "created": 1, "owned_by": "sglang"}]})
+# What SGLang's routers ask a worker before they use it.
+INFO = _json({"model_path": "deepseek-v3", "served_model_name": "deepseek-v3", "architectures": ["DeepseekV3ForCausalLM"], "loads": []})
+_STREAM = re.compile(rb'"stream"\s*:\s*true')
+_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+
+
+class Upstream(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, tokens: int, gap_s: float) -> None:
+        self._tokens, self._gap_s = tokens, gap_s
+        self._buffer = b""
+        usage = {"prompt_tokens": 10, "completion_tokens": tokens, "total_tokens": 10 + tokens}
+        self._usage = _event([], usage=usage)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
+            head = self._buffer[:end]
+            found = _LENGTH.search(head)
+            size = int(found[1]) if found else 0
+            if b"chunked" in head.lower():  # a client that streams its body
+                stop = self._buffer.find(b"0\r\n\r\n", end + 4)
+                if stop < 0:
+                    return
+                size = stop + 5 - end - 4
+            if len(self._buffer) < end + 4 + size:
+                return
+            body, self._buffer = self._buffer[end + 4 : end + 4 + size], self._buffer[end + 4 + size :]
+            self._answer(head, body)
+
+    def _answer(self, head: bytes, body: bytes) -> None:
+        if head.startswith(b"GET"):
+            self._transport.write(MODELS if b"/models" in head.split(b" ", 2)[1] else INFO)
+        elif not _STREAM.search(body):
+            self._transport.write(ANSWER)
+        elif self._gap_s == 0:
+            self._transport.write(HEAD + TOKEN * self._tokens + self._ending(body))
+        else:
+            self._task = asyncio.ensure_future(self._pace(body))
+
+    def _ending(self, body: bytes) -> bytes:
+        return FINISH + (self._usage if b"include_usage" in body else b"") + DONE
+
+    async def _pace(self, body: bytes) -> None:
+        self._transport.write(HEAD)
+        for _ in range(self._tokens):
+            if self._transport.is_closing():
+                return
+            self._transport.write(TOKEN)
+            await asyncio.sleep(self._gap_s)
+        self._transport.write(self._ending(body))
+
+
+async def main(tokens: int, gap_s: float) -> None:
+    """Serve until killed."""
+    server = await asyncio.get_running_loop().create_server(lambda: Upstream(tokens, gap_s), "127.0.0.1", 0, backlog=8192)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(int(sys.argv[1]), float(sys.argv[2])))
