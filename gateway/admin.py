@@ -19,6 +19,7 @@ from gateway.config import Settings, admin_address, is_loopback
 from gateway.context import RequestContext
 from gateway.errors import GatewayError, InvalidKey, InvalidRequest, MethodNotAllowed, Unavailable, UnknownUrl, as_gateway_error, render
 from gateway.metrics import Snapshot
+from gateway.pool import HostView
 from gateway.wire.asgi import App, Receive, Scope, Send
 
 log = logging.getLogger("penstock.admin")
@@ -51,6 +52,10 @@ class Reloaded(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
+# States of a host, from the best to the gravest.
+GRAVITY = ("ok", "full", "probation", "draining", "drained", "ejected", "down", "not ready")
+
+
 class Operated(Protocol):
     """What the door opens to."""
 
@@ -60,6 +65,12 @@ class Operated(Protocol):
 
     async def look(self) -> tuple[Sequence[WorkerView], Snapshot]:
         """Every worker now, and everybody's counts together."""
+
+    async def hosts(self) -> Sequence[HostView]:
+        """Every host, how it is and why."""
+
+    async def drain(self, target: str, drained: bool) -> bool:
+        """Give a host no new requests, or give it some again; False where there is no such host."""
 
     def effective(self) -> list[dict[str, Any]]:
         """Every effective value with its origin, secrets masked."""
@@ -89,6 +100,16 @@ def build(parent: Operated) -> App:
     async def show_config() -> Answer:
         return 200, _JSON, msgspec.json.encode({"values": parent.effective()})
 
+    async def show_hosts() -> Answer:
+        return 200, _JSON, msgspec.json.encode({"hosts": await parent.hosts()})
+
+    async def drain(path: str) -> Answer:
+        target, _, verb = path.removeprefix("/admin/hosts/").rpartition("/")
+        if not await parent.drain(target, verb == "drain"):
+            known = ", ".join(row.id for row in await parent.hosts())
+            raise InvalidRequest(f"There is no host '{target}'. Known: {known or 'none'}.", status=404, code="unknown_host")
+        return await show_hosts()
+
     async def reload() -> Answer:
         done = await parent.reload("the operator asked")
         return 200 if done.ok else 400, _JSON, msgspec.json.encode(done)
@@ -108,6 +129,7 @@ def build(parent: Operated) -> App:
     table: dict[str, tuple[str, Callable[[], Awaitable[Answer]]]] = {
         "/metrics": ("GET", show_metrics),
         "/admin/workers": ("GET", show_workers),
+        "/admin/hosts": ("GET", show_hosts),
         "/admin/config": ("GET", show_config),
         "/admin/reload": ("POST", reload),
         "/livez": ("GET", livez),
@@ -118,6 +140,10 @@ def build(parent: Operated) -> App:
         method, path = scope["method"], record.path
         if path not in _OPEN:
             _admit(scope, parent.settings)
+        if path.startswith("/admin/hosts/") and path.endswith(("/drain", "/undrain")):
+            if method != "POST":
+                raise MethodNotAllowed(method, path, ["POST"])
+            return await drain(path)
         if path not in table:
             raise UnknownUrl(method, path)
         allowed, handler = table[path]

@@ -16,6 +16,7 @@ from gateway.config import Settings
 from gateway.errors import UnknownUrl
 from gateway.life import Life
 from gateway.plugin import BackendEnv
+from gateway.pool import HostView
 from gateway.registry import Registry
 from gateway.wire.asgi import App, Receive, Scope, Send
 
@@ -30,6 +31,14 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         await self._app(scope, receive, send)
+
+    def hosts(self) -> list[HostView]:
+        """Every host of every backend."""
+        return self._registry.hosts()
+
+    def drain(self, targets: frozenset[str]) -> None:
+        """Targets that get no new requests."""
+        self._registry.drain(targets)
 
     def waiting(self) -> str:
         """Why a request could not be served now, or ""."""

@@ -14,6 +14,9 @@ from gateway.wire import answers, body, requests
 
 # Content types a JSON body is accepted under; the SDKs send the first, curl -d without a header the last.
 _JSON_TYPES = (b"", b"application/json", b"application/x-www-form-urlencoded")
+# Of English prose in DeepSeek-V3's tokenizer, roughly: for weighing retries, never for billing.
+BYTES_PER_TOKEN = 4
+_messages = msgspec.json.Decoder(list[msgspec.Raw])
 _DEPRECATED = {"functions": "tools", "function_call": "tool_choice"}
 
 
@@ -77,6 +80,7 @@ def parse(endpoint: Endpoint, raw: bytes, content_type: bytes = b"") -> Call:
         show_usage=options is not None and options.include_usage is True,
         choices=(getattr(request, "n", None) or 1) * prompts,
         prompts=prompts,
+        prompt_tokens=len(raw) // BYTES_PER_TOKEN + 1,
     )
 
 
@@ -85,6 +89,18 @@ def limit(call: Call, tokens: int | None) -> None:
     names = SPECS[call.endpoint].limits
     if tokens is not None and names and not any(name in call.fields for name in names):
         call.fields[names[0]] = body.encode(tokens)
+
+
+def leading(call: Call) -> bytes:
+    """What an answer's prefix cache depends on first: the messages up to the first user's, or the beginning of the prompt."""
+    if call.endpoint not in (Endpoint.CHAT, Endpoint.MESSAGES):
+        return b"".join(bytes(call.fields.get(name, b""))[:1024] for name in ("prompt", "input", "instructions"))
+    found = bytes(call.fields.get("system", b""))
+    for message in _messages.decode(call.fields["messages"]):
+        found += bytes(message)
+        if b'"user"' in found:
+            break
+    return found
 
 
 def _count_prompts(prompt: str | list[Any]) -> int:

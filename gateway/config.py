@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import yaml
@@ -44,11 +44,14 @@ class Admin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 class ModelEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A model name clients may use, and the backend that serves it. `default_max_tokens`: for requests that name no limit; without it
-    the engine's own rule holds (SGLang: up to the end of the context)."""
+    the engine's own rule holds (SGLang: up to the end of the context). `balance`: which host is next; `continuation`: how an answer goes on
+    whose host died."""
 
     backend: str
     aliases: list[str] = []
     default_max_tokens: int | None = None
+    balance: Literal["two_choices", "weighted_round_robin", "prefix_affinity"] = "two_choices"
+    continuation: Literal["text", "exact", "off"] = "text"
 
 
 class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -62,11 +65,26 @@ class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     body_s: float = 60.0
     client_s: float = 120.0
     connect_s: float = 5.0
+    queue_s: float = 30.0
     first_token_s: float = 300.0
     between_tokens_s: float = 120.0
     request_s: float = 600.0
     grace_s: float = 5.0
     drain_s: float = 30.0
+
+
+class Retry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """`budget_share`: what retries may cost, as a share of the prompt tokens of the last 10 s; `max_continuations`: how often an answer
+    that has begun may move to another host."""
+
+    budget_share: float = 0.2
+    max_continuations: int = 2
+
+
+class Admission(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How many requests may wait, in each worker and for each backend, while every host is full."""
+
+    max_queue: int = 1000
 
 
 class KeyEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -110,6 +128,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         default_factory=lambda: {"dsv3": {"kind": "sglang_dsv3", "hosts": [{"launch": "local"}]}}
     )
     timeouts: Timeouts = Timeouts()
+    retry: Retry = Retry()
+    admission: Admission = Admission()
     keys: list[KeyEntry] = []
     log: Log = Log()
     security: Security = Security()
@@ -259,6 +279,12 @@ def _verify(settings: Settings) -> None:
     ):
         if value not in accepted:
             raise ConfigError(f"log.{field}", f"'{value}' is not accepted; one of: {', '.join(accepted)}")
+    if not 0 <= settings.retry.budget_share <= 1:
+        raise ConfigError("retry.budget_share", f"{settings.retry.budget_share:g} is out of range; accepted: 0 to 1")
+    if not 0 <= settings.retry.max_continuations <= 10:
+        raise ConfigError("retry.max_continuations", f"{settings.retry.max_continuations} is out of range; accepted: 0 to 10")
+    if not 0 <= settings.admission.max_queue <= 100_000:
+        raise ConfigError("admission.max_queue", f"{settings.admission.max_queue} is out of range; accepted: 0 to 100000")
     _verify_security(settings.security)
     _verify_keys(settings)
     _verify_admin(settings)

@@ -23,6 +23,7 @@ class RequestContext:
         "attempts",
         "call_id",
         "client",
+        "continuations",
         "ended_at",
         "first_event_at",
         "key",
@@ -65,6 +66,7 @@ class RequestContext:
         self.stream = False
         self.target = ""
         self.attempts = 0
+        self.continuations = 0
         # (target, "ok" or the cause of the failure) of each attempt.
         self.tried: list[tuple[str, str]] = []
         self.status = 0

@@ -11,6 +11,8 @@ from typing import Final
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
 # A child that lived this long was healthy: the next failure starts from the beginning of the back-off again.
@@ -29,6 +31,12 @@ class Backoff:
             self._delay_s = 0.0
         self._delay_s = min(max(self._delay_s * 2, BACKOFF_FIRST_S), BACKOFF_MAX_S)
         return self._delay_s
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * _PAGE
 
 
 def tell_manager(state: str) -> None:

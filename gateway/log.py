@@ -61,6 +61,8 @@ def request(record: RequestContext) -> None:
     }
     if record.model:
         fields.update(model=record.model, stream=record.stream, target=record.target, attempts=record.attempts, id=record.call_id)
+    if record.continuations:
+        fields["continuations"] = record.continuations
     if record.first_event_at:
         fields["first_event_ms"] = round((record.first_event_at - record.started_at) * 1e3, 1)
     if record.usage is not None:

@@ -75,7 +75,9 @@ class Call:
 
     `fields` are the client's own top-level JSON values, undecoded; `id` is the public id the answer must carry where its kind has one;
     `choices` is how many choices must finish before the answer is whole (n × prompts); `show_usage` says whether a streaming client
-    asked for usage; `headers` are all that may go to the engine beside its own key: the trace this attempt belongs to.
+    asked for usage; `headers` are all that may go to the engine beside its own key: the trace this attempt belongs to; `prompt_tokens` is
+    an estimate from the body's size. `keep` says that the answer may have to be continued elsewhere, so that what it has used must be
+    known while it runs; `continues` is the backend's own, put there by `resume`.
     """
 
     endpoint: Endpoint
@@ -88,6 +90,9 @@ class Call:
     prompts: int = 1
     connect_s: float = 5.0
     headers: Mapping[str, str] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    keep: bool = False
+    continues: Any = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -102,7 +107,8 @@ class Reply:
     """An answer that has begun: `body` for JSON (whole), `events` for a stream (the first event is already there).
 
     `events` yields blocks of whole OpenAI-shaped events as bytes, ends only after a true finish, and raises AttemptFailed otherwise.
-    `close()` is synchronous and idempotent; closing before the end stops the engine's generation. `usage` is known once it was called.
+    `close()` is synchronous and idempotent; closing before the end stops the engine's generation. `usage` is known once it was called (of
+    an answer that broke off: as far as the engine had told).
     """
 
     def __init__(
@@ -134,13 +140,21 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A snapshot of one place a call can be sent to. `retry_after_s` is the best guess of when a target that is not ready will be."""
+    """A snapshot of one place a call can be sent to.
+
+    `priority`: a tier, lower first; a higher one is used only when the lower has nobody. `capacity`: how many requests it works on at once,
+    None for no bound. `weights`: whatever tells two models apart; an answer is continued only between equals. `retry_after_s` is the best
+    guess of when a target that is not ready will be.
+    """
 
     id: str
     weight: float = 1.0
     ready: bool = True
     reason: str = ""
     retry_after_s: float = 5.0
+    priority: int = 0
+    capacity: int | None = None
+    weights: str = ""
 
 
 class ServiceState(msgspec.Struct, frozen=True):
@@ -201,6 +215,19 @@ class Backend(Protocol):
 
     async def probe(self, target: str) -> bool:
         """Whether the target would take a request now; cheap, and costs no token."""
+
+    async def verify(self, target: str) -> bool:
+        """Whether the target generates: may cost a token and half a minute, and is asked only on suspicion, a few times a minute."""
+
+    def resumable(self, call: Call) -> bool:
+        """Whether an answer to this call could be continued on another target, as far as the call tells."""
+
+    def resume(self, call: Call, delivered: bytes, usage: Usage | None) -> Call | Reply | None:
+        """How to go on with an answer of which the client has `delivered` (whole events) and which has used `usage` so far.
+
+        A call for another target, whose events follow what was delivered without a seam: same id, no role again, one usage with the totals.
+        A reply, where only the closing events are missing. None where going on would not be sound.
+        """
 
     async def aclose(self) -> None:
         """Let go of everything; called once, also after a failed open."""

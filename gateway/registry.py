@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-import logging
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.balance.weighted import WeightedRoundRobin
-from gateway.config import Loaded, Settings, convert, leaves, masked
+from gateway.balance import policies
+from gateway.balance.hosts import Health
+from gateway.balance.policies import Policy
+from gateway.config import Loaded, ModelEntry, Settings, convert, leaves, masked
 from gateway.errors import ConfigError, NotServed, UnknownModel
-from gateway.plugin import ENTRY_POINT_GROUP, Backend, BackendEnv, Endpoint, Model, Plugin, Service, Target
-
-log = logging.getLogger("penstock.registry")
-
-PROBE_INTERVAL_S = 1.0
+from gateway.plugin import ENTRY_POINT_GROUP, BackendEnv, Endpoint, Model, Plugin, Service, Target
+from gateway.pool import HostView, Pool
 
 
 def plugins() -> dict[str, Plugin]:
@@ -33,10 +32,18 @@ def plugins() -> dict[str, Plugin]:
     return found
 
 
-def configured(settings: Settings) -> dict[str, tuple[Plugin, msgspec.Struct]]:
-    """Plugin and checked configuration of every backend by name; raises ConfigError with the path of what is wrong."""
+class Configured(NamedTuple):
+    """A backend's plugin, its own checked section, and what the core itself reads in it."""
+
+    plugin: Plugin
+    section: msgspec.Struct
+    health: Health
+
+
+def configured(settings: Settings) -> dict[str, Configured]:
+    """Every backend's configuration by name; raises ConfigError with the path of what is wrong."""
     known = plugins()
-    result: dict[str, tuple[Plugin, msgspec.Struct]] = {}
+    result: dict[str, Configured] = {}
     for name, section in settings.backends.items():
         kind = section.get("kind")
         if not isinstance(kind, str) or kind not in known:
@@ -44,8 +51,9 @@ def configured(settings: Settings) -> dict[str, tuple[Plugin, msgspec.Struct]]:
             hint = f", did you mean '{near[0]}'?" if near else ""
             raise ConfigError(f"backends.{name}.kind", f"unknown kind {kind!r}{hint} (installed: {', '.join(sorted(known))})")
         plugin = known[kind]
-        rest = {key: value for key, value in section.items() if key != "kind"}
-        result[name] = (plugin, convert(rest, plugin.Config, f"backends.{name}"))
+        rest = {key: value for key, value in section.items() if key not in ("kind", "health")}
+        health = convert(section.get("health") or {}, Health, f"backends.{name}.health")
+        result[name] = Configured(plugin, convert(rest, plugin.Config, f"backends.{name}"), health)
     for model, entry in settings.models.items():
         if entry.backend not in result:
             raise ConfigError(f"models.{model}.backend", f"no backend is called '{entry.backend}' (have: {', '.join(result) or 'none'})")
@@ -55,8 +63,8 @@ def configured(settings: Settings) -> dict[str, tuple[Plugin, msgspec.Struct]]:
 def rows(loaded: Loaded) -> list[dict[str, Any]]:
     """Every effective value, defaults of the backends included, with its origin; secrets masked."""
     tree = msgspec.to_builtins(loaded.settings)
-    for name, (plugin, section) in configured(loaded.settings).items():
-        tree["backends"][name] = {"kind": plugin.kind, **msgspec.to_builtins(section)}
+    for name, (plugin, section, health) in configured(loaded.settings).items():
+        tree["backends"][name] = {"kind": plugin.kind, **msgspec.to_builtins(section), "health": msgspec.to_builtins(health)}
     return [{"key": leaf, "value": masked(leaf, value), "origin": loaded.origins.get(leaf, "default")} for leaf, value in leaves(tree)]
 
 
@@ -75,54 +83,16 @@ async def rehearse(settings: Settings, env: BackendEnv, check: bool = False) -> 
 
 def services(settings: Settings, env: BackendEnv) -> list[Service]:
     """Every process that the parent must run for the configured backends."""
-    return [service for name, (plugin, config) in configured(settings).items() for service in plugin.services(name, config, env)]
-
-
-class Pool:
-    """One backend with what the core knows of its targets: the probe's last word, and whose turn it is."""
-
-    def __init__(self, name: str, backend: Backend) -> None:
-        self.name = name
-        self.backend = backend
-        self.endpoints = backend.endpoints()
-        self._down: dict[str, bool] = {}
-        self._turn = WeightedRoundRobin()
-
-    def pick(self, tried: set[str]) -> Target | None:
-        """The next ready target that was not tried yet. Targets whose last probe failed come only when no other is left."""
-        ready = [target for target in self.backend.targets() if target.ready and target.id not in tried]
-        if not ready:
-            return None
-        up = [target for target in ready if not self._down.get(target.id)]
-        return self._turn.pick(up or ready)
-
-    def waiting_for(self) -> Target | None:
-        """The target that will be ready first, when none is."""
-        return min(self.backend.targets(), key=lambda target: target.retry_after_s, default=None)
-
-    def available(self) -> bool:
-        """Whether any target would take a request now."""
-        return any(target.ready and not self._down.get(target.id) for target in self.backend.targets())
-
-    async def probe_forever(self, interval_s: float = PROBE_INTERVAL_S) -> None:
-        """Ask every ready target once an interval; one log line per change."""
-        while True:
-            targets = [target.id for target in self.backend.targets() if target.ready]
-            answers = await asyncio.gather(*(self.backend.probe(target) for target in targets), return_exceptions=True)
-            for target, answer in zip(targets, answers, strict=True):
-                up = answer is True
-                if self._down.get(target, False) == up:
-                    log.info("target %s is %s", target, "back" if up else "down")
-                self._down[target] = not up
-            await asyncio.sleep(interval_s)
+    return [service for name, (plugin, config, _) in configured(settings).items() for service in plugin.services(name, config, env)]
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a model's name stands for: its pool, and how many tokens an answer gets whose client names no limit (None: the engine's)."""
+    """What a model's name stands for: its pool, whose turn it is there, and what its configuration says of answers."""
 
     pool: Pool
-    default_max_tokens: int | None
+    policy: Policy
+    entry: ModelEntry
 
 
 class Registry:
@@ -133,12 +103,14 @@ class Registry:
         self._models: dict[str, Served] = {}
         self._listed: list[Model] = []
         self._probes: list[asyncio.Task[None]] = []
-        for name, (plugin, config) in configured(settings).items():
-            self._pools[name] = Pool(name, plugin.build(name, config, env))
+        for name, (plugin, config, health) in configured(settings).items():
+            backend = plugin.build(name, config, env)
+            self._pools[name] = Pool(name, backend, health, settings.admission, settings.retry, settings.listen.workers)
         created = int(time.time())
         for model, entry in settings.models.items():
+            served = Served(self._pools[entry.backend], policies.make(entry.balance, random.Random()), entry)  # noqa: S311
             for alias in (model, *entry.aliases):
-                self._models[alias] = Served(self._pools[entry.backend], entry.default_max_tokens)
+                self._models[alias] = served
                 self._listed.append(Model(id=alias, created=created))
 
     async def open(self) -> None:
@@ -158,7 +130,7 @@ class Registry:
         await asyncio.gather(*self._probes, return_exceptions=True)
         for pool in self._pools.values():
             with contextlib.suppress(Exception):
-                await pool.backend.aclose()
+                await pool.aclose()
 
     def serving(self, model: str, endpoint: Endpoint) -> Served:
         """Who serves this model on this endpoint; raises UnknownModel or NotServed, which names those that would."""
@@ -188,6 +160,15 @@ class Registry:
     def not_ready(self) -> Mapping[str, Target | None]:
         """Pools that cannot take a request now, with what they are waiting for. Empty means ready."""
         return {name: pool.waiting_for() for name, pool in self._pools.items() if not pool.available()}
+
+    def hosts(self) -> list[HostView]:
+        """Every host of every backend, for people."""
+        return [row for pool in self._pools.values() for row in pool.view()]
+
+    def drain(self, drained: frozenset[str]) -> None:
+        """Targets that get no new requests, by the operator's word."""
+        for pool in self._pools.values():
+            pool.drain(drained)
 
     async def check(self) -> list[str]:
         """Every backend's own findings, for `penstock check`."""

@@ -12,15 +12,20 @@ from typing import Literal, Self
 from gateway import calls, context, errors
 from gateway.config import Settings
 from gateway.context import RequestContext
-from gateway.dispatch import Dispatcher
+from gateway.dispatch import Attempt, Dispatcher
 from gateway.errors import ClientGone, GatewayError, GatewayTimeout, Unavailable
-from gateway.plugin import AttemptFailed, Endpoint, Reply
+from gateway.plugin import AttemptFailed, Call, Endpoint, Verdict
 from gateway.wire import body
 from gateway.wire.asgi import App, Receive, Scope, Send
 
 log = logging.getLogger("penstock.relay")
 
 _NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,9})\b')
+
+# How much of an answer is kept so that it could be continued; a longer one that breaks ends in an error event.
+MAX_KEPT_BYTES = 4 << 20
+# What stands in a stream where another host took over; to every client a comment.
+_CONTINUED = b": continued on another host\n\n"
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -57,26 +62,35 @@ class Watch:
         self._watcher.cancel()
         if self._timer is not None:
             self._timer.cancel()
-        if kind is asyncio.CancelledError and self.reason is not None and self._task.uncancel() == 0:
-            if self.reason == "client gone":
-                raise ClientGone from None
-            raise GatewayTimeout(f"The engine sent nothing for {self._silence_s:g} s.") from None
+        if kind is asyncio.CancelledError and self.reason == "client gone" and self._task.uncancel() == 0:
+            raise ClientGone from None
 
     def end(self) -> None:
         """The answer is complete: whatever happens to the connection now is no concern of this request."""
         self._ended = True
 
-    def to_engine(self) -> None:
-        """From now on the engine's silence counts."""
-        self._since = self._loop.time()
+    def to_engine(self) -> float:
+        """From now on the engine's silence counts; the time."""
+        self._since = now = self._loop.time()
         if self._timer is None:
             self._timer = self._loop.call_later(self._silence_s, self._check)
+        return now
 
     def to_client(self) -> None:
         """From now on it is the client we wait for."""
         self._since = None
 
+    def as_failure(self, error: BaseException) -> AttemptFailed:
+        """What broke an answer: the failure itself, or the engine's silence; anybody else's cancellation is raised again."""
+        if isinstance(error, AttemptFailed):
+            return error
+        if self.reason != "engine silent" or self._task.uncancel() > 0:
+            raise error
+        self.reason = None
+        return AttemptFailed("timeout", GatewayTimeout("The engine stopped sending in the middle of the answer."))
+
     def _check(self) -> None:
+        self._timer = None
         silent = 0.0 if self._since is None else self._loop.time() - self._since
         if silent >= self._silence_s:
             self._cancel("engine silent")
@@ -107,16 +121,12 @@ def exchange(endpoint: Endpoint, dispatcher: Dispatcher, settings: Settings) -> 
         record.call_id, record.model, record.stream = call.id, call.model, call.stream
         try:
             with Watch(receive, silence_s) as watch:
-                reply = await dispatcher.send(call, record)
+                attempt = await dispatcher.send(call, record)
                 record.first_event_at = time.monotonic()
-                try:
-                    if reply.events is None:
-                        await _whole(reply, send, watch)
-                    else:
-                        await _stream(reply, send, watch, record)
-                finally:
-                    reply.close()
-                    record.usage = reply.usage
+                if attempt.reply.events is None:
+                    await _whole(attempt, send, watch, record)
+                else:
+                    await _Stream(call, dispatcher, send, watch, record).run(attempt)
         except (AttemptFailed, errors.GatewayError) as error:
             if not record.status:
                 raise  # nothing has been sent: the errors middleware answers
@@ -126,40 +136,93 @@ def exchange(endpoint: Endpoint, dispatcher: Dispatcher, settings: Settings) -> 
     return handle
 
 
-async def _whole(reply: Reply, send: Send, watch: Watch) -> None:
-    headers = [(b"content-type", reply.content_type), (b"content-length", b"%d" % len(reply.body))]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    watch.end()
-    await send({"type": "http.response.body", "body": reply.body})
-
-
-async def _stream(reply: Reply, send: Send, watch: Watch, record: RequestContext) -> None:
-    """Event by event to the client. What breaks after the first event ends in an honest error event, never in `[DONE]`."""
-    assert reply.events is not None
-    await send({"type": "http.response.start", "status": reply.status, "headers": list(_STREAM_HEADERS)})
-    block = last = b""
+async def _whole(attempt: Attempt, send: Send, watch: Watch, record: RequestContext) -> None:
+    reply = attempt.reply
     try:
+        headers = [(b"content-type", reply.content_type), (b"content-length", b"%d" % len(reply.body))]
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        watch.end()
+        await send({"type": "http.response.body", "body": reply.body})
+    finally:
+        attempt.end(Verdict.OK)  # the engine has done its work, whatever became of the client
+        record.usage = reply.usage
+
+
+class _Stream:
+    """Event by event to the client. What breaks after the first event is continued on another host where that can be done without a seam,
+    and otherwise ends in an honest error event, never in `[DONE]`."""
+
+    def __init__(self, call: Call, dispatcher: Dispatcher, send: Send, watch: Watch, record: RequestContext) -> None:
+        self._call = call
+        self._dispatcher = dispatcher
+        self._send = send
+        self._watch = watch
+        self._record = record
+        # What the client was given, while the answer may have to be continued; nothing is decoded before that happens.
+        self._kept: list[bytes] | None = [] if call.keep else None
+        self._kept_bytes = 0
+        self._last = b""
+
+    async def run(self, attempt: Attempt) -> None:
+        """To the answer's end; raises what ended it early, when the client has been told."""
+        send, watch, record = self._send, self._watch, self._record
+        await send({"type": "http.response.start", "status": attempt.reply.status, "headers": list(_STREAM_HEADERS)})
+        last = b""
+        try:
+            while True:
+                try:
+                    await self._relay(attempt)
+                    attempt.end(Verdict.OK)
+                    return
+                except (AttemptFailed, asyncio.CancelledError) as error:
+                    failure = watch.as_failure(error)
+                    watch.to_client()
+                    attempt.end(failure.verdict)
+                    record.tried[-1] = (record.target, failure.cause)
+                    resumed = await self._resume(attempt)
+                    if resumed is None:
+                        raise failure from None
+                    log.warning("%s goes on at %s after %s", record.request_id, record.target, failure)
+                    attempt = resumed
+                    await send({"type": "http.response.body", "body": _CONTINUED, "more_body": True})
+        except BaseException as error:
+            last = errors.event(_reason(error), record.request_id, record.shape, _next_number(self._last))
+            raise
+        finally:
+            watch.end()
+            attempt.end(None)
+            record.usage = attempt.reply.usage
+            if watch.reason != "client gone":
+                await send({"type": "http.response.body", "body": last})
+
+    async def _relay(self, attempt: Attempt) -> None:
+        send, watch, host, kept = self._send, self._watch, attempt.host, self._kept
+        assert attempt.reply.events is not None
         watch.to_engine()
-        async for block in reply.events:
+        async for block in attempt.reply.events:
             watch.to_client()
             await send({"type": "http.response.body", "body": block, "more_body": True})
-            watch.to_engine()
-    except BaseException as error:
-        last = errors.event(_reason(error, watch), record.request_id, record.shape, _next_number(block))
-        raise
-    finally:
-        watch.end()
-        if watch.reason != "client gone":
-            await send({"type": "http.response.body", "body": last})
+            now = watch.to_engine()
+            self._last = block
+            if host is not None:
+                host.last_event_at = now
+            if kept is not None:
+                kept.append(block)
+                self._kept_bytes += len(block)
+                if self._kept_bytes > MAX_KEPT_BYTES:
+                    self._kept = kept = None
+
+    async def _resume(self, broken: Attempt) -> Attempt | None:
+        if self._kept is None:
+            return None
+        return await self._dispatcher.resume(broken, self._call, b"".join(self._kept), broken.reply.usage, self._record)
 
 
-def _reason(error: BaseException, watch: Watch) -> GatewayError:
+def _reason(error: BaseException) -> GatewayError:
     """Why a stream ends here; a client must be told, since a stream that just stops looks like success to the SDKs."""
     if isinstance(error, AttemptFailed):
         return error.error
     if isinstance(error, asyncio.CancelledError):
-        if watch.reason == "engine silent":
-            return GatewayTimeout("The engine stopped sending in the middle of the answer.")
         return Unavailable("The gateway is shutting down.")
     return errors.as_gateway_error(error)
 

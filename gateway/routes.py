@@ -41,7 +41,7 @@ class Route:
 
 def table(registry: Registry, settings: Settings, life: Life) -> Sequence[Route]:
     """All of them."""
-    dispatcher = Dispatcher(registry, settings.timeouts)
+    dispatcher = Dispatcher(registry, settings)
     return (
         *(Route("POST", endpoint.value, exchange(endpoint, dispatcher, settings), endpoint=endpoint) for endpoint in Endpoint),
         Route("GET", "/v1/models", _models(registry), below=True, answer=answers.ModelList, below_answer=answers.ModelInfo),

@@ -64,6 +64,18 @@ class Scripted:
         """Always well."""
         return True
 
+    async def verify(self, target: str) -> bool:
+        """Always well."""
+        return True
+
+    def resumable(self, call: Call) -> bool:
+        """An echo is not worth it."""
+        return False
+
+    def resume(self, call: Call, delivered: bytes, usage: Usage | None) -> Call | Reply | None:
+        """See `resumable`."""
+        return None
+
     async def aclose(self) -> None:
         """Nothing to let go of."""
 

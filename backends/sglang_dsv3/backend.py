@@ -11,13 +11,17 @@ from typing import Any
 
 import msgspec
 
-from backends.sglang_dsv3 import stream, translate
+from backends.sglang_dsv3 import resume, stream, translate
 from backends.sglang_dsv3.config import Config, Host
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response, Transport, to_host
 from gateway.errors import BadGateway, Unavailable
-from gateway.plugin import AttemptFailed, BackendEnv, Call, Endpoint, Reply, ServiceState, Target, Verdict
+from gateway.plugin import AttemptFailed, BackendEnv, Call, Endpoint, Reply, ServiceState, Target, Usage, Verdict
 
 PROBE_TIMEOUT_S = 2.0
+# SGLang gives a generation 20 s to prove it alive (SGLANG_HEALTH_CHECK_TIMEOUT) before it answers 503.
+VERIFY_TIMEOUT_S = 25.0
+# How old what we know of a host's weights and size may be.
+LOOK_INTERVAL_S = 5.0
 MAX_JSON_BYTES = 64 << 20
 MAX_ERROR_BYTES = 64 << 10
 # A request may be unknown to the engine for a moment after it was sent, and an abort of an unknown id does nothing: it is repeated.
@@ -29,6 +33,16 @@ LEARN_IDS_S = 60.0
 class _ModelInfo(msgspec.Struct):
     architectures: list[str] | None = None
     served_model_name: str | None = None
+    model_path: str | None = None
+    weight_version: str | None = None
+
+
+class _Load(msgspec.Struct):
+    max_running_requests: int = 0
+
+
+class _Loads(msgspec.Struct):
+    loads: list[_Load] = []
 
 
 class _Place:
@@ -38,6 +52,10 @@ class _Place:
 
     def __init__(self, name: str, index: int, host: Host, services: Callable[[str], ServiceState | None]) -> None:
         self.weight = host.weight
+        self.priority = host.priority
+        self._capacity = host.max_in_flight
+        self._weights = ""
+        self._looked_at = float("-inf")
         self._url = host.url.rstrip("/") if host.url is not None else None
         self._service = service_name(name, index)
         self._services = services
@@ -66,9 +84,9 @@ class _Place:
             self._transport = (url, to_host(url, self.options))
         return self._transport[1]
 
-    async def get(self, path: str) -> tuple[int, bytes]:
+    async def get(self, path: str, limit_s: float = PROBE_TIMEOUT_S) -> tuple[int, bytes]:
         """Status and body of a small answer; raises ConnectFailed, ConnectionLost or TimeoutError."""
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
+        async with asyncio.timeout(limit_s):
             response = await self.transport().request("GET", path, connect_s=PROBE_TIMEOUT_S)
             try:
                 return response.status, await _small(response)
@@ -83,13 +101,33 @@ class _Place:
     def target(self) -> Target:
         """A snapshot for the core. A launched engine is ready when its supervisor says so, a host with a URL until a probe fails."""
         if self._url is not None:
-            return Target(self.id, self.weight)
+            return self._as_target(True, "", 5.0)
         state = self._services(self._service) or ServiceState()
         if state is not self._seen:
             self._seen, self._seen_at = state, time.monotonic()
         waited_s = time.monotonic() - self._seen_at
         wait_s = max(state.eta_s - waited_s, waited_s / 2, 1.0)  # the longer it is overdue, the less its estimate was worth
-        return Target(self.id, self.weight, state.state == "ready" and bool(state.url), _words(state), wait_s)
+        return self._as_target(state.state == "ready" and bool(state.url), _words(state), wait_s)
+
+    def _as_target(self, ready: bool, reason: str, retry_after_s: float) -> Target:
+        return Target(self.id, self.weight, ready, reason, retry_after_s, self.priority, self._capacity, self._weights)
+
+    async def look(self, model_info: Callable[[_Place], Awaitable[_ModelInfo]], bounded: bool) -> None:
+        """What it serves and how much at once, asked every LOOK_INTERVAL_S; both may change while it runs."""
+        if time.monotonic() - self._looked_at < LOOK_INTERVAL_S:
+            return
+        info = await model_info(self)
+        self._weights = f"{info.model_path}@{info.weight_version}"
+        if not bounded:
+            status, content = await self.get("/v1/loads")
+            if status == 200:
+                capacity = sum(load.max_running_requests for load in msgspec.json.decode(content, type=_Loads).loads)
+                self._capacity = capacity or None
+        self._looked_at = time.monotonic()
+
+    def lost(self) -> None:
+        """It did not answer: whoever comes back may serve something else."""
+        self._looked_at, self._weights = float("-inf"), ""
 
 
 def _words(state: ServiceState) -> str:
@@ -121,7 +159,7 @@ class SGLangReply(Reply):
         if self._closed:
             return
         self._closed = True
-        self.usage = self._source.usage
+        self.usage = self._source.used()
         if not self._source.complete:
             self._backend.abandon(self._place, self._call, self._response, self._source)
         elif self._response.ended:
@@ -177,6 +215,7 @@ class SGLang:
         self._places = {
             place.id: place for place in (_Place(name, index, host, env.services.get) for index, host in enumerate(config.hosts))
         }
+        self._bounded = {place.id: host.max_in_flight is not None for place, host in zip(self._places.values(), config.hosts, strict=True)}
         self._tails: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -227,10 +266,30 @@ class SGLang:
 
     async def probe(self, target: str) -> bool:
         """`GET /ready`: flags only, costs no token; 503 while starting or draining."""
+        place = self._places[target]
         try:
-            return (await self._places[target].get("/ready"))[0] != 503
+            up = (await place.get("/ready"))[0] != 503
+        except (ConnectFailed, ConnectionLost, TimeoutError):
+            place.lost()
+            return False
+        with contextlib.suppress(ConnectFailed, ConnectionLost, TimeoutError, msgspec.DecodeError):
+            await place.look(self._model_info, self._bounded[target])
+        return up
+
+    async def verify(self, target: str) -> bool:
+        """`GET /health_generate`: generates a token, and is the only question that a hung scheduler does not answer."""
+        try:
+            return (await self._places[target].get("/health_generate", VERIFY_TIMEOUT_S))[0] == 200
         except (ConnectFailed, ConnectionLost, TimeoutError):
             return False
+
+    def resumable(self, call: Call) -> bool:
+        """See `resume`."""
+        return resume.resumable(call)
+
+    def resume(self, call: Call, delivered: bytes, usage: Usage | None) -> Call | Reply | None:
+        """With the delivered text as the beginning of the assistant's message."""
+        return resume.resume(call, delivered, usage)
 
     def classify(self, outcome: Reply | BaseException) -> Verdict:
         """As the attempt itself says; what it did not foresee is the host's fault."""

@@ -34,11 +34,16 @@ class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Host(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One SGLang server: either its `url`, or `launch: local` for one that the gateway runs itself."""
+    """One SGLang server: either its `url`, or `launch: local` for one that the gateway runs itself.
+
+    `priority`: its tier, lower first; `max_in_flight`: requests at once, without it what the engine itself says (max_running_requests).
+    """
 
     url: str | None = None
     launch: Literal["local"] | None = None
     weight: float = 1.0
+    priority: int = 0
+    max_in_flight: int | None = None
 
     def __post_init__(self) -> None:
         if (self.url is None) == (self.launch is None):
@@ -47,6 +52,8 @@ class Host(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             _check_url(self.url)
         if not self.weight > 0:
             raise ValueError(f"the weight must be above 0, is {self.weight:g}")
+        if self.max_in_flight is not None and self.max_in_flight < 1:
+            raise ValueError(f"max_in_flight must be at least 1, is {self.max_in_flight}")
 
 
 def _check_url(url: str) -> None:

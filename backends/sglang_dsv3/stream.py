@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from backends.sglang_dsv3 import translate
+from backends.sglang_dsv3.resume import Continuation
 from gateway.errors import BadGateway, Unavailable
 from gateway.plugin import AttemptFailed, Call, Endpoint, Usage, Verdict
 from gateway.wire.sse import DONE, EventTooLarge, Splitter
@@ -20,6 +21,9 @@ _FINISH = b'"finish_reason":"'
 _ABORT = b'"finish_reason":"abort"'
 JSON_ABORT = re.compile(rb'"finish_reason"\s*:\s*"abort"')
 _ERROR = re.compile(rb'\s*data:\s*\{\s*"error"\s*:\s*[^n\s]')
+# The usage that ends an event, where `continuous_usage_stats` was asked for.
+_TAIL = re.compile(rb',"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})\}\n\n\Z')
+_CREATED = re.compile(rb'"created":\d+')
 _ID = re.compile(rb'^data: \{"id":"([^"]*)"')
 # Names of events: those before anything was generated, those that end a whole answer, those that say it failed.
 _NAME = re.compile(rb"event: ([\w.]+)\n")
@@ -123,6 +127,10 @@ class EventStream:
         self.usage: Usage | None = None
         self.complete = False
 
+    def used(self) -> Usage | None:
+        """The usage as far as it is known."""
+        return self.usage
+
     async def begin(self) -> None:
         """Wait for the first event of the answer itself; raises AttemptFailed when it is an error, or when none comes."""
         while not self._begun and not self.complete:
@@ -165,7 +173,39 @@ class Chunks(EventStream):
     def __init__(self, call: Call, read: Callable[[], Awaitable[bytes]], served_name: str | None = None) -> None:
         super().__init__(call, read, served_name)
         self._finishes = 0
+        self._keep = call.keep
+        self._tail = b""
+        self._continues: Continuation | None = call.continues
         self._rename = b'data: {"id":"%s"' % call.id.encode() if call.choices > 1 else None
+
+    def used(self) -> Usage | None:
+        """The usage, or of an answer that broke off what the engine has told so far; continued ones with what was used before."""
+        if self.usage is not None or not self._tail:
+            return self.usage
+        usage = usage_of(b'{"usage":%s}' % self._tail)
+        before = self._continues
+        if usage is None or before is None:
+            return usage
+        return Usage(before.prompt_tokens, before.completion_tokens + usage.completion_tokens, usage.cached_tokens)
+
+    def _joined(self, event: bytes) -> bytes:
+        """An event of a continued answer as one of the answer it continues: no role again, created when that was."""
+        assert self._continues is not None
+        if b'"role":"assistant"' in event and b'"content":""' in event:
+            return b""
+        return _CREATED.sub(b'"created":%d' % self._continues.created, event, count=1)
+
+    def _totals(self, event: bytes) -> bytes:
+        """The usage event of a continued answer, as if one host had answered."""
+        assert self._continues is not None
+        assert self.usage is not None
+        content = msgspec.json.decode(event[6:])
+        completion = self._continues.completion_tokens + self.usage.completion_tokens
+        self.usage = Usage(self._continues.prompt_tokens, completion, self.usage.cached_tokens)
+        content["usage"].update(
+            prompt_tokens=self.usage.prompt_tokens, completion_tokens=completion, total_tokens=self.usage.prompt_tokens + completion
+        )
+        return b"data: " + msgspec.json.encode(content) + b"\n\n"
 
     def _at_end(self) -> list[bytes]:
         if self._finishes >= self._call.choices and not self._splitter.pending:
@@ -192,7 +232,19 @@ class Chunks(EventStream):
                 self._finishes += event.count(_FINISH)
             elif b'"choices":[]' in event and b'"usage":{' in event:
                 self.usage = usage_of(event[6:])
+                if self._continues is not None:
+                    event = self._totals(event)
                 if not self._call.show_usage:
+                    continue
+            if self._keep:
+                # The engine tells with every event what was used so far, for us alone: OpenAI's streams say it once.
+                at = event.rfind(b',"usage":{')
+                if at > 0 and b'"choices":[]' not in event and (found := _TAIL.match(event, at)):
+                    self._tail = found[1]
+                    event = event[:at] + b"}\n\n"
+            if self._continues is not None:
+                event = self._joined(event)
+                if not event:
                     continue
             if self._rename is not None:
                 found = _ID.match(event)

@@ -109,7 +109,7 @@ def engine_body(call: Call, served_name: str | None = None) -> bytes:
         if call.stream:
             options = _options.decode(fields["stream_options"]) if "stream_options" in fields else {}
             options.pop("continuous_usage_stats", None)
-            changes["stream_options"] = {**options, "include_usage": True}
+            changes["stream_options"] = {**options, "include_usage": True, **({"continuous_usage_stats": True} if call.keep else {})}
         elif "stream_options" in fields:
             fields = {name: value for name, value in fields.items() if name != "stream_options"}
     return body.splice(fields, changes)

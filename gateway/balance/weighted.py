@@ -7,8 +7,17 @@ renormalised over whoever is a candidate, so weights 5, 1, 1 with the first one 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 from gateway.plugin import Target
+
+
+class _Weighted(Protocol):
+    target: Target
+    share: float
+
+
+T = TypeVar("T", bound=_Weighted)
 
 
 class WeightedRoundRobin:
@@ -17,12 +26,12 @@ class WeightedRoundRobin:
     def __init__(self) -> None:
         self._credit: dict[str, float] = {}
 
-    def pick(self, candidates: Sequence[Target]) -> Target:
+    def pick(self, candidates: Sequence[T]) -> T:
         """The next target; `candidates` must not be empty. Targets that are gone are forgotten."""
         if len(candidates) == 1:
             return candidates[0]
-        credit = {target.id: self._credit.get(target.id, 0.0) + target.weight for target in candidates}
-        chosen = max(candidates, key=lambda target: credit[target.id])
-        credit[chosen.id] -= sum(target.weight for target in candidates)
+        credit = {candidate.target.id: self._credit.get(candidate.target.id, 0.0) + candidate.share for candidate in candidates}
+        chosen = max(candidates, key=lambda candidate: credit[candidate.target.id])
+        credit[chosen.target.id] -= sum(candidate.share for candidate in candidates)
         self._credit = credit
         return chosen

@@ -73,6 +73,7 @@ class Fleet:
         self._listener = listener
         self._states = states
         self._ledger = ledger
+        self.drained: list[str] = []
         self.workers: set[Worker] = set()
         self._serving = asyncio.Event()
         self._retiring = False
@@ -111,6 +112,11 @@ class Fleet:
         self._states = states
         self.tell(protocol.Services(dict(states)))
 
+    def drain(self, targets: list[str]) -> None:
+        """Tell which targets get no new requests, also to workers to come."""
+        self.drained = targets
+        self.tell(protocol.Drain(targets))
+
     async def retire(self, order: protocol.Retire) -> None:
         """Have every worker end; returns when they have. May be called again with less patience."""
         self._retiring = True
@@ -137,6 +143,7 @@ class Fleet:
         try:
             worker.tell(protocol.Hello(msgspec.to_builtins(self.settings), str(self._home)))
             worker.tell(protocol.Services(dict(self._states)))
+            worker.tell(protocol.Drain(self.drained))
             self.workers.add(worker)
             while data := await reader.readline():
                 message = protocol.to_parent(data)

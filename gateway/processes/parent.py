@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,10 +24,13 @@ from gateway.errors import ConfigError
 from gateway.life import Life
 from gateway.metrics import Snapshot
 from gateway.plugin import Service, ServiceState
-from gateway.processes import http, protocol
+from gateway.pool import HostView
+from gateway.processes import protocol
 from gateway.processes.fleet import Fleet, Ledger
 from gateway.processes.services import Observer, Services
-from gateway.processes.worker import resident_bytes
+
+if TYPE_CHECKING:
+    from gateway.processes import http
 
 _log = logging.getLogger("penstock.parent")
 
@@ -98,6 +101,7 @@ class Parent:
         self._hurry = asyncio.Event()
         self._grace_s = 0.0
         self._asked = 0
+        self._drained: set[str] = set()
         self.serving = asyncio.Event()
 
     @property
@@ -140,6 +144,8 @@ class Parent:
     def _open_door(self) -> http.Server | None:
         if self._door is None:
             return None
+        from gateway.processes import http  # 0.1 s, during which the workers start already
+
         server = http.server(admin.build(self), self.settings, Life(), lambda accepting: None, lifespan="off", proxy_headers=False)
         self._door_served = asyncio.create_task(server.serve(sockets=[self._door]))
         return server
@@ -202,6 +208,7 @@ class Parent:
             raise ConfigError("", "the gateway is stopping")
         await self._services.change(plan.services)
         fleet = Fleet(generation, plan.settings, self._home, self._listener, self._services.states, self._ledger)
+        fleet.drain(sorted(self._drained))
         self._fleets.append(fleet)
         fleet.start()
         try:
@@ -249,7 +256,7 @@ class Parent:
 
     def _view(self, worker: Any) -> WorkerView:
         state = "retiring" if worker.retiring else "serving" if worker.serving else "starting"
-        report = worker.report or protocol.Report(0, 0, 0.0, 0, "", {})
+        report = worker.report or protocol.Report(0, 0, 0.0, 0, "", {}, [])
         up_s = time.monotonic() - worker.started_at
         return WorkerView(
             worker.process.pid, worker.generation, state, up_s, report.open, report.oldest_s, report.resident_bytes, report.waiting
@@ -262,8 +269,32 @@ class Parent:
         for view in views:
             counts[metrics.WORKERS.name].setdefault(str(view.generation), [0.0])[0] += view.state != "starting"
         workers = float(sum(view.resident_bytes for view in views))
-        counts[metrics.MEMORY.name] = {"parent": [float(resident_bytes())], "workers": [workers]}
+        counts[metrics.MEMORY.name] = {"parent": [float(lifeline.resident_bytes())], "workers": [workers]}
         return counts
+
+    async def hosts(self) -> Sequence[HostView]:
+        """See `admin.Operated`. What several workers know of a host is added up; of their states the gravest is shown."""
+        await self.look()
+        found: dict[tuple[str, str], HostView] = {}
+        for worker in self._fleets[-1].workers:
+            for row in worker.report.hosts if worker.report is not None else ():
+                before = found.get((row.backend, row.id))
+                if before is not None:
+                    capacity = None if row.capacity is None or before.capacity is None else row.capacity + before.capacity
+                    graver = max(before, row, key=lambda view: admin.GRAVITY.index(view.state))
+                    row = msgspec.structs.replace(graver, in_flight=before.in_flight + row.in_flight, capacity=capacity)
+                found[row.backend, row.id] = row
+        return list(found.values())
+
+    async def drain(self, target: str, drained: bool) -> bool:
+        """See `admin.Operated`."""
+        if target not in {row.id for row in await self.hosts()}:
+            return False
+        (self._drained.add if drained else self._drained.discard)(target)
+        for fleet in self._fleets:
+            fleet.drain(sorted(self._drained))
+        _log.info("target %s is %s", target, "drained by the operator" if drained else "back by the operator's word")
+        return True
 
     def effective(self) -> list[dict[str, Any]]:
         """See `admin.Operated`."""

@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.metrics import Snapshot
 from gateway.plugin import ServiceState
+from gateway.pool import HostView
 
 # A line is settings, states or counts: kilobytes. The bound keeps a confused peer from filling memory.
 _MAX_LINE = 8 << 20
@@ -48,6 +49,12 @@ class Retire(msgspec.Struct, tag="retire", frozen=True):
     limit_s: float
 
 
+class Drain(msgspec.Struct, tag="drain", frozen=True):
+    """Parent to worker: these targets get no new requests, and no others."""
+
+    targets: list[str]
+
+
 class Serving(msgspec.Struct, tag="serving", frozen=True):
     """Worker to parent: it accepts connections now, or not any more."""
 
@@ -66,11 +73,12 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     resident_bytes: int
     waiting: str
     counts: Snapshot
+    hosts: list[HostView]
 
 
-ToWorker = Hello | Services | Ask | Retire
+ToWorker = Hello | Services | Ask | Retire | Drain
 ToParent = Serving | Report
-_to_worker = msgspec.json.Decoder(Hello | Services | Ask | Retire)
+_to_worker = msgspec.json.Decoder(Hello | Services | Ask | Retire | Drain)
 _to_parent = msgspec.json.Decoder(Serving | Report)
 _encoder = msgspec.json.Encoder()
 

@@ -13,14 +13,13 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from gateway import app, log
+from gateway import app, lifeline, log
 from gateway.config import Settings
 from gateway.life import Life
 from gateway.plugin import BackendEnv, ServiceState
 from gateway.processes import http, protocol
 
 REPORT_INTERVAL_S = 1.0
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Worker:
@@ -49,7 +48,11 @@ class Worker:
     def _report(self, number: int = 0) -> None:
         waiting = self._gateway.waiting()
         life = self._life
-        self._tell(protocol.Report(number, len(life.open), life.oldest_s(), resident_bytes(), waiting, life.metrics.snapshot()))
+        self._tell(
+            protocol.Report(
+                number, len(life.open), life.oldest_s(), lifeline.resident_bytes(), waiting, life.metrics.snapshot(), self._gateway.hosts()
+            )
+        )
 
     def _start(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
@@ -86,16 +89,12 @@ class Worker:
                 self._states.update(message.states)
             elif isinstance(message, protocol.Ask):
                 self._report(message.number)
+            elif isinstance(message, protocol.Drain):
+                self._gateway.drain(frozenset(message.targets))
             elif isinstance(message, protocol.Retire):
                 self._start(asyncio.get_running_loop().create_task(self._server.retire(message)))
         # The parent is gone, and with it the engine and whoever would replace us: serving on would only look alive.
         os._exit(1)
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process."""
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * _PAGE
 
 
 def _settle_garbage() -> None:

@@ -55,15 +55,15 @@ def exact(text: bytes | str) -> Any:
     return json.loads(text, parse_int=lambda digits: ("int", digits), parse_float=lambda digits: ("float", digits))
 
 
-def edited(sent: dict[str, Any], rid: str) -> dict[str, Any]:
-    """The edits of docs/compatibility.md, done by other means."""
-    kept = {name: value for name, value in sent.items() if not (value is None and name in ChatRequest.__struct_fields__)}
-    kept.pop("priority", None)
-    options = kept.pop("stream_options", {})
-    if kept.get("stream"):
+def edited(sent: dict[str, Any], rid: str, kept: bool = False) -> dict[str, Any]:
+    """The edits of docs/compatibility.md, done by other means. `kept`: the answer may be continued elsewhere."""
+    fields = {name: value for name, value in sent.items() if not (value is None and name in ChatRequest.__struct_fields__)}
+    fields.pop("priority", None)
+    options = fields.pop("stream_options", {})
+    if fields.get("stream"):
         options = {name: value for name, value in options.items() if name != "continuous_usage_stats"}
-        kept["stream_options"] = {**options, "include_usage": True}
-    return {**kept, "rid": rid}
+        fields["stream_options"] = {**options, "include_usage": True, **({"continuous_usage_stats": True} if kept else {})}
+    return {**fields, "rid": rid}
 
 
 @pytest.mark.unit
@@ -98,7 +98,7 @@ def test_both_ways_over_real_sockets(
     text = json.dumps(sent, separators=(",", ":"), ensure_ascii=False)
     got = raw.call(wired.port, "POST", "/v1/chat/completions", text.encode())
     received = scripted_sglang.seen()["last_body"]
-    assert exact(received) == edited(exact(text), json.loads(received)["rid"])
+    assert exact(received) == edited(exact(text), json.loads(received)["rid"], kept=stream)
     asked = (parameters.get("stream_options") or {}).get("include_usage")
     assert got.body.decode() == (answer if asked or not stream else answer.replace(usage_event, ""))
 

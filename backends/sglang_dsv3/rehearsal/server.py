@@ -36,6 +36,11 @@ class Seen:
         self.open = 0
         self.events_sent = 0
         self.asked: dict[str, int] = {}
+        self.generations_probed = 0
+        self.ready = 200
+        self.hung = False
+        self.max_running_requests = 100_000
+        self.weight_version = "default"
         self.aborted: list[str] = []
         self.last_body = ""
         self.last_ids: list[str] = []
@@ -61,16 +66,44 @@ def application(golden: Path | None = None) -> web.Application:
     app.router.add_post("/abort_request", _abort)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/model_info", _model_info)
+    app.router.add_get("/v1/loads", _loads)
+    app.router.add_get("/health_generate", _health_generate)
+    app.router.add_post("/rehearsal", _set)
     app.router.add_get("/rehearsal", _state)
     return app
 
 
 async def _ready(request: web.Request) -> web.Response:
+    return web.Response(status=request.app[_SEEN].ready)
+
+
+async def _loads(request: web.Request) -> web.Response:
+    load = {"dp_rank": 0, "num_running_reqs": 0, "num_waiting_reqs": 0, "max_running_requests": request.app[_SEEN].max_running_requests}
+    return web.json_response({"loads": [load]})
+
+
+async def _health_generate(request: web.Request) -> web.Response:
+    seen = request.app[_SEEN]
+    seen.generations_probed += 1
+    return web.Response(status=503 if seen.hung else 200)
+
+
+async def _set(request: web.Request) -> web.Response:
+    """How the server behaves from now on, whatever the prompts say: `ready`, `hung`, `max_running_requests`, `weight_version`."""
+    for name, value in (await request.json()).items():
+        setattr(request.app[_SEEN], name, value)
     return web.Response()
 
 
 async def _model_info(request: web.Request) -> web.Response:
-    return web.json_response({"model_path": "rehearsal", "served_model_name": SERVED, "architectures": ["DeepseekV3ForCausalLM"]})
+    return web.json_response(
+        {
+            "model_path": "rehearsal",
+            "served_model_name": SERVED,
+            "architectures": ["DeepseekV3ForCausalLM"],
+            "weight_version": request.app[_SEEN].weight_version,
+        }
+    )
 
 
 async def _state(request: web.Request) -> web.Response:
@@ -102,12 +135,16 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         # As SGLang does: several choices get ids of its own making, one each.
         rid = body.get("rid") or body.get("request_id") or f"msg_{uuid.uuid4().hex}"
         seen.last_ids = body["ids"] = [rid] if n == 1 else [uuid.uuid4().hex for _ in range(n)]
-        text = body["messages"][-1].get("content") if "messages" in body else body.get("prompt", body.get("input"))
+        text, body["done"] = _asked(body)
         text = text if isinstance(text, str) else json.dumps(text)
         commands = dict(_COMMAND.findall(text))
         seen.asked[text] = seen.asked.get(text, 0) + 1
         if seen.asked[text] > int(commands.get("times", seen.asked[text])):
             commands = {}
+        if seen.hung:
+            await asyncio.sleep(3600)
+        if body["done"]:  # what broke the first half off was the first host's own affair
+            commands = {name: value for name, value in commands.items() if name in ("tokens", "pace")}
         if "refuse" in commands:
             return _flat(int(commands["refuse"]))
         if "rehearsal_answer" in body:
@@ -120,6 +157,20 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         return web.Response()
     finally:
         seen.open -= 1
+
+
+_TOKENS = re.compile(r"token \d+ ")
+
+
+def _asked(body: dict[str, Any]) -> tuple[Any, int]:
+    """The prompt, and how many tokens of its answer are there already (an answer that is continued)."""
+    if "messages" not in body:
+        prompt = body.get("prompt", body.get("input"))
+        return prompt, len(_TOKENS.findall(prompt)) if isinstance(prompt, str) else 0
+    messages = body["messages"]
+    if body.get("continue_final_message"):
+        return messages[-2].get("content"), len(_TOKENS.findall(messages[-1]["content"]))
+    return messages[-1].get("content"), 0
 
 
 async def _plain(request: web.Request) -> web.Response:
@@ -256,14 +307,20 @@ def _events(body: dict[str, Any], count: int) -> Iterator[bytes]:
     """Role chunk, tokens, finish, usage when asked for, `[DONE]`; made one by one, so that the first does not wait for the last."""
     choices = range(body.get("n") or 1)
 
-    def delta(index: int, **words: Any) -> bytes:
+    def delta(index: int, used: dict[str, Any] | None = None, **words: Any) -> bytes:
         said = {"text": words["content"]} if "prompt" in body else {"delta": {"reasoning_content": None, **words}}
         choice = {"index": index, **said, "logprobs": None, "finish_reason": None}
-        return _chunk(body, [choice])
+        return _chunk(body, [choice], **(used or {}))
 
     yield from (delta(index, role="assistant", content="") for index in choices)
-    yield from (delta(index, content=f"token {number} ") for number in range(count) for index in choices)
-    yield from (_finish(body, "stop", index) for index in choices)
+    limit = body.get("max_completion_tokens") or body.get("max_tokens") or count
+    left = min(count - body["done"], limit)
+    counting = bool((body.get("stream_options") or {}).get("continuous_usage_stats"))
+    for number in range(body["done"], body["done"] + left):
+        used = {"usage": _usage(number + 1 - body["done"])} if counting else {}
+        yield from (delta(index, used, content=f"token {number} ") for index in choices)
+    yield from (_finish(body, "stop" if left == count - body["done"] else "length", index) for index in choices)
+    count = left
     if (body.get("stream_options") or {}).get("include_usage"):
         yield _chunk(body, [], usage=_usage(count))
     yield b"data: [DONE]\n\n"

@@ -46,6 +46,18 @@ class Parrot:
         """Whether the target would take a request now. Asked every second: it must cost no token."""
         return True
 
+    async def verify(self, target: str) -> bool:
+        """Asked when the target streams nothing while others do: this one may cost a token."""
+        return True
+
+    def resumable(self, call: Call) -> bool:
+        """Whether an answer that broke off could be continued on another target; a parrot would begin anew."""
+        return False
+
+    def resume(self, call: Call, delivered: bytes, usage: Usage | None) -> Call | Reply | None:
+        """How to go on after `delivered`; see `gateway.plugin`."""
+        return None
+
     async def aclose(self) -> None:
         """Let go of everything; also called when `open` failed."""
 

@@ -1,0 +1,205 @@
+"""The pool of one backend's targets: what a probe does to them, and how requests wait for a place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from backends.scripted import Config, Scripted
+from gateway.balance.hosts import Health, Host, None_
+from gateway.balance.policies import Any_, RoundRobin
+from gateway.config import Admission, Retry
+from gateway.errors import Unavailable
+from gateway.plugin import Target, Verdict
+from gateway.pool import Pool
+
+pytestmark = pytest.mark.unit
+
+PLAIN = Health(slow_start_s=0)
+
+
+class Moody(Scripted):
+    """Two targets; what each probe answers is set from outside, an exception is raised."""
+
+    answers: dict[str, bool | Exception]
+
+    async def probe(self, target: str) -> bool:
+        answer = self.answers[target]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class Small(Scripted):
+    """One target with room for two."""
+
+    def targets(self) -> Sequence[Target]:
+        return [Target("only", capacity=2)]
+
+
+def pool(backend: Scripted, queue: int = 10, health: Health = PLAIN) -> Pool:
+    return Pool("b", backend, health, Admission(queue), Retry())
+
+
+def once(found: Pool) -> None:
+    """One round of probes."""
+
+    async def probe() -> None:
+        task = asyncio.create_task(found.probe_forever())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(probe())
+
+
+@pytest.mark.parametrize("answer", [False, RuntimeError("a bug in a backend")])
+def test_a_target_whose_probe_fails_is_taken_only_when_no_other_is_left(answer: bool | Exception) -> None:
+    backend = Moody("b", Config(targets=2))
+    found, policy = pool(backend), RoundRobin()
+    backend.answers = {"b/0": answer, "b/1": True}
+    once(found)
+    assert {_id(found.choose(policy, b"", ())) for _ in range(6)} == {"b/1"}
+    assert _id(found.choose(policy, b"", {"b/1"})) == "b/0"
+    assert found.choose(policy, b"", {"b/0", "b/1"}) is None_.NOBODY
+    backend.answers["b/0"] = True
+    once(found)
+    assert {_id(found.choose(policy, b"", ())) for _ in range(6)} == {"b/0", "b/1"}
+
+
+def test_what_is_not_ready_is_never_picked_and_the_soonest_is_named() -> None:
+    class Loading(Scripted):
+        def targets(self) -> Sequence[Target]:
+            return [Target("slow", ready=False, retry_after_s=30), Target("soon", ready=False, retry_after_s=3)]
+
+    found = pool(Loading("b", Config()))
+    assert found.choose(Any_(), b"", ()) is None_.NOBODY
+    assert not found.available()
+    waiting = found.waiting_for()
+    assert waiting is not None
+    assert waiting.id == "soon"
+
+
+def test_the_drained_get_nothing_new_and_come_back() -> None:
+    found = pool(Scripted("b", Config(targets=2)))
+    found.drain(frozenset({"b/0"}))
+    assert {_id(found.choose(RoundRobin(), b"", ())) for _ in range(6)} == {"b/1"}
+    assert [row.state for row in found.view()] == ["drained", "ok"]
+    found.drain(frozenset())
+    policy = RoundRobin()
+    assert {_id(found.choose(policy, b"", ())) for _ in range(6)} == {"b/0", "b/1"}
+
+
+async def place(found: Pool, whose: str = "", wait_s: float = 5.0) -> Host:
+    host = await found.place(Any_(), b"", (), whose, wait_s)
+    assert isinstance(host, Host)
+    return host
+
+
+def test_who_waits_is_served_in_turn_and_nobody_overtakes() -> None:
+    async def work() -> list[str]:
+        found, order = pool(Small("b", Config())), []
+        held = [await place(found), await place(found)]
+
+        async def wait(name: str) -> None:
+            host = await place(found, name)
+            order.append(name)
+            await asyncio.sleep(0)
+            found.end(host, Verdict.OK)
+
+        tasks = [asyncio.create_task(wait(name)) for name in ("a", "a", "b")]
+        await asyncio.sleep(0)
+        assert found.queue.waiting == 3
+        for host in held:
+            found.end(host, Verdict.OK)
+        late = asyncio.create_task(wait("late"))
+        await asyncio.gather(*tasks, late)
+        assert found.queue.waiting == 0
+        assert [host.in_flight for host in found.hosts] == [0]
+        return order
+
+    assert asyncio.run(work()) == ["a", "b", "a", "late"]
+
+
+def test_a_client_that_leaves_while_it_waits_frees_its_place_at_once() -> None:
+    async def work() -> None:
+        found = pool(Small("b", Config()), queue=1)
+        held = [await place(found), await place(found)]
+        gone = asyncio.create_task(place(found))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="so is the queue"):
+            await place(found)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        assert found.queue.waiting == 0
+        stays = asyncio.create_task(place(found))
+        await asyncio.sleep(0)
+        found.end(held[0], Verdict.OK)
+        await stays
+        assert [host.in_flight for host in found.hosts] == [2]
+
+    asyncio.run(work())
+
+
+def test_a_client_that_leaves_just_when_it_is_called_passes_the_place_on() -> None:
+    async def work() -> None:
+        found = pool(Small("b", Config()))
+        held = [await place(found), await place(found)]
+        first, second = asyncio.create_task(place(found)), asyncio.create_task(place(found))
+        await asyncio.sleep(0)
+        found.end(held[0], Verdict.OK)  # calls the first
+        first.cancel()
+        await asyncio.wait_for(second, 1.0)
+        assert [host.in_flight for host in found.hosts] == [2]
+
+    asyncio.run(work())
+
+
+def test_a_wait_ends_at_its_deadline_with_advice() -> None:
+    async def work() -> None:
+        found = pool(Small("b", Config()))
+        for _ in range(2):
+            await place(found)
+        with pytest.raises(Unavailable) as refused:
+            await place(found, wait_s=0.05)
+        assert refused.value.retry_after_s is not None
+        assert 1 <= refused.value.retry_after_s <= 60
+        assert found.queue.waiting == 0
+
+    asyncio.run(work())
+
+
+def test_a_wedged_target_is_asked_for_a_proof_and_taken_out() -> None:
+    class Hung(Scripted):
+        asked = 0
+
+        async def verify(self, target: str) -> bool:
+            self.asked += 1
+            return target != "b/0"
+
+    async def work() -> None:
+        backend = Hung("b", Config(targets=2))
+        found = pool(backend, health=Health(wedged_s=0.05, slow_start_s=0, probe_s=0.01))
+        task = asyncio.create_task(found.probe_forever())
+        await asyncio.sleep(0.02)
+        loop = asyncio.get_running_loop()
+        for host in found.hosts:
+            found.hosts.begin(host, loop.time())
+        well = found.hosts.get("b/1")
+        assert well is not None
+        async with asyncio.timeout(5):
+            while [row.state for row in found.view()] != ["ejected", "ok"]:
+                well.last_event_at = loop.time()
+                await asyncio.sleep(0.005)
+        assert backend.asked == 1, "rate-capped"
+        assert "wedged" in found.view()[0].why
+        task.cancel()
+
+    asyncio.run(work())
+
+
+def _id(host: Host | None_) -> str:
+    assert isinstance(host, Host)
+    return host.target.id
