@@ -74,10 +74,11 @@ class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Retry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """`budget_share`: what retries may cost, as a share of the prompt tokens of the last 10 s; `max_continuations`: how often an answer
-    that has begun may move to another host."""
+    """What retries may cost, in prompt tokens: a share (`budget_share`) of those of the last 10 s, and in quiet times `reserve_tokens`.
+    `max_continuations`: how often an answer that has begun may move to another host."""
 
     budget_share: float = 0.2
+    reserve_tokens: int = 20_000
     max_continuations: int = 2
 
 
@@ -281,6 +282,8 @@ def _verify(settings: Settings) -> None:
             raise ConfigError(f"log.{field}", f"'{value}' is not accepted; one of: {', '.join(accepted)}")
     if not 0 <= settings.retry.budget_share <= 1:
         raise ConfigError("retry.budget_share", f"{settings.retry.budget_share:g} is out of range; accepted: 0 to 1")
+    if settings.retry.reserve_tokens < 0:
+        raise ConfigError("retry.reserve_tokens", f"{settings.retry.reserve_tokens} is out of range; accepted: 0 or more")
     if not 0 <= settings.retry.max_continuations <= 10:
         raise ConfigError("retry.max_continuations", f"{settings.retry.max_continuations} is out of range; accepted: 0 to 10")
     if not 0 <= settings.admission.max_queue <= 100_000:

@@ -37,12 +37,13 @@ _NOTHING_DONE = frozenset(["connect", "busy"])
 class Attempt:
     """An answer that has begun, and the place it holds until `end`."""
 
-    __slots__ = ("_served", "call", "host", "reply")
+    __slots__ = ("_served", "host", "place", "reply")
 
-    def __init__(self, served: Served, host: Host | None, call: Call, reply: Reply) -> None:
+    def __init__(self, served: Served, host: Host | None, place: tuple[str, str], reply: Reply) -> None:
         self._served = served
         self.host = host
-        self.call = call
+        # The target's id and what it served when the answer began; later it may be gone, or be another.
+        self.place = place
         self.reply = reply
 
     @property
@@ -100,9 +101,9 @@ class Dispatcher:
         calls.limit(call, served.entry.default_max_tokens)
         call.connect_s = self._timeouts.connect_s
         pool = served.pool
-        call.keep = (
-            call.stream and served.entry.continuation != "off" and self._retry.max_continuations > 0 and pool.backend.resumable(call)
-        )
+        mode = served.entry.continuation
+        if mode != "off" and call.stream and self._retry.max_continuations > 0 and pool.backend.resumable(call):
+            call.keep = mode
         pool.budget.deposit(call.prompt_tokens, time.monotonic())
         try:
             async with asyncio.timeout(self._timeouts.request_s):
@@ -125,6 +126,7 @@ class Dispatcher:
                 log.warning("%s: the retry budget is spent", record.request_id)
                 raise _exhausted(last.error, 2) from last
             tried.add(host.target.id)
+            place = host.target.id, host.target.weights
             record.target = host.target.id
             record.attempts += 1
             call.headers = record.trace.headers()
@@ -143,7 +145,7 @@ class Dispatcher:
                 raise
             else:
                 record.tried.append((host.target.id, "ok"))
-                return Attempt(served, host, call, reply)
+                return Attempt(served, host, place, reply)
 
     async def _attempt(self, served: Served, host: Host, call: Call, tried: set[str]) -> Reply:
         if not call.stream:
@@ -168,9 +170,11 @@ class Dispatcher:
             return None
         record.continuations += 1
         if isinstance(again, Reply):
-            return Attempt(served, None, call, again)
-        dead = record.target
-        weights = next((host.target.weights for host in pool.hosts if host.target.id == dead), "")
+            return Attempt(served, None, broken.place, again)
+        dead, weights = broken.place
+        if not weights:
+            return None
+        # Nobody who serves something else, or of whom that is not known.
         others = {host.target.id for host in pool.hosts if host.target.id == dead or host.target.weights != weights}
         try:
             async with asyncio.timeout(self._timeouts.request_s):

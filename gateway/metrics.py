@@ -39,6 +39,7 @@ REQUESTS = Family(
     "penstock_requests_total", "counter", "Requests answered, or given up by their clients.", ("route", "model", "status", "outcome")
 )
 ATTEMPTS = Family("penstock_attempts_total", "counter", "Attempts by target and how they went.", ("target", "result"))
+CONTINUATIONS = Family("penstock_continuations_total", "counter", "Answers that went on at another host.", ("model",))
 TOKENS = Family("penstock_tokens_total", "counter", "Tokens as the engines reported them.", ("model", "kind"))
 DURATION = Family(
     "gen_ai_server_request_duration_seconds",
@@ -59,7 +60,7 @@ WORKERS = Family("penstock_workers", "gauge", "Worker processes that serve.", ("
 WORKER_ENDS = Family("penstock_worker_ends_total", "counter", "Worker processes that ended without having been told to.")
 RELOADS = Family("penstock_reloads_total", "counter", "Reloads of the configuration.", ("result",))
 MEMORY = Family("penstock_resident_memory_bytes", "gauge", "Resident memory of our own processes.", ("process",))
-FAMILIES = (REQUESTS, ATTEMPTS, TOKENS, DURATION, FIRST_TOKEN, OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY)
+FAMILIES = (REQUESTS, ATTEMPTS, CONTINUATIONS, TOKENS, DURATION, FIRST_TOKEN, OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY)
 
 
 class Metrics:
@@ -101,6 +102,8 @@ class Metrics:
             self.add(ATTEMPTS, (target, result))
         if not model:
             return
+        if record.continuations:
+            self.add(CONTINUATIONS, (model,), record.continuations)
         labels = (_OPERATIONS.get(record.route, record.route.rsplit("/", 1)[-1]), model)
         self.observe(DURATION, labels, record.ended_at - record.started_at)
         if record.stream and record.first_event_at:

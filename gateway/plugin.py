@@ -76,8 +76,8 @@ class Call:
     `fields` are the client's own top-level JSON values, undecoded; `id` is the public id the answer must carry where its kind has one;
     `choices` is how many choices must finish before the answer is whole (n × prompts); `show_usage` says whether a streaming client
     asked for usage; `headers` are all that may go to the engine beside its own key: the trace this attempt belongs to; `prompt_tokens` is
-    an estimate from the body's size. `keep` says that the answer may have to be continued elsewhere, so that what it has used must be
-    known while it runs; `continues` is the backend's own, put there by `resume`.
+    an estimate from the body's size. `keep` says that the answer may have to be continued elsewhere, and how (what it has used must then
+    be known while it runs); `continues` is the backend's own, put there by `send` or `resume`.
     """
 
     endpoint: Endpoint
@@ -91,7 +91,7 @@ class Call:
     connect_s: float = 5.0
     headers: Mapping[str, str] = field(default_factory=dict)
     prompt_tokens: int = 0
-    keep: bool = False
+    keep: Literal["", "text", "exact"] = ""
     continues: Any = None
 
 

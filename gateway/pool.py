@@ -48,7 +48,7 @@ class Pool:
         self.endpoints = backend.endpoints()
         self._health = health
         self.hosts = Hosts(health, random.Random(), divided)  # noqa: S311 - a balance is no secret
-        self.budget = Budget(retry.budget_share)
+        self.budget = Budget(retry.budget_share, retry.reserve_tokens)
         self.queue = Queue(admission.max_queue)
         self._called: dict[Ticket, asyncio.Future[None]] = {}
         self._refreshed_at = float("-inf")

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from backends.sglang_dsv3 import resume, stream, translate
+from backends.sglang_dsv3 import exact, resume, stream, translate
 from backends.sglang_dsv3.config import Config, Host
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response, Transport, to_host
 from gateway.errors import BadGateway, Unavailable
@@ -203,8 +203,8 @@ async def _finish(response: Response) -> None:
     response.close()
 
 
-async def _post(place: _Place, call: Call, payload: bytes) -> Response:
-    return await place.transport().request("POST", call.endpoint.value, payload, call.headers, call.connect_s)
+async def _post(place: _Place, call: Call, path: str, payload: bytes) -> Response:
+    return await place.transport().request("POST", path, payload, call.headers, call.connect_s)
 
 
 class SGLang:
@@ -288,7 +288,13 @@ class SGLang:
         return resume.resumable(call)
 
     def resume(self, call: Call, delivered: bytes, usage: Usage | None) -> Call | Reply | None:
-        """With the delivered text as the beginning of the assistant's message."""
+        """Over its token ids where it was answered so, else with the delivered text as the beginning of the assistant's message."""
+        progress = call.continues
+        if isinstance(progress, exact.Progress):
+            limit = resume.limit_of(call)
+            if resume.read(delivered).finished or (limit is not None and len(progress.output_ids) >= limit):
+                return resume.closing(call, delivered, Usage(len(progress.prompt_ids), len(progress.output_ids)))
+            return call
         return resume.resume(call, delivered, usage)
 
     def classify(self, outcome: Reply | BaseException) -> Verdict:
@@ -302,24 +308,31 @@ class SGLang:
         place = self._places[target]
         translate.refuse_internal(call, self._config.allow_parameters)
         served_name = await self._served_name(place) if translate.needs_served_name(call) else None
-        payload = translate.engine_body(call, served_name)
+        path, payload = call.endpoint.value, translate.engine_body(call, served_name)
         posting: asyncio.Task[Response] | None = None
         source: stream.EventStream | None = None
         response: Response | None = None
         try:
+            if call.keep == "exact" and exact.takes(call):
+                if call.continues is None:
+                    call.continues = exact.Progress(await self._prompt_ids(place, call))
+                path, payload = "/generate", exact.generate_body(call, call.continues)
             if call.stream and call.choices > call.prompts:
                 # The ids that an abort needs come with the answer, so the request outlives its caller for a moment.
-                posting = asyncio.create_task(_post(place, call, payload))
+                posting = asyncio.create_task(_post(place, call, path, payload))
                 response = await asyncio.shield(posting)
             else:
-                response = await _post(place, call, payload)
+                response = await _post(place, call, path, payload)
             if response.status != 200:
                 content = await _small(response)
                 response.close()
                 raise translate.failure(response.status, content, call.endpoint)
             if not call.stream:
                 return await self._whole(response, call, served_name)
-            source = stream.reader_of(call)(call, _reader(response, place), served_name)
+            if path == "/generate":
+                source = exact.Generated(call, _reader(response, place), call.continues)
+            else:
+                source = stream.reader_of(call)(call, _reader(response, place), served_name)
             await source.begin()
             return SGLangReply(self, place, call, source, response)
         except asyncio.CancelledError:
@@ -343,6 +356,23 @@ class SGLang:
             ended = BadGateway("The engine ended in the middle of the request.", detail=f"{place.id}: {error}")
             raise AttemptFailed("broken", ended) from error
 
+    async def _prompt_ids(self, place: _Place, call: Call) -> list[int]:
+        """The prompt as the chat template and the tokenizer make it; raises AttemptFailed for what chat would refuse too."""
+        response = await _post(place, call, "/tokenize", exact.tokenize_body(call))
+        try:
+            content = b""
+            while part := await response.read():
+                content += part
+        finally:
+            response.close()
+        if response.status != 200:
+            raise translate.failure(response.status, content, call.endpoint)
+        try:
+            return exact.prompt_ids(content)
+        except msgspec.DecodeError as error:
+            nonsense = BadGateway("The engine sent nonsense.", detail=f"{place.id}: /tokenize: {error}")
+            raise AttemptFailed("broken", nonsense) from None
+
     async def _served_name(self, place: _Place) -> str:
         """What the engine itself calls its model; asked once a host."""
         if place.served_name is None:
@@ -363,8 +393,8 @@ class SGLang:
                 response.close()
                 raise AttemptFailed("broken", BadGateway("The engine's answer is too large."))
         response.close()
-        whole = stream.whole(b"".join(parts), call, served_name)
-        return Reply(content_type=response.content_type.encode("latin-1"), body=whole, usage=stream.usage_of(whole))
+        whole, usage = stream.whole(b"".join(parts), call, served_name)
+        return Reply(content_type=response.content_type.encode("latin-1"), body=whole, usage=usage)
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a tail in the background; `aclose` waits for it."""

@@ -130,7 +130,7 @@ def resume(call: Call, delivered: bytes, usage: Usage | None) -> Call | Reply | 
     prompt = usage.prompt_tokens if usage is not None and usage.prompt_tokens else call.prompt_tokens
     limit = limit_of(call)
     if found.finished or (limit is not None and used >= limit):
-        return _closing(call, found, Usage(prompt, used))
+        return closing(call, delivered, Usage(prompt, used))
     fields = _continued(call, found.text) if found.text else call.fields
     if fields is None:
         return None
@@ -168,8 +168,9 @@ def _inside_a_stop(call: Call, text: str) -> bool:
     return any(text.endswith(word[:length]) for word in words for length in range(1, len(word)))
 
 
-def _closing(call: Call, found: Delivered, usage: Usage) -> Reply:
+def closing(call: Call, delivered: bytes, usage: Usage) -> Reply:
     """The events that the client lacks of an answer whose text is complete."""
+    found = read(delivered)
     kind = "chat.completion.chunk" if call.endpoint is Endpoint.CHAT else "text_completion"
     head = {"id": call.id, "object": kind, "created": found.created, "model": call.model}
     events = []
@@ -181,7 +182,7 @@ def _closing(call: Call, found: Delivered, usage: Usage) -> Reply:
         counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens, "total_tokens": total}
         events.append({**head, "choices": [], "usage": counts})
 
-    async def closing() -> AsyncIterator[bytes]:
+    async def rest() -> AsyncIterator[bytes]:
         yield b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events) + DONE
 
-    return Reply(content_type=b"text/event-stream; charset=utf-8", events=closing(), usage=usage)
+    return Reply(content_type=b"text/event-stream; charset=utf-8", events=rest(), usage=usage)

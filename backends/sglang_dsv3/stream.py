@@ -84,6 +84,7 @@ class _WithStatus(msgspec.Struct):
 
 
 _status_decoder = msgspec.json.Decoder(_WithStatus)
+_raw_decoder = msgspec.json.Decoder(msgspec.Raw)
 _usage_decoder = msgspec.json.Decoder(_WithUsage)
 
 
@@ -160,7 +161,7 @@ class EventStream:
 
     def _at_end(self) -> list[bytes]:
         """Events that the engine owes at the end of its bytes; raises AttemptFailed when the answer is not whole."""
-        raise _cut("the stream ended before its last event")
+        raise cut("the stream ended before its last event")
 
     def _take(self, events: list[bytes]) -> bytes:
         """What of these events goes to the client; sets `_begun`, `_failure` and `complete`."""
@@ -173,9 +174,9 @@ class Chunks(EventStream):
     def __init__(self, call: Call, read: Callable[[], Awaitable[bytes]], served_name: str | None = None) -> None:
         super().__init__(call, read, served_name)
         self._finishes = 0
-        self._keep = call.keep
+        self._keep = bool(call.keep)
         self._tail = b""
-        self._continues: Continuation | None = call.continues
+        self._continues: Continuation | None = call.continues if isinstance(call.continues, Continuation) else None
         self._rename = b'data: {"id":"%s"' % call.id.encode() if call.choices > 1 else None
 
     def used(self) -> Usage | None:
@@ -210,20 +211,20 @@ class Chunks(EventStream):
     def _at_end(self) -> list[bytes]:
         if self._finishes >= self._call.choices and not self._splitter.pending:
             return [DONE]  # every choice finished: only the closing line is missing
-        raise _cut(f"the stream ended after {self._finishes} of {self._call.choices} finishes")
+        raise cut(f"the stream ended after {self._finishes} of {self._call.choices} finishes")
 
     def _take(self, events: list[bytes]) -> bytes:
         out: list[bytes] = []
         for event in events:
             if event == DONE:
                 if self._finishes < self._call.choices:
-                    self._failure = _cut(f"[DONE] after {self._finishes} of {self._call.choices} finishes")
+                    self._failure = cut(f"[DONE] after {self._finishes} of {self._call.choices} finishes")
                 else:
                     out.append(event)
                     self.complete = True
                 break
             if b'"error"' in event and _ERROR.match(event):
-                self._failure = _error(event, self._call.endpoint)
+                self._failure = error_of(event, self._call.endpoint)
                 break
             if _FINISH in event:
                 if _ABORT in event:
@@ -289,15 +290,21 @@ def reader_of(call: Call) -> type[EventStream]:
     return Chunks if call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS) else NamedEvents
 
 
-def whole(content: bytes, call: Call, served_name: str | None = None) -> bytes:
-    """A JSON answer as the client gets it; raises AttemptFailed when the engine gave up on it."""
+def whole(content: bytes, call: Call, served_name: str | None = None) -> tuple[bytes, Usage | None]:
+    """A JSON answer as the client gets it, and its usage; raises AttemptFailed when the engine gave up on it, or when it is no JSON."""
+    try:
+        _raw_decoder.decode(content)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise AttemptFailed("broken", BadGateway("The engine sent nonsense.", detail=f"no JSON: {error}")) from None
     if JSON_ABORT.search(content):
         raise aborted()
     if call.endpoint is Endpoint.RESPONSES and _status_decoder.decode(content).status == "failed":
         raise _named_error(content, call.endpoint)
     if call.choices > 1:
         content = with_id(content, call.id)
-    return _renaming(served_name, call.model)(content) if served_name is not None else content
+    if served_name is not None:
+        content = _renaming(served_name, call.model)(content)
+    return content, usage_of(content)
 
 
 def _renaming(served_name: str, name: str) -> Callable[[bytes], bytes]:
@@ -319,7 +326,7 @@ def _named_error(content: bytes, endpoint: Endpoint) -> AttemptFailed:
     return translate.failure(status, msgspec.json.encode({"error": {"message": error.message or "no reason given"}}), endpoint)
 
 
-def _error(event: bytes, endpoint: Endpoint) -> AttemptFailed:
+def error_of(event: bytes, endpoint: Endpoint) -> AttemptFailed:
     """An error event; what it carries as `code` is the status SGLang would have answered with."""
     content = event.strip()[5:]
     try:
@@ -336,5 +343,6 @@ def aborted() -> AttemptFailed:
     return AttemptFailed("aborted", error, Verdict.BUSY)
 
 
-def _cut(detail: str) -> AttemptFailed:
+def cut(detail: str) -> AttemptFailed:
+    """The answer ended before it was finished."""
     return AttemptFailed("cut", BadGateway("The engine's answer ended before it was finished.", detail=detail))

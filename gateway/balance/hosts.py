@@ -224,4 +224,6 @@ class Hosts:
             return "probation", host.why
         if host.capacity is not None and host.in_flight >= host.capacity:
             return "full", f"{host.in_flight} of {host.capacity} in flight"
+        if host.busy_until > now:
+            return "ok", "said a moment ago that it is busy"
         return "ok", "slow start" if now - host.recovered_at < self._health.slow_start_s else ""

@@ -2,7 +2,8 @@
 
 A count per request multiplies: three attempts everywhere turn a cluster that is too slow into one that is asked for three times as much,
 and every retry of a generation repeats its whole prefill. A budget bounds the sum instead: retries cost at most `share` of the traffic of
-the last WINDOW_S seconds, plus one retry that is always allowed, so that a quiet gateway can fail over too.
+the last WINDOW_S seconds, plus a reserve and one retry that is always allowed, so that a quiet
+gateway can fail over too.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ WINDOW_S = 10.0
 
 
 class Budget:
-    """Deposits by requests, withdrawals by retries, both in prompt tokens; no clock of its own."""
+    """Deposits by requests, withdrawals by retries, both in prompt tokens; `reserve` is there in every window. No clock of its own."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, reserve: float = 0.0) -> None:
         self._share = share
+        self._reserve = reserve
         self._half = 0
         # [asked, spent] of this half of the window and of the one before.
         self._sums = ([0.0, 0.0], [0.0, 0.0])
@@ -37,7 +39,7 @@ class Budget:
         """Tokens that retries may still cost in this window; never negative."""
         self._turn(now)
         asked, spent = (one + two for one, two in zip(*self._sums, strict=True))
-        return max(0.0, self._share * asked - spent)
+        return max(0.0, self._reserve + self._share * asked - spent)
 
     def _turn(self, now: float) -> None:
         half = int(now / (WINDOW_S / 2))

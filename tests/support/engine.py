@@ -28,6 +28,18 @@ def sglang(running: Gateway) -> psutil.Process:
     return found
 
 
+def engine_urls(running: Gateway) -> list[str]:
+    """Where each launched engine listens, in the order of the hosts."""
+    found: dict[str, str] = {}
+    for supervisor in running.supervisors():
+        name = next(part for part in command(supervisor) if "/local-" in part)
+        for child in supervisor.children():
+            arguments = command(child)
+            if "sglang.launch_server" in arguments:
+                found[name] = f"http://127.0.0.1:{arguments[arguments.index('--port') + 1]}"
+    return [found[name] for name in sorted(found)]
+
+
 def engine_url(running: Gateway) -> str:
     arguments = sglang(running).cmdline()
     return f"http://127.0.0.1:{arguments[arguments.index('--port') + 1]}"

@@ -75,6 +75,15 @@ class Gateway:
         line = until("the door is open", lambda: self._line("metrics and /admin on "))
         return raw.call(int(line.rsplit(":", 1)[1]), method, path, headers=dict(headers or {}))
 
+    def wait_all_hosts(self, timeout_s: float = 20.0) -> None:
+        """Until every host is well, and what it serves is known."""
+
+        def well() -> bool:
+            hosts = self.admin("/admin/hosts").json()["hosts"]
+            return bool(hosts) and all(host["state"] == "ok" and host["capacity"] for host in hosts)
+
+        until("every host is well", well, timeout_s, 0.1)
+
     def requests(self) -> list[dict[str, Any]]:
         """The JSON log lines of requests so far."""
         lines = [json.loads(line) for line in self.output().splitlines() if line.startswith("{")]
@@ -151,8 +160,8 @@ class Rehearsal:
 
 
 @contextlib.contextmanager
-def rehearsal() -> Iterator[Rehearsal]:
-    command = [sys.executable, "-m", "backends.sglang_dsv3.rehearsal", "--golden", str(GOLDEN), "--lifeline"]
+def rehearsal(port: int = 0) -> Iterator[Rehearsal]:
+    command = [sys.executable, "-m", "backends.sglang_dsv3.rehearsal", "--golden", str(GOLDEN), "--lifeline", "--port", str(port)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
     assert process.stdout is not None
     assert process.stdin is not None

@@ -39,6 +39,8 @@ class Seen:
         self.generations_probed = 0
         self.ready = 200
         self.hung = False
+        self.deaf = False
+        self.failing = False
         self.max_running_requests = 100_000
         self.weight_version = "default"
         self.aborted: list[str] = []
@@ -89,7 +91,8 @@ async def _health_generate(request: web.Request) -> web.Response:
 
 
 async def _set(request: web.Request) -> web.Response:
-    """How the server behaves from now on, whatever the prompts say: `ready`, `hung`, `max_running_requests`, `weight_version`."""
+    """How the server behaves from now on, whatever the prompts say: `ready`, `hung`, `deaf` (to commands), `failing`,
+    `max_running_requests`, `weight_version`."""
     for name, value in (await request.json()).items():
         setattr(request.app[_SEEN], name, value)
     return web.Response()
@@ -143,6 +146,10 @@ async def _generate(request: web.Request) -> web.StreamResponse:
             commands = {}
         if seen.hung:
             await asyncio.sleep(3600)
+        if seen.deaf:
+            commands = {}
+        if seen.failing:
+            return _flat(500)
         if body["done"]:  # what broke the first half off was the first host's own affair
             commands = {name: value for name, value in commands.items() if name in ("tokens", "pace")}
         if "refuse" in commands:
