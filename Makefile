@@ -42,6 +42,7 @@ fix: .venv-dev/ready ## format, repair what can be repaired by itself, write gen
 bench: .venv-dev/ready .venv-bench/smg/ready .venv-bench/sglang-router/ready engine ## CPU per request beside other gateways; tokens per second
 	@scripts/apt.sh bench
 	.venv-dev/bin/python -m bench.gateway $(ARGS)
+	.venv-dev/bin/python -m bench.balance
 	.venv-dev/bin/python -m bench.tokens
 
 bench-litellm: .venv-bench/litellm/ready ## the environment for `make bench ARGS=--litellm`

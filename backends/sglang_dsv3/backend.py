@@ -13,6 +13,7 @@ import msgspec
 
 from backends.sglang_dsv3 import exact, resume, stream, translate
 from backends.sglang_dsv3.config import Config, Host
+from backends.sglang_dsv3.resolve import Resolver
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response, Transport, to_host
 from gateway.errors import BadGateway, Unavailable
 from gateway.plugin import AttemptFailed, BackendEnv, Call, Endpoint, Reply, ServiceState, Target, Usage, Verdict
@@ -51,8 +52,7 @@ class _Place:
     options = Options()
 
     def __init__(self, name: str, index: int, host: Host, services: Callable[[str], ServiceState | None]) -> None:
-        self.weight = host.weight
-        self.priority = host.priority
+        self.host = host
         self._capacity = host.max_in_flight
         self._weights = ""
         self._looked_at = float("-inf")
@@ -110,15 +110,15 @@ class _Place:
         return self._as_target(state.state == "ready" and bool(state.url), _words(state), wait_s)
 
     def _as_target(self, ready: bool, reason: str, retry_after_s: float) -> Target:
-        return Target(self.id, self.weight, ready, reason, retry_after_s, self.priority, self._capacity, self._weights)
+        return Target(self.id, self.host.weight, ready, reason, retry_after_s, self.host.priority, self._capacity, self._weights)
 
-    async def look(self, model_info: Callable[[_Place], Awaitable[_ModelInfo]], bounded: bool) -> None:
+    async def look(self, model_info: Callable[[_Place], Awaitable[_ModelInfo]]) -> None:
         """What it serves and how much at once, asked every LOOK_INTERVAL_S; both may change while it runs."""
         if time.monotonic() - self._looked_at < LOOK_INTERVAL_S:
             return
         info = await model_info(self)
         self._weights = f"{info.model_path}@{info.weight_version}"
-        if not bounded:
+        if self.host.max_in_flight is None:
             status, content = await self.get("/v1/loads")
             if status == 200:
                 capacity = sum(load.max_running_requests for load in msgspec.json.decode(content, type=_Loads).loads)
@@ -212,10 +212,12 @@ class SGLang:
 
     def __init__(self, name: str, config: Config, env: BackendEnv) -> None:
         self._config = config
-        self._places = {
-            place.id: place for place in (_Place(name, index, host, env.services.get) for index, host in enumerate(config.hosts))
-        }
-        self._bounded = {place.id: host.max_in_flight is not None for place, host in zip(self._places.values(), config.hosts, strict=True)}
+        fixed = [_Place(name, index, host, env.services.get) for index, host in enumerate(config.hosts) if host.resolve is None]
+        self._fixed = {place.id: place for place in fixed}
+        self._places = dict(self._fixed)
+        self._resolvers = [Resolver(host, config.dns_server) for host in config.hosts if host.resolve is not None]
+        self._resolving: asyncio.Task[None] | None = None
+        self._options = Options()
         self._tails: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -223,8 +225,26 @@ class SGLang:
         headers = {"content-type": "application/json"}
         if self._config.api_key_file is not None:
             headers["authorization"] = f"Bearer {_key(self._config.api_key_file)}"
+        self._options = Options(headers, self._config.ca_file, self._config.proxy)
         for place in self._places.values():
-            place.options = Options(headers, self._config.ca_file, self._config.proxy)
+            place.options = self._options
+        if self._resolvers:
+            self._resolving = asyncio.create_task(self._resolve_forever())
+
+    async def _resolve_forever(self) -> None:
+        while True:
+            await asyncio.gather(*(resolver.ask() for resolver in self._resolvers))
+            before, self._places = self._places, dict(self._fixed)
+            for host in (host for resolver in self._resolvers for host in resolver.hosts):
+                place = _Place("", 0, host, lambda name: None)
+                known = before.pop(place.id, None)
+                if known is None or known.host != host:
+                    known, place.options = place, self._options
+                self._places.setdefault(place.id, known)
+            for gone in before.values():
+                if gone.id not in self._places:
+                    await gone.aclose()  # what is under way on it goes on
+            await asyncio.sleep(self._config.dns_refresh_s)
 
     async def aclose(self) -> None:
         """Finish what was begun for clients that left (a second or so), then close every connection."""
@@ -232,6 +252,9 @@ class SGLang:
             await asyncio.wait(self._tails, timeout=2.0)
         for tail in self._tails:
             tail.cancel()
+        if self._resolving is not None:
+            self._resolving.cancel()
+            await asyncio.gather(self._resolving, return_exceptions=True)
         for place in self._places.values():
             await place.aclose()
 
@@ -261,19 +284,22 @@ class SGLang:
         return frozenset(self._config.endpoints)
 
     def targets(self) -> Sequence[Target]:
-        """Every host, launched or named."""
-        return [place.target() for place in self._places.values()]
+        """Every host, launched, named or resolved; a name that stands for nobody is one that is not ready."""
+        found = [place.target() for place in self._places.values()]
+        return found or [Target("unresolved", ready=False, reason=resolver.problem) for resolver in self._resolvers]
 
     async def probe(self, target: str) -> bool:
         """`GET /ready`: flags only, costs no token; 503 while starting or draining."""
-        place = self._places[target]
+        place = self._places.get(target)
+        if place is None:
+            return False
         try:
             up = (await place.get("/ready"))[0] != 503
         except (ConnectFailed, ConnectionLost, TimeoutError):
             place.lost()
             return False
         with contextlib.suppress(ConnectFailed, ConnectionLost, TimeoutError, msgspec.DecodeError):
-            await place.look(self._model_info, self._bounded[target])
+            await place.look(self._model_info)
         return up
 
     async def verify(self, target: str) -> bool:
@@ -305,7 +331,10 @@ class SGLang:
 
     async def send(self, target: str, call: Call) -> Reply:
         """One attempt. Cancelling it stops the generation, in whatever phase it is."""
-        place = self._places[target]
+        place = self._places.get(target)
+        if place is None:
+            gone = Unavailable("The engine is gone.", code="engine_unavailable", retry_after_s=1, detail=target)
+            raise AttemptFailed("connect", gone)
         translate.refuse_internal(call, self._config.allow_parameters)
         served_name = await self._served_name(place) if translate.needs_served_name(call) else None
         path, payload = call.endpoint.value, translate.engine_body(call, served_name)

@@ -36,11 +36,14 @@ class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Host(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One SGLang server: either its `url`, or `launch: local` for one that the gateway runs itself.
 
-    `priority`: its tier, lower first; `max_in_flight`: requests at once, without it what the engine itself says (max_running_requests).
+    `resolve`: the URL's name stands for all of its addresses (`a`), or for what its SRV records name (`srv`), asked again every
+    `dns_refresh_s`. `priority`: its tier, lower first. `max_in_flight`: requests at once, without it what the engine itself says
+    (max_running_requests).
     """
 
     url: str | None = None
     launch: Literal["local"] | None = None
+    resolve: Literal["a", "srv"] | None = None
     weight: float = 1.0
     priority: int = 0
     max_in_flight: int | None = None
@@ -50,6 +53,8 @@ class Host(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             raise ValueError("a host has either `url` or `launch: local`")
         if self.url is not None:
             _check_url(self.url)
+        if self.resolve is not None and (self.url is None or urlsplit(self.url).scheme != "http"):
+            raise ValueError("resolve needs an http:// URL with a name (a certificate is not for an address)")
         if not self.weight > 0:
             raise ValueError(f"the weight must be above 0, is {self.weight:g}")
         if self.max_in_flight is not None and self.max_in_flight < 1:
@@ -73,7 +78,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     `endpoints`: what the model behind them can do (an embedding model: `/v1/embeddings`, `/v1/rerank`). `allow_parameters`: parameters
     internal to the engine that clients may set all the same. `ca_file`: certificates to trust for https, beside the system's. `proxy`: an
-    HTTP proxy through which every host is reached.
+    HTTP proxy through which every host is reached. `dns_server`: `ADDRESS:PORT` to ask instead of the system's, for hosts with `resolve`.
     """
 
     hosts: list[Host]
@@ -83,6 +88,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     api_key_file: str | None = None
     ca_file: str | None = None
     proxy: str | None = None
+    dns_server: str | None = None
+    dns_refresh_s: float = 10.0
 
     def __post_init__(self) -> None:
         if not self.hosts:
@@ -91,6 +98,10 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             raise ValueError("endpoints must name at least one")
         if self.proxy is not None and urlsplit(self.proxy).scheme not in ("http", "https"):
             raise ValueError(f"proxy '{self.proxy}' is no URL like http://HOST:PORT")
+        if self.dns_server is not None and not self.dns_server.rpartition(":")[2].isdigit():
+            raise ValueError(f"dns_server '{self.dns_server}' must be ADDRESS:PORT")
+        if not self.dns_refresh_s > 0:
+            raise ValueError(f"dns_refresh_s must be above 0, is {self.dns_refresh_s:g}")
         urls = [host.url.rstrip("/") for host in self.hosts if host.url is not None]
         twice = sorted({url for url in urls if urls.count(url) > 1})
         if twice:

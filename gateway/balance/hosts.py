@@ -55,6 +55,9 @@ class Health(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             raise ValueError("min_sample must be at least 1, slow_start_s at least 0")
 
 
+_UNBOUNDED = 1 << 60
+
+
 class None_(enum.Enum):  # noqa: N801 - the word for it is taken
     """Why nobody was picked."""
 
@@ -67,7 +70,7 @@ class Host:
     """One target and its state. `share` is its weight as the policy shall see it now."""
 
     __slots__ = (
-        "breaker", "busy_until", "capacity", "drained", "in_flight", "last_event_at", "recovered_at", "share", "target", "up",
+        "breaker", "busy_until", "capacity", "drained", "in_flight", "last_event_at", "limit", "recovered_at", "share", "target", "up",
         "verified_at", "why",
     )  # fmt: skip
 
@@ -77,6 +80,7 @@ class Host:
         self.in_flight = 0
         self.share = target.weight
         self.capacity: int | None = None
+        self.limit = _UNBOUNDED
         self.up = True
         self.drained = False
         self.busy_until = 0.0
@@ -98,6 +102,9 @@ class Hosts:
         self._by_id: dict[str, Host] = {}
         self._ordered: list[Host] = []
         self.drained: frozenset[str] = frozenset()
+        # Who is eligible, while that does not change.
+        self._calm: list[Host] = []
+        self._settled_until = 0.0
 
     def __iter__(self) -> Iterator[Host]:
         return iter(self._ordered)
@@ -112,22 +119,39 @@ class Hosts:
         self._by_id = {}
         for target in targets:
             host = known.get(target.id) or Host(target, Breaker(self._limits, self._chance.random))
+            self._by_id[target.id] = host
+            drained = target.id in self.drained
+            if host.target == target and host.drained == drained and target.id in known:
+                continue
             if target.ready and not host.target.ready:
                 host.recovered_at = now
-            host.target = target
-            host.drained = target.id in self.drained
+            host.target, host.drained, host.share = target, drained, target.weight
             host.capacity = None if target.capacity is None else max(1, -(-target.capacity // self._divided))
-            host.share = target.weight
-            self._by_id[target.id] = host
+            host.limit = host.capacity if host.capacity is not None else _UNBOUNDED
+            self._settled_until = 0.0
+        if len(self._by_id) != len(known):
+            self._settled_until = 0.0
         self._ordered = sorted(self._by_id.values(), key=lambda host: host.target.priority)
 
     def choose(self, policy: Policy, key: bytes, tried: Collection[str], now: float) -> Host | None_:
-        """The next host that was not tried yet, or why there is none. Costs about 3 us with 3 hosts (bench/balance.py)."""
+        """The next host that was not tried yet, or why there is none. What it costs is in docs/performance.md."""
+        if now < self._settled_until and not tried:
+            # Nothing has changed but how full they are: the same list is passed, so that a policy may keep what it has made of it.
+            calm = self._calm
+            for host in calm:
+                if host.in_flight >= host.limit:
+                    break
+            else:
+                return policy.pick(calm, key)
+        return self._choose(policy, key, tried, now)
+
+    def _choose(self, policy: Policy, key: bytes, tried: Collection[str], now: float) -> Host | None_:
         candidates: list[Host] = []
-        calm = False
+        calm: list[Host] = []
         full = False
         sick: list[Host] = []
         tier = 0
+        settled_until = float("inf")
         slow_s = self._health.slow_start_s
         for host in self._ordered:
             target = host.target
@@ -136,20 +160,31 @@ class Hosts:
             if not target.ready or host.drained or target.id in tried:
                 continue
             state = host.breaker.state
+            if state is not State.CLOSED:
+                settled_until = min(settled_until, host.breaker.until if state is State.OPEN else now)
             if not host.up or (state is not State.CLOSED and not self._may_prove_itself(host, now)):
                 sick.append(host)
                 continue
-            if host.capacity is not None and host.in_flight >= host.capacity:
+            if host.in_flight >= host.limit:
                 full = True
                 continue
             since_s = now - host.recovered_at
-            host.share = target.weight if since_s >= slow_s else target.weight * max(SLOW_START_SHARE, since_s / slow_s)
+            if since_s >= slow_s:
+                host.share = target.weight
+            else:
+                host.share = target.weight * max(SLOW_START_SHARE, since_s / slow_s)
+                settled_until = now
             tier = target.priority
-            calm = calm or host.busy_until <= now
             candidates.append(host)
+            if host.busy_until <= now:
+                calm.append(host)
+            else:
+                settled_until = min(settled_until, host.busy_until)
         if candidates:
-            if calm:
-                candidates = [host for host in candidates if host.busy_until <= now]
+            candidates = calm or candidates
+            # With somebody full or tried the list is this pick's own; else it holds until something changes.
+            self._settled_until = settled_until if not full and not tried else 0.0
+            self._calm = candidates
             return policy.pick(candidates, key)
         if full:
             return None_.FULL
@@ -169,6 +204,8 @@ class Hosts:
     def end(self, host: Host, verdict: Verdict | None, now: float, connected: bool = True) -> None:
         """It is over. `verdict` None: it says nothing (the client left). `connected` False: nobody is there at all."""
         host.in_flight -= 1
+        if verdict is not Verdict.OK or host.breaker.state is not State.CLOSED:
+            self._settled_until = 0.0
         if verdict is Verdict.BUSY:
             host.busy_until = now + BUSY_S
         elif verdict is Verdict.SICK:
@@ -184,6 +221,8 @@ class Hosts:
 
     def probed(self, host: Host, up: bool, now: float) -> None:
         """What its probe said."""
+        if up != host.up:
+            self._settled_until = 0.0
         if up and not host.up:
             host.recovered_at = now
         host.up = up
@@ -193,6 +232,7 @@ class Hosts:
         """Open its breaker, whatever the counts say."""
         host.breaker.trip(now)
         host.why = why
+        self._settled_until = 0.0
 
     def _may_be_ejected(self, host: Host) -> bool:
         total = ejected = 0.0

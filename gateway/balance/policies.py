@@ -12,6 +12,7 @@ import bisect
 import hashlib
 import random
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol, TypeVar
 
 from gateway.balance.weighted import WeightedRoundRobin
@@ -54,29 +55,26 @@ class TwoChoices:
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
+        self._of: Sequence[object] | None = None
+        self._sums: list[float] = []
 
     def pick(self, candidates: Sequence[C], key: bytes) -> C:
         """See `Policy`."""
         if len(candidates) == 1:
             return candidates[0]
-        total = 0.0
-        for candidate in candidates:
-            total += candidate.share
-        first = self._draw(candidates, total, None)
-        second = self._draw(candidates, total - first.share, first)
+        if candidates is not self._of:
+            self._of, self._sums = candidates, list(accumulate(candidate.share for candidate in candidates))
+        sums, last = self._sums, len(candidates) - 1
+        index = min(bisect.bisect_right(sums, self._chance.random() * sums[-1]), last)
+        first = candidates[index]
+        # The second out of what is left, as if the first one's stretch were not there.
+        before = sums[index - 1] if index else 0.0
+        at = self._chance.random() * (sums[-1] - first.share)
+        if at >= before:
+            at += first.share
+        other = min(bisect.bisect_right(sums, at), last)
+        second = candidates[other if other != index else (index + 1) % len(candidates)]
         return second if second.in_flight * first.share < first.in_flight * second.share else first
-
-    def _draw(self, candidates: Sequence[C], total: float, but: C | None) -> C:
-        left = self._chance.random() * total
-        last = candidates[0]
-        for candidate in candidates:
-            if candidate is but:
-                continue
-            last = candidate
-            left -= candidate.share
-            if left < 0:
-                break
-        return last
 
 
 class RoundRobin:
@@ -95,19 +93,25 @@ class PrefixAffinity:
 
     def __init__(self) -> None:
         self._of: tuple[tuple[str, float], ...] = ()
+        self._seen: Sequence[object] | None = None
+        self._shares = 0.0
         self._points: list[int] = []
         self._owners: list[str] = []
 
     def pick(self, candidates: Sequence[C], key: bytes) -> C:
         """See `Policy`."""
-        known = tuple((candidate.target.id, candidate.share) for candidate in candidates)
-        if known != self._of:
-            self._build(known)
-        eligible = {candidate.target.id: candidate for candidate in candidates}
-        load, shares = 1, 0.0
+        if candidates is not self._seen:
+            known = tuple((candidate.target.id, candidate.share) for candidate in candidates)
+            if known != self._of:
+                self._build(known)
+            self._seen = candidates
+            self._shares = sum(candidate.share for candidate in candidates)
+        shares = self._shares
+        eligible: dict[str, C] = {}
+        load = 1
         for candidate in candidates:
             load += candidate.in_flight
-            shares += candidate.share
+            eligible[candidate.target.id] = candidate
         start = bisect.bisect(self._points, _hash(key))
         seen: set[str] = set()
         for step in range(len(self._owners)):

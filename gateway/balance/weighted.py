@@ -30,8 +30,14 @@ class WeightedRoundRobin:
         """The next target; `candidates` must not be empty. Targets that are gone are forgotten."""
         if len(candidates) == 1:
             return candidates[0]
-        credit = {candidate.target.id: self._credit.get(candidate.target.id, 0.0) + candidate.share for candidate in candidates}
-        chosen = max(candidates, key=lambda candidate: credit[candidate.target.id])
-        credit[chosen.target.id] -= sum(candidate.share for candidate in candidates)
+        before, credit = self._credit, {}
+        chosen, most, total = candidates[0], float("-inf"), 0.0
+        for candidate in candidates:
+            share, name = candidate.share, candidate.target.id
+            total += share
+            credit[name] = now = before.get(name, 0.0) + share
+            if now > most:
+                chosen, most = candidate, now
+        credit[chosen.target.id] -= total
         self._credit = credit
         return chosen
