@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Self
 
 from gateway import calls
-from gateway.balance.hosts import Host, None_
-from gateway.balance.policies import Any_
+from gateway.balance.hosts import Host, NoHost
+from gateway.balance.policies import First
 from gateway.config import Settings
 from gateway.context import RequestContext
 from gateway.errors import GatewayError, GatewayTimeout, Unavailable
@@ -29,7 +29,7 @@ log = logging.getLogger("penstock.dispatch")
 PREFILL_TOKENS_PER_S = 1000.0
 # While every other host is full a slow one is looked at again after so long.
 PATIENCE_S = 1.0
-_ANY = Any_()
+_ANY = First()
 # Causes of failures after which the host has not worked on the prompt: trying another one repeats nothing.
 _NOTHING_DONE = frozenset(["connect", "busy"])
 
@@ -151,7 +151,7 @@ class Dispatcher:
         if not call.stream:
             return await served.pool.backend.send(host.target.id, call)
         limit_s = self._timeouts.first_token_s + call.prompt_tokens / PREFILL_TOKENS_PER_S
-        stall = _Stall(limit_s, lambda: served.pool.choose(_ANY, b"", tried) is None_.FULL)
+        stall = _Stall(limit_s, lambda: served.pool.choose(_ANY, b"", tried) is NoHost.FULL)
         try:
             async with stall:
                 return await served.pool.backend.send(host.target.id, call)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from gateway.balance.hosts import Health, Host, Hosts, None_
+from gateway.balance.hosts import Health, Host, Hosts, NoHost
 from gateway.balance.policies import Policy
 from gateway.balance.queue import Queue, Ticket
 from gateway.balance.retries import Budget
@@ -65,25 +65,25 @@ class Pool:
         self.refresh()
         self._call_all()
 
-    def choose(self, policy: Policy, key: bytes, tried: Collection[str]) -> Host | None_:
+    def choose(self, policy: Policy, key: bytes, tried: Collection[str]) -> Host | NoHost:
         """The next host, or why there is none."""
         now = time.monotonic()
         if now - self._refreshed_at > REFRESH_S:
             self.refresh(now)
         return self.hosts.choose(policy, key, tried, now)
 
-    async def place(self, policy: Policy, key: bytes, tried: Collection[str], whose: str, wait_s: float) -> Host | None_:
+    async def place(self, policy: Policy, key: bytes, tried: Collection[str], whose: str, wait_s: float) -> Host | NoHost:
         """A host to send to, begun; waits for one while all are full. Raises Unavailable when the wait is hopeless or over."""
-        found: Host | None_ = None_.FULL
+        found: Host | NoHost = NoHost.FULL
         if not self.queue.waiting:  # nobody is overtaken
             found = self.choose(policy, key, tried)
-        if found is None_.FULL:
+        if found is NoHost.FULL:
             found = await self._wait(policy, key, tried, whose, wait_s)
         if isinstance(found, Host):
             self.hosts.begin(found, time.monotonic())
         return found
 
-    async def _wait(self, policy: Policy, key: bytes, tried: Collection[str], whose: str, wait_s: float) -> Host | None_:
+    async def _wait(self, policy: Policy, key: bytes, tried: Collection[str], whose: str, wait_s: float) -> Host | NoHost:
         ticket = Ticket(0, whose, time.monotonic() + wait_s)
         again = False
         while True:
@@ -104,7 +104,7 @@ class Pool:
                 self.queue.leave(ticket)
                 self._called.pop(ticket, None)
             found = self.choose(policy, key, tried)
-            if found is not None_.FULL:
+            if found is not NoHost.FULL:
                 return found
             again = True
 

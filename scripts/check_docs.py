@@ -13,6 +13,7 @@ import msgspec
 
 from backends.sglang_dsv3 import translate
 from gateway import config, registry
+from gateway.balance.hosts import Health
 from gateway.plugin import Endpoint
 from gateway.wire import requests
 
@@ -47,6 +48,7 @@ def _names(kind: type[msgspec.Struct], prefix: str = "") -> Iterator[str]:
             yield from _names(config.ModelEntry, "models.NAME.")
         elif name == "backends":
             yield "backends.NAME"
+            yield from _names(Health, "backends.NAME.health.")
         elif isinstance(value, type) and issubclass(value, msgspec.Struct):
             yield from _names(value, f"{name}.")
         else:

@@ -58,7 +58,7 @@ class Health(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 _UNBOUNDED = 1 << 60
 
 
-class None_(enum.Enum):  # noqa: N801 - the word for it is taken
+class NoHost(enum.Enum):
     """Why nobody was picked."""
 
     FULL = "full"
@@ -133,7 +133,7 @@ class Hosts:
             self._settled_until = 0.0
         self._ordered = sorted(self._by_id.values(), key=lambda host: host.target.priority)
 
-    def choose(self, policy: Policy, key: bytes, tried: Collection[str], now: float) -> Host | None_:
+    def choose(self, policy: Policy, key: bytes, tried: Collection[str], now: float) -> Host | NoHost:
         """The next host that was not tried yet, or why there is none. What it costs is in docs/performance.md."""
         if now < self._settled_until and not tried:
             # Nothing has changed but how full they are: the same list is passed, so that a policy may keep what it has made of it.
@@ -145,7 +145,7 @@ class Hosts:
                 return policy.pick(calm, key)
         return self._choose(policy, key, tried, now)
 
-    def _choose(self, policy: Policy, key: bytes, tried: Collection[str], now: float) -> Host | None_:
+    def _choose(self, policy: Policy, key: bytes, tried: Collection[str], now: float) -> Host | NoHost:
         candidates: list[Host] = []
         calm: list[Host] = []
         full = False
@@ -187,10 +187,10 @@ class Hosts:
             self._calm = candidates
             return policy.pick(candidates, key)
         if full:
-            return None_.FULL
+            return NoHost.FULL
         if sick:
-            return policy.pick(sick, key) if self._health.all_sick == "try_all" else None_.SICK
-        return None_.NOBODY
+            return policy.pick(sick, key) if self._health.all_sick == "try_all" else NoHost.SICK
+        return NoHost.NOBODY
 
     def _may_prove_itself(self, host: Host, now: float) -> bool:
         return host.breaker.look(now) is not State.OPEN and host.in_flight == 0

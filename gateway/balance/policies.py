@@ -42,7 +42,7 @@ class Policy(Protocol):
         """The next target."""
 
 
-class Any_:  # noqa: N801 - the word is taken
+class First:
     """Whoever comes first, for asking whether there is anybody; leaves no trace in another policy's state."""
 
     def pick(self, candidates: Sequence[C], key: bytes) -> C:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from gateway.balance import policies
 from gateway.balance.breaker import TABLE, Breaker, Event, Limits, State
-from gateway.balance.hosts import BUSY_S, Health, Host, Hosts, None_
-from gateway.balance.policies import Any_, Policy, PrefixAffinity, RoundRobin, TwoChoices
+from gateway.balance.hosts import BUSY_S, Health, Host, Hosts, NoHost
+from gateway.balance.policies import First, Policy, PrefixAffinity, RoundRobin, TwoChoices
 from gateway.balance.queue import Queue, Ticket
 from gateway.balance.retries import WINDOW_S, Budget
 from gateway.plugin import Target, Verdict
@@ -135,17 +135,17 @@ def test_full_is_told_from_sick_and_from_nobody() -> None:
     hosts = pool(1, 1, capacity=1)
     for host in hosts:
         hosts.begin(host, 0.0)
-    assert hosts.choose(Any_(), b"", (), 0.0) is None_.FULL
+    assert hosts.choose(First(), b"", (), 0.0) is NoHost.FULL
     for host in hosts:
         hosts.end(host, Verdict.OK, 0.0)
-    assert hosts.choose(Any_(), b"", {"h0", "h1"}, 0.0) is None_.NOBODY
+    assert hosts.choose(First(), b"", {"h0", "h1"}, 0.0) is NoHost.NOBODY
     strict = pool(1, 1, health=Health(all_sick="fail_fast"))
     kind = pool(1, 1)
     for found in (strict, kind):
         for host in found:
             found.probed(host, False, 0.0)
-    assert strict.choose(Any_(), b"", (), 0.0) is None_.SICK
-    assert isinstance(kind.choose(Any_(), b"", (), 0.0), Host)
+    assert strict.choose(First(), b"", (), 0.0) is NoHost.SICK
+    assert isinstance(kind.choose(First(), b"", (), 0.0), Host)
 
 
 def test_capacity_is_shared_out_among_workers() -> None:
@@ -164,7 +164,7 @@ def test_busy_is_never_sick_and_only_avoided_for_a_while() -> None:
     assert one.breaker.state is State.CLOSED
     assert set(picks(hosts, RoundRobin(), 10, now=BUSY_S / 2)) == {"h1"}
     assert set(picks(hosts, RoundRobin(), 10, now=BUSY_S + 0.1)) == {"h0", "h1"}
-    assert isinstance(hosts.choose(Any_(), b"", {"h1"}, 0.1), Host), "better a busy one than none"
+    assert isinstance(hosts.choose(First(), b"", {"h1"}, 0.1), Host), "better a busy one than none"
 
 
 def test_a_client_that_leaves_counts_for_nothing() -> None:

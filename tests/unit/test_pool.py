@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from backends.scripted import Config, Scripted
-from gateway.balance.hosts import Health, Host, None_
-from gateway.balance.policies import Any_, RoundRobin
+from gateway.balance.hosts import Health, Host, NoHost
+from gateway.balance.policies import First, RoundRobin
 from gateway.config import Admission, Retry
 from gateway.errors import Unavailable
 from gateway.plugin import Target, Verdict
@@ -63,7 +63,7 @@ def test_a_target_whose_probe_fails_is_taken_only_when_no_other_is_left(answer: 
     once(found)
     assert {_id(found.choose(policy, b"", ())) for _ in range(6)} == {"b/1"}
     assert _id(found.choose(policy, b"", {"b/1"})) == "b/0"
-    assert found.choose(policy, b"", {"b/0", "b/1"}) is None_.NOBODY
+    assert found.choose(policy, b"", {"b/0", "b/1"}) is NoHost.NOBODY
     backend.answers["b/0"] = True
     once(found)
     assert {_id(found.choose(policy, b"", ())) for _ in range(6)} == {"b/0", "b/1"}
@@ -75,7 +75,7 @@ def test_what_is_not_ready_is_never_picked_and_the_soonest_is_named() -> None:
             return [Target("slow", ready=False, retry_after_s=30), Target("soon", ready=False, retry_after_s=3)]
 
     found = pool(Loading("b", Config()))
-    assert found.choose(Any_(), b"", ()) is None_.NOBODY
+    assert found.choose(First(), b"", ()) is NoHost.NOBODY
     assert not found.available()
     waiting = found.waiting_for()
     assert waiting is not None
@@ -93,7 +93,7 @@ def test_the_drained_get_nothing_new_and_come_back() -> None:
 
 
 async def place(found: Pool, whose: str = "", wait_s: float = 5.0) -> Host:
-    host = await found.place(Any_(), b"", (), whose, wait_s)
+    host = await found.place(First(), b"", (), whose, wait_s)
     assert isinstance(host, Host)
     return host
 
@@ -200,6 +200,6 @@ def test_a_wedged_target_is_asked_for_a_proof_and_taken_out() -> None:
     asyncio.run(work())
 
 
-def _id(host: Host | None_) -> str:
+def _id(host: Host | NoHost) -> str:
     assert isinstance(host, Host)
     return host.target.id
