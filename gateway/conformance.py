@@ -105,6 +105,7 @@ class BackendConformance:
             assert all(found.ready and found.weight > 0 for found in backend.targets())
             assert len({found.id for found in backend.targets()}) == len(backend.targets())
             assert await backend.probe(target)
+            assert await backend.verify(target)
             assert await backend.check() == []
 
         self.drive(section, work)
@@ -185,6 +186,35 @@ class BackendConformance:
             with pytest.raises(asyncio.CancelledError):
                 await attempt
             assert (await backend.send(target, chat("hello"))).status == 200
+
+        self.drive(section, work)
+
+    def test_going_on_elsewhere_is_a_call_the_end_or_nothing(self, section: dict[str, Any]) -> None:
+        """Of several choices or a JSON answer never; of what has finished only the end may be missing; a call is still the same call."""
+
+        async def work(backend: Backend, target: str) -> None:
+            assert not backend.resumable(chat("hello", stream=True, n=2))
+            assert not backend.resumable(chat("hello"))
+            call = chat("hello there you", stream=True)
+            call.keep = "text" if backend.resumable(call) else ""
+            reply = await backend.send(target, call)
+            assert reply.events is not None
+            begun = b""
+            async for block in reply.events:
+                begun += block
+                break
+            reply.close()
+            again = backend.resume(call, begun, reply.usage)
+            if not call.keep:
+                assert again is None
+            elif isinstance(again, Call):
+                assert (again.id, again.model, again.stream, again.endpoint) == (call.id, call.model, True, call.endpoint)
+                rest = await drain(await backend.send(target, again))
+                assert rest.endswith(b"data: [DONE]\n\n")
+                assert b'"role"' not in rest
+                ended = backend.resume(call, begun + rest[: rest.index(b"data: [DONE]")], None)
+                assert isinstance(ended, Reply)
+                assert await drain(ended) == b"data: [DONE]\n\n"
 
         self.drive(section, work)
 

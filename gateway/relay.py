@@ -87,6 +87,9 @@ class Watch:
         if self.reason != "engine silent" or self._task.uncancel() > 0:
             raise error
         self.reason = None
+        if self._watcher.done():  # both at once: then there is nobody to go on for
+            self.reason = "client gone"
+            raise ClientGone
         return AttemptFailed("timeout", GatewayTimeout("The engine stopped sending in the middle of the answer."))
 
     def _check(self) -> None:

@@ -92,6 +92,7 @@ def test_services_come_with_weights_and_tiers_and_change_without_a_restart(tmp_p
             assert two.seen()["requests"] == 1
 
 
+@pytest.mark.slow
 def test_a_name_is_all_of_its_addresses_and_stays_what_it_was_while_nobody_answers(tmp_path: Path, names: NameServer) -> None:
     with rehearsal() as one:
         names.records["engines.test", "A"] = ["127.0.0.1", "127.0.0.2"]
