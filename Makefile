@@ -8,7 +8,7 @@ PIP := --disable-pip-version-check --quiet --no-input
 # Lines of a pip that is set up with folders that lack some packages; they say nothing about ours.
 FILTER := 2> >(grep -v '^WARNING: Location' >&2)
 
-# Two at a time: these mostly wait, for sockets and processes. What needs the engine, or kills, has the machine to itself.
+# Two at a time: these mostly wait, for sockets and processes. What needs the engine, or is a storm, has the machine to itself.
 # With ARGS="-k ..." one of the two may have nothing to do: that (exit code 5) is no failure then.
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? = 5 ])
 TWO = -n 2 --dist worksteal
@@ -22,8 +22,8 @@ serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded en
 	@exec .venv/bin/penstock serve $(ARGS)
 
 test: .venv-dev/ready engine node apt ## everything, the real engine included
-	.venv-dev/bin/python -m pytest -m "not engine and not chaos" $(TWO) $(ARGS) $(NONE_IS_FINE)
-	.venv-dev/bin/python -m pytest -m "engine or chaos" $(ARGS) $(NONE_IS_FINE)
+	.venv-dev/bin/python -m pytest -m "not engine and not storm" $(TWO) $(ARGS) $(NONE_IS_FINE)
+	.venv-dev/bin/python -m pytest -m "engine or storm" $(ARGS) $(NONE_IS_FINE)
 
 test-fast: .venv-dev/ready node apt ## what needs no engine, kills nothing and takes no patience
 	.venv-dev/bin/python -m pytest -m "not engine and not chaos and not slow" $(TWO) $(ARGS)

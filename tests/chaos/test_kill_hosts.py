@@ -21,12 +21,12 @@ import pytest
 from tests.support import raw
 from tests.support.processes import Gateway, Rehearsal, gateway, rehearsal
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.storm]
 
 CHAT = "/v1/chat/completions"
 STREAMS, TOKENS, PACE_S, KILL_EVERY_S = 200, 100, 0.04, 2.0
 ON_S = float(os.environ.get("PENSTOCK_KILL_S", "60"))
-OFF_S = 15.0
+OFF_S = 10.0
 TEXT = "".join(f"token {number} " for number in range(TOKENS))
 BODY = raw.chat(f"[[tokens {TOKENS}]] [[pace {PACE_S}]]", max_tokens=TOKENS, stream=True)
 
@@ -133,7 +133,6 @@ def run(folder: Path, mode: str, seconds: float) -> tuple[Counter[str], int]:
         return found, hosts.kills
 
 
-@pytest.mark.slow
 def test_with_continuation_nobody_notices(tmp_path: Path) -> None:
     found, kills = run(tmp_path, "text", ON_S)
     assert kills >= ON_S / KILL_EVERY_S * 0.6

