@@ -79,6 +79,7 @@ CASES = [(found, mode) for found in OPERATIONS for mode in schemathesis.Generati
 
 
 # Through our own parametrisation: schemathesis gives all of its operations one and the same test id.
+@pytest.mark.slow
 @pytest.mark.parametrize(("operation", "mode"), CASES, ids=[f"{found.label}, {mode.value}" for found, mode in CASES])
 def test_no_request_brings_a_failure_or_an_answer_that_is_not_documented(operation: Any, mode: Any, wired: Gateway) -> None:
     """Good and bad requests out of the document: no 5xx, no undocumented status, no answer against its schema, no bad request taken."""

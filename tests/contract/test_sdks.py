@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 import subprocess
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -222,7 +223,8 @@ class Where(BaseModel):
 @pytest.fixture(scope="module")
 def outcomes(behind: Gateway, scripted_sglang: Rehearsal) -> dict[tuple[str, str], dict[str, Any]]:
     """What each SDK made of each case, and how often the engine was asked; all at once, since many of them wait to come again."""
-    requests = {(sdk, name): case.request(f"{name}, {sdk}") for sdk in ("python", "node") for name, case in CASES.items()}
+    this = uuid.uuid4().hex  # run: a second one is not to be counted with the first
+    requests = {(sdk, name): case.request(f"{name}, {sdk}, {this}") for sdk in ("python", "node") for name, case in CASES.items()}
     half = len(CASES)
     keys, sent = list(requests), list(requests.values())
     with ThreadPoolExecutor(24) as pool:

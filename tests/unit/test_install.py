@@ -12,7 +12,7 @@ import pytest
 
 from backends.sglang_dsv3.engine import environment_folder, install
 
-pytestmark = pytest.mark.wire
+pytestmark = [pytest.mark.wire, pytest.mark.slow]
 
 
 def wheel(folder: Path, version: str, cuda: str | None) -> None:
