@@ -24,8 +24,8 @@ class _Plugin:
         return SGLang(name, config, env)
 
     def services(self, name: str, config: _Config, env: BackendEnv) -> Sequence[Service]:
-        from backends.sglang_dsv3.backend import service_name
         from backends.sglang_dsv3.engine import service
+        from backends.sglang_dsv3.place import service_name
 
         return [
             service(service_name(name, index), config.engine, env.home) for index, host in enumerate(config.hosts) if host.launch == "local"

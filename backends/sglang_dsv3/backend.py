@@ -12,144 +12,26 @@ from typing import Any
 import msgspec
 
 from backends.sglang_dsv3 import exact, resume, stream, translate
-from backends.sglang_dsv3.config import Config, Host
+from backends.sglang_dsv3.config import Config
+from backends.sglang_dsv3.place import ModelInfo, Place, small
 from backends.sglang_dsv3.resolve import Resolver
-from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response, Transport, to_host
+from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response
 from gateway.errors import BadGateway, Unavailable
-from gateway.plugin import AttemptFailed, BackendEnv, Call, Endpoint, Reply, ServiceState, Target, Usage, Verdict
+from gateway.plugin import AttemptFailed, BackendEnv, Call, Endpoint, Reply, Target, Usage, Verdict
 
-PROBE_TIMEOUT_S = 2.0
 # SGLang gives a generation 20 s to prove it alive (SGLANG_HEALTH_CHECK_TIMEOUT) before it answers 503.
 VERIFY_TIMEOUT_S = 25.0
-# How old what we know of a host's weights and size may be.
-LOOK_INTERVAL_S = 5.0
 MAX_JSON_BYTES = 64 << 20
-MAX_ERROR_BYTES = 64 << 10
 # A request may be unknown to the engine for a moment after it was sent, and an abort of an unknown id does nothing: it is repeated.
 ABORT_AT_S = (0.0, 0.1, 0.3, 0.8)
 # With n > 1 the engine makes up the ids that an abort needs; they are read from the stream for at most so long.
 LEARN_IDS_S = 60.0
 
 
-class _ModelInfo(msgspec.Struct):
-    architectures: list[str] | None = None
-    served_model_name: str | None = None
-    model_path: str | None = None
-    weight_version: str | None = None
-
-
-class _Load(msgspec.Struct):
-    max_running_requests: int = 0
-
-
-class _Loads(msgspec.Struct):
-    loads: list[_Load] = []
-
-
-class _Place:
-    """One host: its id for people, where it is right now, and the connections to it."""
-
-    options = Options()
-
-    def __init__(self, name: str, index: int, host: Host, services: Callable[[str], ServiceState | None]) -> None:
-        self.host = host
-        self._capacity = host.max_in_flight
-        self._weights = ""
-        self._looked_at = float("-inf")
-        self._url = host.url.rstrip("/") if host.url is not None else None
-        self._service = service_name(name, index)
-        self._services = services
-        self._seen: ServiceState | None = None
-        self._seen_at = 0.0
-        self.served_name: str | None = None
-        self._transport: tuple[str, Transport] | None = None
-        self.id = self._url.split("://", 1)[1] if self._url is not None else self._service
-
-    @property
-    def url(self) -> str:
-        """Base URL; empty while a launched engine has none."""
-        if self._url is not None:
-            return self._url
-        state = self._services(self._service)
-        return state.url if state is not None else ""
-
-    def transport(self) -> Transport:
-        """The way to it; raises ConnectFailed while it is nowhere. A launched engine is somewhere else after each start."""
-        url = self.url
-        if not url:
-            raise ConnectFailed("it is not there yet")
-        if self._transport is None or self._transport[0] != url:
-            if self._transport is not None:
-                asyncio.get_running_loop().create_task(self._transport[1].aclose())
-            self._transport = (url, to_host(url, self.options))
-        return self._transport[1]
-
-    async def get(self, path: str, limit_s: float = PROBE_TIMEOUT_S) -> tuple[int, bytes]:
-        """Status and body of a small answer; raises ConnectFailed, ConnectionLost or TimeoutError."""
-        async with asyncio.timeout(limit_s):
-            response = await self.transport().request("GET", path, connect_s=PROBE_TIMEOUT_S)
-            try:
-                return response.status, await _small(response)
-            finally:
-                response.close()
-
-    async def aclose(self) -> None:
-        """Close its connections."""
-        if self._transport is not None:
-            await self._transport[1].aclose()
-
-    def target(self) -> Target:
-        """A snapshot for the core. A launched engine is ready when its supervisor says so, a host with a URL until a probe fails."""
-        if self._url is not None:
-            return self._as_target(True, "", 5.0)
-        state = self._services(self._service) or ServiceState()
-        if state is not self._seen:
-            self._seen, self._seen_at = state, time.monotonic()
-        waited_s = time.monotonic() - self._seen_at
-        wait_s = max(state.eta_s - waited_s, waited_s / 2, 1.0)  # the longer it is overdue, the less its estimate was worth
-        return self._as_target(state.state == "ready" and bool(state.url), _words(state), wait_s)
-
-    def _as_target(self, ready: bool, reason: str, retry_after_s: float) -> Target:
-        return Target(self.id, self.host.weight, ready, reason, retry_after_s, self.host.priority, self._capacity, self._weights)
-
-    async def look(self, model_info: Callable[[_Place], Awaitable[_ModelInfo]]) -> None:
-        """What it serves and how much at once, asked every LOOK_INTERVAL_S; both may change while it runs."""
-        if time.monotonic() - self._looked_at < LOOK_INTERVAL_S:
-            return
-        info = await model_info(self)
-        self._weights = f"{info.model_path}@{info.weight_version}"
-        if self.host.max_in_flight is None:
-            status, content = await self.get("/v1/loads")
-            if status == 200:
-                capacity = sum(load.max_running_requests for load in msgspec.json.decode(content, type=_Loads).loads)
-                self._capacity = capacity or None
-        self._looked_at = time.monotonic()
-
-    def lost(self) -> None:
-        """It did not answer: whoever comes back may serve something else."""
-        self._looked_at, self._weights = float("-inf"), ""
-
-
-def _words(state: ServiceState) -> str:
-    detail = f" ({state.detail})" if state.detail else ""
-    if state.state in ("starting", "loading"):
-        return f"The engine is loading{detail}."
-    if state.state == "restarting":
-        return f"The engine is loading again after it ended{detail}."
-    if state.state == "failed":
-        return f"The engine cannot start{detail}."
-    return f"The engine is {state.state}{detail}."
-
-
-def service_name(backend: str, index: int) -> str:
-    """The name under which the parent runs a launched engine."""
-    return f"{backend}/local-{index}"
-
-
 class SGLangReply(Reply):
     """A reply whose closing stops the generation."""
 
-    def __init__(self, backend: SGLang, place: _Place, call: Call, source: stream.EventStream, response: Response) -> None:
+    def __init__(self, backend: SGLang, place: Place, call: Call, source: stream.EventStream, response: Response) -> None:
         super().__init__(content_type=b"text/event-stream; charset=utf-8", events=source.events())
         self._backend, self._place, self._call, self._source, self._response = backend, place, call, source, response
         self._closed = False
@@ -173,7 +55,7 @@ def _key(file: str) -> str:
     return Path(file).read_text(encoding="utf-8").strip()
 
 
-def _reader(response: Response, place: _Place) -> Callable[[], Awaitable[bytes]]:
+def _reader(response: Response, place: Place) -> Callable[[], Awaitable[bytes]]:
     """Whatever bytes have come; the one border where a broken connection becomes a failed attempt."""
 
     async def read() -> bytes:
@@ -186,14 +68,6 @@ def _reader(response: Response, place: _Place) -> Callable[[], Awaitable[bytes]]
     return read
 
 
-async def _small(response: Response) -> bytes:
-    """A body of which no more than MAX_ERROR_BYTES are of interest."""
-    content = b""
-    while len(content) < MAX_ERROR_BYTES and (part := await response.read()):
-        content += part
-    return content[:MAX_ERROR_BYTES]
-
-
 async def _finish(response: Response) -> None:
     """Read the few closing bytes after `[DONE]`, so that the connection can be used again."""
     with contextlib.suppress(TimeoutError, ConnectionLost):
@@ -203,7 +77,7 @@ async def _finish(response: Response) -> None:
     response.close()
 
 
-async def _post(place: _Place, call: Call, path: str, payload: bytes) -> Response:
+async def _post(place: Place, call: Call, path: str, payload: bytes) -> Response:
     return await place.transport().request("POST", path, payload, call.headers, call.connect_s)
 
 
@@ -212,7 +86,7 @@ class SGLang:
 
     def __init__(self, name: str, config: Config, env: BackendEnv) -> None:
         self._config = config
-        fixed = [_Place(name, index, host, env.services.get) for index, host in enumerate(config.hosts) if host.resolve is None]
+        fixed = [Place(name, index, host, env.services.get) for index, host in enumerate(config.hosts) if host.resolve is None]
         self._fixed = {place.id: place for place in fixed}
         self._places = dict(self._fixed)
         self._resolvers = [Resolver(host, config.dns_server) for host in config.hosts if host.resolve is not None]
@@ -236,7 +110,7 @@ class SGLang:
             await asyncio.gather(*(resolver.ask() for resolver in self._resolvers))
             before, self._places = self._places, dict(self._fixed)
             for host in (host for resolver in self._resolvers for host in resolver.hosts):
-                place = _Place("", 0, host, lambda name: None)
+                place = Place("", 0, host, lambda name: None)
                 known = before.pop(place.id, None)
                 if known is None or known.host != host:
                     known, place.options = place, self._options
@@ -273,11 +147,11 @@ class SGLang:
                 findings.append(f"{place.id} serves {info.architectures}, not DeepseekV3ForCausalLM")
         return findings
 
-    async def _model_info(self, place: _Place) -> _ModelInfo:
+    async def _model_info(self, place: Place) -> ModelInfo:
         status, content = await place.get("/model_info")
         if status != 200:
             raise ConnectionLost(f"status {status}")
-        return msgspec.json.decode(content, type=_ModelInfo)
+        return msgspec.json.decode(content, type=ModelInfo)
 
     def endpoints(self) -> frozenset[Endpoint]:
         """As configured: what the hosts' model can do is the operator's knowledge."""
@@ -353,7 +227,7 @@ class SGLang:
             else:
                 response = await _post(place, call, path, payload)
             if response.status != 200:
-                content = await _small(response)
+                content = await small(response)
                 response.close()
                 raise translate.failure(response.status, content, call.endpoint)
             if not call.stream:
@@ -385,7 +259,7 @@ class SGLang:
             ended = BadGateway("The engine ended in the middle of the request.", detail=f"{place.id}: {error}")
             raise AttemptFailed("broken", ended) from error
 
-    async def _prompt_ids(self, place: _Place, call: Call) -> list[int]:
+    async def _prompt_ids(self, place: Place, call: Call) -> list[int]:
         """The prompt as the chat template and the tokenizer make it; raises AttemptFailed for what chat would refuse too."""
         response = await _post(place, call, "/tokenize", exact.tokenize_body(call))
         try:
@@ -402,7 +276,7 @@ class SGLang:
             nonsense = BadGateway("The engine sent nonsense.", detail=f"{place.id}: /tokenize: {error}")
             raise AttemptFailed("broken", nonsense) from None
 
-    async def _served_name(self, place: _Place) -> str:
+    async def _served_name(self, place: Place) -> str:
         """What the engine itself calls its model; asked once a host."""
         if place.served_name is None:
             try:
@@ -431,7 +305,7 @@ class SGLang:
         self._tails.add(task)
         task.add_done_callback(self._tails.discard)
 
-    def abandon(self, place: _Place, call: Call, response: Response | None, source: stream.EventStream | None) -> None:
+    def abandon(self, place: Place, call: Call, response: Response | None, source: stream.EventStream | None) -> None:
         """Nobody waits for this answer any more: close the connection and have the engine stop generating."""
         if source is not None and call.choices > call.prompts:
             assert response is not None
@@ -443,23 +317,23 @@ class SGLang:
         # Once its 200 has come the engine knows the id, and asking once is enough.
         self.later(self._abort(place, rids, ABORT_AT_S[:1] if source is not None else ABORT_AT_S))
 
-    async def _abort(self, place: _Place, rids: Sequence[str], at_s: Sequence[float]) -> None:
+    async def _abort(self, place: Place, rids: Sequence[str], at_s: Sequence[float]) -> None:
         started = time.monotonic()
         for moment in at_s:
             await asyncio.sleep(max(0.0, moment - (time.monotonic() - started)))
             for rid in rids:
                 await self._abort_one(place, rid)
 
-    async def _abort_one(self, place: _Place, rid: str) -> None:
+    async def _abort_one(self, place: Place, rid: str) -> None:
         with contextlib.suppress(ConnectFailed, ConnectionLost, TimeoutError):
             async with asyncio.timeout(1.0):
                 response = await place.transport().request("POST", "/abort_request", msgspec.json.encode({"rid": rid}), connect_s=1.0)
                 try:
-                    await _small(response)
+                    await small(response)
                 finally:
                     response.close()
 
-    async def _learn_then_abort(self, place: _Place, call: Call, posting: asyncio.Task[Response]) -> None:
+    async def _learn_then_abort(self, place: Place, call: Call, posting: asyncio.Task[Response]) -> None:
         """The client left before the engine answered, and only the answer says which ids to abort."""
         try:
             async with asyncio.timeout(LEARN_IDS_S):
@@ -468,7 +342,7 @@ class SGLang:
             return
         await self._abort_all_choices(place, call, response, stream.Chunks(call, _reader(response, place)))
 
-    async def _abort_all_choices(self, place: _Place, call: Call, response: Response, source: stream.EventStream) -> None:
+    async def _abort_all_choices(self, place: Place, call: Call, response: Response, source: stream.EventStream) -> None:
         """Abort each choice as its id shows up in the stream: SGLang 0.5.23 does not stop n > 1 streams of clients that left."""
         aborted: set[str] = set()
         try:

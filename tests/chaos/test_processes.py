@@ -25,24 +25,12 @@ from tests.support.processes import ROOT, Gateway, Rehearsal, command, environme
 pytestmark = pytest.mark.chaos
 
 CHAT = "/v1/chat/completions"
-ADMIN_KEY = {"authorization": "Bearer foo"}
-HASH_OF_FOO = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
 
 
 def stream(port: int, prompt: str) -> socket.socket:
     peer = raw.connect(port)
     peer.sendall(raw.request("POST", CHAT, json.dumps(raw.chat(prompt, stream=True)).encode()))
     return peer
-
-
-def rest(peer: socket.socket) -> bytes:
-    got = b""
-    try:
-        while part := peer.recv(65536):
-            got += part
-    except ConnectionResetError:
-        pass
-    return got
 
 
 def test_a_worker_killed_under_fifty_streams_takes_its_own_and_no_others(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
@@ -55,7 +43,7 @@ def test_a_worker_killed_under_fifty_streams_takes_its_own_and_no_others(tmp_pat
         assert sum(worker["open"] for worker in workers) == 50
         victim = max(workers, key=lambda worker: worker["open"])
         os.kill(victim["pid"], signal.SIGKILL)
-        bodies = [head + rest(peer) for head, peer in zip(heads, peers, strict=True)]
+        bodies = [head + raw.rest(peer) for head, peer in zip(heads, peers, strict=True)]
         for peer in peers:
             peer.close()
         whole = [body for body in bodies if body.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")]
@@ -139,7 +127,7 @@ def test_reloads_under_load_drop_nothing(tmp_path: Path, scripted_sglang: Rehear
             assert not pids(running) & before
             assert raw.call(running.port, "GET", f"/v1/models/new-{generation}").status == 200
             until("the load goes on", lambda done=done: sum(thread.done for thread in threads) > done + 20)  # type: ignore[misc]
-        assert rest(long).count(b'"content":"token ') >= 58, "a stream of the first generation is answered to its end"
+        assert raw.rest(long).count(b'"content":"token ') >= 58, "a stream of the first generation is answered to its end"
         long.close()
         for thread in threads:
             thread.halt.set()
@@ -194,9 +182,9 @@ def test_a_stop_under_load_is_announced_served_through_and_told(tmp_path: Path, 
         during = raw.call(running.port, "POST", CHAT, raw.chat("hi"), {"connection": "keep-alive"})
         assert (during.status, during.headers["connection"]) == (200, "close"), "served, and asked to go elsewhere"
         until("nobody listens any more", lambda: status(f"{running.root}/livez") == 0, 5.0)
-        assert all(rest(peer).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") for peer in short)
+        assert all(raw.rest(peer).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") for peer in short)
         for peer in long:
-            ended = rest(peer)
+            ended = raw.rest(peer)
             assert b"shutting down" in ended
             assert b"[DONE]" not in ended
             assert ended.endswith(b"0\r\n\r\n"), "told, not cut"
@@ -218,7 +206,7 @@ def test_a_second_signal_is_impatient(tmp_path: Path, scripted_sglang: Rehearsal
         until("nobody listens any more", lambda: status(f"{running.root}/livez") == 0)
         assert running.process.poll() is None
         running.process.send_signal(signal.SIGINT)
-        assert b"shutting down" in rest(peer)
+        assert b"shutting down" in raw.rest(peer)
         assert running.process.wait(10) == 0
 
 

@@ -35,17 +35,6 @@ def strict(scripted_sglang: Rehearsal, tmp_path_factory: pytest.TempPathFactory)
         yield running
 
 
-def closed(peer: socket.socket) -> bytes:
-    """What comes until the other side closes; it must, within the socket's own limit."""
-    got = b""
-    try:
-        while part := peer.recv(65536):
-            got += part
-    except ConnectionResetError:
-        pass
-    return got
-
-
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
@@ -65,11 +54,11 @@ def test_a_request_that_does_not_arrive_is_given_up(strict: Gateway) -> None:
             peer.sendall(sent)
         assert raw.call(strict.port, "POST", CHAT, raw.chat("hi")).status == 200, "others are served meanwhile"
         for peer in peers:
-            got = closed(peer)
+            got = raw.rest(peer)
             assert got.startswith(b"HTTP/1.1 408 "), got[:200]
             assert b'"code":"request_timeout"' in got
             assert b"x-request-id: " in got
-        assert closed(silent) == b"", "who said nothing is told nothing"
+        assert raw.rest(silent) == b"", "who said nothing is told nothing"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +80,7 @@ def test_a_request_that_is_huge_or_broken_is_answered_and_ended(strict: Gateway,
     with raw.connect(strict.port) as peer:
         peer.settimeout(10)
         peer.sendall(sent)
-        got = closed(peer)
+        got = raw.rest(peer)
     assert got.startswith(b"HTTP/1.1 " + status), got[:200]
     assert b'"code":"%s"' % code in got
     assert b"x-request-id: " in got
@@ -103,7 +92,7 @@ def test_a_second_request_on_a_connection_has_the_same_time_for_its_head(strict:
         peer.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
         assert peer.recv(65536).startswith(b"HTTP/1.1 200")
         peer.sendall(b"GET /livez HT")
-        assert b"408 Request Timeout" in closed(peer)
+        assert b"408 Request Timeout" in raw.rest(peer)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,17 @@ def read(peer: socket.socket) -> Answer:
     return Answer(int(lines[0].split()[1]), headers, body)
 
 
+def rest(peer: socket.socket) -> bytes:
+    """What comes until the other side closes, or resets; it must, within the socket's own limit."""
+    got = b""
+    try:
+        while part := peer.recv(65536):
+            got += part
+    except ConnectionResetError:
+        pass
+    return got
+
+
 def unchunk(body: bytes) -> bytes:
     out: list[bytes] = []
     at = 0
