@@ -74,7 +74,9 @@ def argv(name: str, upstream_port: int, port: int, folder: Path) -> list[str]:
         return [str(VENVS / "sglang-router" / "bin" / "python"), "-m", "sglang_router.launch_router", *common]
     assert name == "litellm"
     model = {"model": "openai/deepseek-v3", "api_base": f"{engine}/v1", "api_key": "none"}
-    (folder / "litellm.yaml").write_text(json.dumps({"model_list": [{"model_name": "deepseek-v3", "litellm_params": model}]}))
+    bare = {"dangerously_permit_weak_or_unset_master_key": True}  # on loopback, as everybody here
+    config = {"model_list": [{"model_name": "deepseek-v3", "litellm_params": model}], "general_settings": bare}
+    (folder / "litellm.yaml").write_text(json.dumps(config))
     return [
         str(VENVS / "litellm" / "bin" / "litellm"),
         "--config",
