@@ -29,6 +29,7 @@ log = logging.getLogger("penstock.dispatch")
 PREFILL_TOKENS_PER_S = 1000.0
 # While every other host is full a slow one is looked at again after so long.
 PATIENCE_S = 1.0
+# For asking whether there is anybody, without taking a turn in the model's own policy.
 _ANY = First()
 # Causes of failures after which the host has not worked on the prompt: trying another one repeats nothing.
 _NOTHING_DONE = frozenset(["connect", "busy"])
@@ -37,26 +38,21 @@ _NOTHING_DONE = frozenset(["connect", "busy"])
 class Attempt:
     """An answer that has begun, and the place it holds until `end`."""
 
-    __slots__ = ("_served", "host", "place", "reply")
+    __slots__ = ("host", "place", "reply", "served")
 
     def __init__(self, served: Served, host: Host | None, place: tuple[str, str], reply: Reply) -> None:
-        self._served = served
+        self.served = served
         self.host = host
         # The target's id and what it served when the answer began; later it may be gone, or be another.
         self.place = place
         self.reply = reply
-
-    @property
-    def served(self) -> Served:
-        """Who serves the model."""
-        return self._served
 
     def end(self, verdict: Verdict | None) -> None:
         """Give the place back, with what the answer's end says of its host (None: nothing). Idempotent."""
         host, self.host = self.host, None
         self.reply.close()
         if host is not None:
-            self._served.pool.end(host, verdict)
+            self.served.pool.end(host, verdict)
 
 
 class _Stall:

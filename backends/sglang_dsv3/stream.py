@@ -6,6 +6,7 @@ those with the usage. SGLang writes compact JSON; errors start with `data: {"err
 
 from __future__ import annotations
 
+import abc
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -113,7 +114,7 @@ def with_id(content: bytes, public_id: str) -> bytes:
     return _JSON_ID.sub(b'{"id":"%s"' % public_id.encode(), content, count=1)
 
 
-class EventStream:
+class EventStream(abc.ABC):
     """Events of one answer, whatever its endpoint. `ids` are the engine's own ids seen so far (with n > 1 it invents one per choice)."""
 
     def __init__(self, call: Call, read: Callable[[], Awaitable[bytes]], served_name: str | None = None) -> None:
@@ -163,9 +164,9 @@ class EventStream:
         """Events that the engine owes at the end of its bytes; raises AttemptFailed when the answer is not whole."""
         raise cut("the stream ended before its last event")
 
+    @abc.abstractmethod
     def _take(self, events: list[bytes]) -> bytes:
         """What of these events goes to the client; sets `_begun`, `_failure` and `complete`."""
-        raise NotImplementedError
 
 
 class Chunks(EventStream):

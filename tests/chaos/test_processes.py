@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import pytest
 import yaml
 
 from tests.support import raw
-from tests.support.processes import ROOT, Gateway, Rehearsal, command, environment, gateway, gone, status, until
+from tests.support.processes import ROOT, Gateway, Rehearsal, command, ended, environment, gateway, gone, status, until
 
 pytestmark = pytest.mark.chaos
 
@@ -225,11 +224,12 @@ def test_as_process_1_it_buries_orphans_and_hears_signals(tmp_path: Path, script
         assert len(family) >= 3, "process 1, parent, worker"
         assert raw.call(running.port, "POST", CHAT, raw.chat("hi")).status == 200
         # An orphan: its parent ends at once, and the kernel hands it to process 1 of its namespace.
-        orphan = ["nsenter", "--target", str(first.pid), "--pid", "--mount", "sh", "-c", "sleep 0.2 & exit 0"]
+        orphan = ["nsenter", "--target", str(first.pid), "--pid", "--mount", "sh", "-c", "sleep 1 & exit 0"]
         subprocess.run(orphan, check=True, timeout=10)
-        time.sleep(0.3)  # the orphan's own life
-        until("it is buried", lambda: all(child.status() != psutil.STATUS_ZOMBIE for child in first.children(recursive=True)))
-        assert not any("sleep" in command(child) for child in first.children(recursive=True))
+        assert any("sleep" in command(child) for child in first.children()), "process 1 has it"
+        until("it has ended and is buried", lambda: not any(
+            "sleep" in command(child) or ended(child) for child in first.children(recursive=True)
+        ))  # fmt: skip
         first.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         gone(family)

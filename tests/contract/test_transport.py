@@ -110,12 +110,15 @@ async def until(what: str, probe: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def ask(way: Transport, body: bytes = b"{}", path: str = "/x") -> tuple[int, bytes]:
-    response = await way.request("POST", path, body, {"x-one": "1"})
+async def ask(way: Transport, body: bytes = b"{}", begun: asyncio.Event | None = None) -> tuple[int, bytes]:
+    """One request; `begun` is set when some of the answer's body has been read."""
+    response = await way.request("POST", "/x", body, {"x-one": "1"})
     content = b""
     try:
         while part := await response.read():
             content += part
+            if begun is not None:
+                begun.set()
     finally:
         response.close()
     return response.status, content
@@ -279,21 +282,29 @@ def test_a_reply_that_is_given_up_cuts_its_connection(kind: type[Transport]) -> 
 @pytest.mark.parametrize("phase", ["head", "body", "request"])
 def test_cancelling_in_any_phase_cuts_the_connection(kind: type[Transport], phase: str) -> None:
     async def work() -> None:
+        reached, cancelled = asyncio.Event(), asyncio.Event()
+
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if phase == "request":
-                await asyncio.sleep(0.2)  # what does not fit into the buffers waits
+            if phase == "request":  # what does not fit into the buffers waits
+                reader._transport.pause_reading()  # type: ignore[attr-defined]
+                reached.set()
+                await cancelled.wait()
+                reader._transport.resume_reading()  # type: ignore[attr-defined]
             await request(reader)
-            if phase == "body":
+            if phase == "head":
+                reached.set()
+            elif phase == "body":
                 writer.write(OK + b"content-length: 5\r\n\r\nhel")
             await reader.read()
 
         async with serving(handle) as (host, port), to(kind, port) as way:
-            task = asyncio.create_task(ask(way, b"x" * (40 << 20) if phase == "request" else b"{}"))
-            await until("it is under way", lambda: host.connections == 1)
-            await asyncio.sleep(0.05)
+            begun = reached if phase == "body" else None
+            task = asyncio.create_task(ask(way, b"x" * (40 << 20) if phase == "request" else b"{}", begun))
+            await reached.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            cancelled.set()
             await until("the connection is cut", lambda: host.ended == 1)
 
     run(work())
