@@ -11,10 +11,13 @@ from litestar.exceptions import HTTPException
 
 import middleware
 import openapi
-from gateway import routes
+from gateway import ledger, routes
+from gateway.admission import Admission
 from gateway.config import Settings
 from gateway.errors import UnknownUrl
 from gateway.life import Life
+from gateway.limits.memory import Memory
+from gateway.limits.rules import Store
 from gateway.plugin import BackendEnv
 from gateway.pool import HostView
 from gateway.registry import Registry
@@ -50,16 +53,19 @@ class Gateway:
 def build(settings: Settings, env: BackendEnv, life: Life) -> Gateway:
     """The whole gateway for one worker; does no I/O until its lifespan begins. Two of them in one process do not meet."""
     registry = Registry(settings, env)
+    admission = life.admission = Admission(settings, _store(settings, life), life.metrics)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        await registry.open()
         try:
+            await registry.open()
+            await admission.open()
             yield
         finally:
+            await admission.aclose()  # which waits for what the backends still have to tell
             await registry.aclose()
 
-    table = routes.table(registry, settings, life)
+    table = routes.table(registry, settings, life, admission)
     app = Litestar(
         route_handlers=routes.handlers((*table, *openapi.routes(table))),
         lifespan=[lifespan],
@@ -68,6 +74,16 @@ def build(settings: Settings, env: BackendEnv, life: Life) -> Gateway:
         exception_handlers={HTTPException: _refused, Exception: _reraise},
     )
     return Gateway(middleware.wrap(app, settings, life), registry)  # type: ignore[arg-type]
+
+
+def _store(settings: Settings, life: Life) -> Store:
+    if settings.redis.url is None:
+        memory = Memory(count=lambda row: ledger.add(life.usage, row))
+        memory.used(ledger.quotas(life.usage_before, ledger.Days(settings.limits.timezone)))
+        return memory
+    from gateway.store.shared import Shared  # 0.1 s that only a gateway with Redis has to spend
+
+    return Shared(settings, life.keys, life.metrics)
 
 
 def _refused(request: Request[Any, Any, Any], error: HTTPException) -> NoReturn:

@@ -14,8 +14,6 @@ from gateway.wire import answers, body, requests
 
 # Content types a JSON body is accepted under; the SDKs send the first, curl -d without a header the last.
 _JSON_TYPES = (b"", b"application/json", b"application/x-www-form-urlencoded")
-# Of English prose in DeepSeek-V3's tokenizer, roughly: for weighing retries, never for billing.
-BYTES_PER_TOKEN = 4
 _messages = msgspec.json.Decoder(list[msgspec.Raw])
 _DEPRECATED = {"functions": "tools", "function_call": "tool_choice"}
 
@@ -44,7 +42,7 @@ SPECS = {
     Endpoint.COMPLETIONS: Spec(requests.CompletionRequest, answers.TextCompletion, "cmpl-", ("max_tokens",)),
     Endpoint.EMBEDDINGS: Spec(requests.EmbeddingsRequest, answers.EmbeddingList),
     Endpoint.RESPONSES: Spec(requests.ResponsesRequest, answers.Response, "resp_", ("max_output_tokens",)),
-    Endpoint.MESSAGES: Spec(requests.MessagesRequest, answers.MessageAnswer, "msg_"),
+    Endpoint.MESSAGES: Spec(requests.MessagesRequest, answers.MessageAnswer, "msg_", ("max_tokens",)),
     Endpoint.RERANK: Spec(requests.RerankRequest, list[answers.Ranked]),
     Endpoint.SCORE: Spec(requests.ScoreRequest, answers.Scores),
     Endpoint.TOKENIZE: Spec(requests.TokenizeRequest, answers.Tokens),
@@ -80,7 +78,6 @@ def parse(endpoint: Endpoint, raw: bytes, content_type: bytes = b"") -> Call:
         show_usage=options is not None and options.include_usage is True,
         choices=(getattr(request, "n", None) or 1) * prompts,
         prompts=prompts,
-        prompt_tokens=len(raw) // BYTES_PER_TOKEN + 1,
     )
 
 
@@ -89,6 +86,17 @@ def limit(call: Call, tokens: int | None) -> None:
     names = SPECS[call.endpoint].limits
     if tokens is not None and names and not any(name in call.fields for name in names):
         call.fields[names[0]] = body.encode(tokens)
+
+
+def bounding(call: Call) -> str:
+    """The parameter by which a call bounds its answer, or ""."""
+    return next((name for name in SPECS[call.endpoint].limits if name in call.fields), "")
+
+
+def bound(call: Call) -> int | None:
+    """How many tokens an answer may have by the call's own word."""
+    name = bounding(call)
+    return int(bytes(call.fields[name])) if name else None
 
 
 def leading(call: Call) -> bytes:

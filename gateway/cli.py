@@ -15,7 +15,7 @@ import click
 import msgspec
 
 import gateway
-from gateway import config, log, registry
+from gateway import admission, config, log, registry, remote
 from gateway.errors import ConfigError
 from gateway.home import home
 from gateway.plugin import BackendEnv, Service, ServiceState
@@ -90,7 +90,25 @@ async def _plan(loaded: config.Loaded) -> parent.Plan:
     """What can be served, or ConfigError: the same check for a start and for a reload."""
     env = BackendEnv(home())
     await registry.rehearse(loaded.settings, env)
+    await _rehearse(loaded.settings)
     return parent.Plan(loaded, registry.services(loaded.settings, env))
+
+
+async def _rehearse(settings: config.Settings) -> list[str]:
+    """Tokenizers and the way to Redis, as a worker will need them; what an operator should know of. Raises ConfigError."""
+    admission.verify(settings)
+    if settings.redis.url is None:
+        return []
+    from gateway.store.connect import FAILURES, Client
+
+    client = Client(settings.redis)
+    try:
+        await client.execute("PING")
+    except FAILURES as error:
+        return [f"redis.url: does not answer now ({error}); until it does, limits are {settings.redis.on_store_failure}"]
+    finally:
+        await client.aclose()
+    return []
 
 
 def _url(listener: socket.socket) -> str:
@@ -141,7 +159,7 @@ class Narrator:
             return
         self._greeted = True
         model = next(iter(self._settings.models))
-        key = "YOUR_KEY" if self._settings.keys else "none"
+        key = "YOUR_KEY" if self._settings.keys_required() else "none"
         with contextlib.suppress(OSError):
             click.echo(_GREETING.format(url=self._url, model=model, key=key))
 
@@ -180,7 +198,7 @@ def check(path: Path | None, as_json: bool) -> None:
     try:
         loaded = config.load(path)
         rows = registry.rows(loaded)
-        findings = asyncio.run(registry.rehearse(loaded.settings, BackendEnv(home()), check=True))
+        findings = asyncio.run(_findings(loaded.settings))
     except ConfigError as error:
         _refuse(error)
     if as_json:
@@ -192,12 +210,20 @@ def check(path: Path | None, as_json: bool) -> None:
         click.echo(f"ok: {path or 'the defaults'} can be served")
 
 
+async def _findings(settings: config.Settings) -> list[str]:
+    return await registry.rehearse(settings, BackendEnv(home()), check=True) + await _rehearse(settings)
+
+
 def _table(rows: list[dict[str, Any]]) -> None:
     width = max(len(row["key"]) for row in rows)
     values = [msgspec.json.encode(row["value"]).decode() for row in rows]
     value_width = min(max(map(len, values)), 60)
     for row, value in zip(rows, values, strict=True):
         click.echo(f"{row['key']:<{width}}  {value:<{value_width}}  {row['origin']}")
+
+
+main.add_command(remote.keys)
+main.add_command(remote.usage)
 
 
 if __name__ == "__main__":

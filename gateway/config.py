@@ -11,8 +11,10 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from zoneinfo import ZoneInfo
 
 import msgspec
 import yaml
@@ -22,6 +24,8 @@ from gateway.errors import ConfigError
 ENV_PREFIX = "PENSTOCK__"
 _SECRET = re.compile(r"(^|_)(key|hash|secret|token|password)$")
 _KEY_HASH = re.compile(r"^sha256:[0-9a-f]{64}$")
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")
+_USERINFO = re.compile(r"(://[^/@:]*:)[^/@]*@")
 _ORIGIN = re.compile(r"^[a-z][a-z0-9+.-]*://[^/\s,]+$")
 T = TypeVar("T")
 
@@ -42,16 +46,36 @@ class Admin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     metrics_key_hash: str | None = None
 
 
+class Limits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Requests and tokens (of prompt and completion) a minute, requests at once, tokens a calendar day."""
+
+    rpm: float | None = None
+    tpm: float | None = None
+    max_in_flight: int | None = None
+    tokens_per_day: int | None = None
+
+
+class Price(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What a million tokens cost; of prompts that the engine had in its cache `cached`, where that is another price."""
+
+    prompt: float = 0.0
+    completion: float = 0.0
+    cached: float | None = None
+
+
 class ModelEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A model name clients may use, and the backend that serves it. `default_max_tokens`: for requests that name no limit; without it
     the engine's own rule holds (SGLang: up to the end of the context). `balance`: which host is next; `continuation`: how an answer goes on
-    whose host died."""
+    whose host died. `limits`: for all keys together. `tokenizer`: counts prompts before they are admitted."""
 
     backend: str
     aliases: list[str] = []
     default_max_tokens: int | None = None
     balance: Literal["two_choices", "weighted_round_robin", "prefix_affinity"] = "two_choices"
     continuation: Literal["text", "exact", "off"] = "text"
+    limits: Limits = Limits()
+    price: Price | None = None
+    tokenizer: str | None = None
 
 
 class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -88,11 +112,57 @@ class Admission(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     max_queue: int = 1000
 
 
-class KeyEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A client's key: its name, and the SHA-256 of what the client sends."""
+class Budget(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Money a key may spend by calendar day or month, in the unit of the prices."""
+
+    amount: float
+    per: Literal["day", "month"] = "month"
+
+
+class KeyEntry(Limits, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A client's key: its name, the SHA-256 of what the client sends, and what it may. `models`: names it may use, all without it;
+    `per_model`: limits on one model beside those of the key; `max_*`: the most a single request may ask for; `priority`: its class in the
+    queue, lower is first; `expires`: an ISO 8601 date and time; `metadata`: the operator's own words."""
 
     name: str
     hash: str
+    models: list[str] | None = None
+    per_model: dict[str, Limits] = {}
+    max_n: int | None = None
+    max_tokens: int | None = None
+    max_prompt_bytes: int | None = None
+    max_grammar_bytes: int | None = None
+    priority: int = 0
+    budget: Budget | None = None
+    expires: str | None = None
+    metadata: dict[str, str] = {}
+
+
+class LimitRules(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How limits are kept: what may come at once, in seconds of a rate; whose calendar days; for how many days usage is remembered;
+    whether keys share the engines' prefix cache."""
+
+    burst_s: float = 60.0
+    timezone: str = "UTC"
+    keep_days: int = 400
+    isolate_prefix_cache: bool = True
+
+
+class Redis(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where several workers or gateways keep what they share. `url`: `redis://`, `rediss://` or `unix://`; with `sentinels` (a list of
+    `HOST:PORT`) the master called `service` is used, with `cluster` any node of a Redis Cluster. `on_store_failure`: what holds while it
+    is gone."""
+
+    url: str | None = None
+    username: str | None = None
+    password_file: str | None = None
+    ca_file: str | None = None
+    sentinels: list[str] = []
+    service: str = "mymaster"
+    cluster: bool = False
+    prefix: str = "default"
+    store_timeout_ms: float = 50.0
+    on_store_failure: Literal["local", "open", "closed"] = "local"
 
 
 class Log(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -111,10 +181,12 @@ class Cors(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Security(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Bounds on what a client may send, and whose word counts. `trusted_proxies`: addresses and networks whose `x-forwarded-for` and
+    """Bounds on what a client may send, and whose word counts. `require_keys`: whether clients need one (by default where there are keys or
+    Redis, and always beyond loopback). `trusted_proxies`: addresses and networks whose `x-forwarded-for` and
     `x-forwarded-proto` are believed."""
 
     body_limit_mb: int = 32
+    require_keys: bool | None = None
     trusted_proxies: list[str] = []
     cors: Cors = Cors()
 
@@ -132,8 +204,26 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     retry: Retry = Retry()
     admission: Admission = Admission()
     keys: list[KeyEntry] = []
+    limits: LimitRules = LimitRules()
+    redis: Redis = Redis()
     log: Log = Log()
     security: Security = Security()
+
+    def keys_required(self) -> bool:
+        """Whether a request without a key is refused."""
+        chosen = self.security.require_keys
+        return bool(self.keys or self.redis.url) if chosen is None else chosen
+
+    def limited(self) -> bool:
+        """Whether there is any limit or budget."""
+        every = [
+            *self.keys,
+            *(model.limits for model in self.models.values()),
+            *(own for key in self.keys for own in key.per_model.values()),
+        ]
+        return any(
+            value is not None for limits in every for value in (limits.rpm, limits.tpm, limits.max_in_flight, limits.tokens_per_day)
+        ) or any(key.budget is not None for key in self.keys)
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -290,6 +380,8 @@ def _verify(settings: Settings) -> None:
         raise ConfigError("admission.max_queue", f"{settings.admission.max_queue} is out of range; accepted: 0 to 100000")
     _verify_security(settings.security)
     _verify_keys(settings)
+    _verify_limits(settings)
+    _verify_redis(settings.redis)
     _verify_admin(settings)
     taken: dict[str, str] = {}
     if not settings.models:
@@ -321,16 +413,95 @@ def _verify_security(security: Security) -> None:
 def _verify_keys(settings: Settings) -> None:
     names: set[str] = set()
     for index, key in enumerate(settings.keys):
-        if not _KEY_HASH.match(key.hash):
-            raise ConfigError(f"keys.{index}.hash", "must be 'sha256:' and 64 hex digits (the key itself never stands in the file)")
+        verify_key(key, f"keys.{index}", settings)
         if key.name in names:
             raise ConfigError(f"keys.{index}.name", f"'{key.name}' is used twice")
         names.add(key.name)
-    if not settings.keys and not is_loopback(settings.listen.host):
+    if not settings.keys_required() and not is_loopback(settings.listen.host):
         raise ConfigError(
             "listen.host",
             f"without keys the gateway serves on loopback only, not on {settings.listen.host}; configure `keys` first",
         )
+
+
+def verify_key(key: KeyEntry, path: str, settings: Settings) -> None:
+    """Raises ConfigError for what a key's types cannot say; for keys in the file, and for those that are made while the gateway runs."""
+    if not _KEY_HASH.match(key.hash):
+        raise ConfigError(f"{path}.hash", "must be 'sha256:' and 64 hex digits (the key itself never stands in the file)")
+    if not _NAME.match(key.name):
+        raise ConfigError(
+            f"{path}.name", f"'{key.name}' is no name: up to 64 letters, digits and . _ @ -, beginning with a letter or digit"
+        )
+    known = {name for model, entry in settings.models.items() for name in (model, *entry.aliases)}
+    for where, names in (("models", key.models or []), ("per_model", list(key.per_model))):
+        for name in names:
+            if name not in (known if where == "models" else settings.models):
+                near = difflib.get_close_matches(name, known, n=1)
+                raise ConfigError(f"{path}.{where}", f"no model is called '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+    for name in ("max_n", "max_tokens", "max_prompt_bytes", "max_grammar_bytes"):
+        if (value := getattr(key, name)) is not None and value < 1:
+            raise ConfigError(f"{path}.{name}", f"{value} is out of range; accepted: 1 or more")
+    if not 0 <= key.priority <= 9:
+        raise ConfigError(f"{path}.priority", f"{key.priority} is out of range; accepted: 0 (first) to 9")
+    if key.budget is not None:
+        if key.budget.amount <= 0:
+            raise ConfigError(f"{path}.budget.amount", f"{key.budget.amount:g} is out of range; accepted: above 0")
+        if all(model.price is None for model in settings.models.values()):
+            raise ConfigError(f"{path}.budget", "no model has a price, so nothing would ever be spent: set models.NAME.price")
+    if key.expires is not None:
+        try:
+            datetime.fromisoformat(key.expires)
+        except ValueError:
+            raise ConfigError(f"{path}.expires", f"'{key.expires}' is no date and time like 2027-01-31T18:00:00Z") from None
+    _verify_amounts(key, path)
+    for model, limits in key.per_model.items():
+        _verify_amounts(limits, f"{path}.per_model.{model}")
+
+
+def _verify_amounts(limits: Limits, path: str) -> None:
+    for name in ("rpm", "tpm", "max_in_flight", "tokens_per_day"):
+        value = getattr(limits, name)
+        if value is not None and not 0 < value <= 1e12:
+            raise ConfigError(f"{path}.{name}", f"{value:g} is out of range; accepted: above 0 (leave it out for no limit)")
+
+
+def _verify_limits(settings: Settings) -> None:
+    limits = settings.limits
+    if not 1 <= limits.burst_s <= 3600:
+        raise ConfigError("limits.burst_s", f"{limits.burst_s:g} is out of range; accepted: 1 to 3600 seconds")
+    if not 1 <= limits.keep_days <= 4000:
+        raise ConfigError("limits.keep_days", f"{limits.keep_days} is out of range; accepted: 1 to 4000")
+    try:
+        ZoneInfo(limits.timezone)
+    except (KeyError, ValueError, OSError):
+        raise ConfigError("limits.timezone", f"'{limits.timezone}' is no time zone like UTC or Europe/Berlin") from None
+    for model, entry in settings.models.items():
+        _verify_amounts(entry.limits, f"models.{model}.limits")
+        price = entry.price
+        if price is not None and min(price.prompt, price.completion, price.cached or 0.0) < 0:
+            raise ConfigError(f"models.{model}.price", "is below 0")
+    if settings.limited() and settings.listen.workers > 1 and settings.redis.url is None:
+        raise ConfigError(
+            "listen.workers",
+            f"{settings.listen.workers} workers cannot keep limits together without Redis: set redis.url, or listen.workers to 1",
+        )
+
+
+def _verify_redis(redis: Redis) -> None:
+    if redis.url is None:
+        return
+    if not redis.url.startswith(("redis://", "rediss://", "unix://")):
+        raise ConfigError("redis.url", "must begin with redis://, rediss:// or unix://")
+    if redis.cluster and redis.sentinels:
+        raise ConfigError("redis.sentinels", "a Redis Cluster has no sentinels: use one of the two")
+    for index, place in enumerate(redis.sentinels):
+        host, _, port = place.rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigError(f"redis.sentinels.{index}", f"'{place}' is no HOST:PORT")
+    if not _NAME.match(redis.prefix):
+        raise ConfigError("redis.prefix", f"'{redis.prefix}' is no name: letters, digits and . _ @ -")
+    if not 1 <= redis.store_timeout_ms <= 10_000:
+        raise ConfigError("redis.store_timeout_ms", f"{redis.store_timeout_ms:g} is out of range; accepted: 1 to 10000")
 
 
 def admin_address(listen: Listen) -> tuple[str, int] | None:
@@ -370,4 +541,6 @@ def is_loopback(host: str) -> bool:
 def masked(path: str, value: Any) -> Any:
     """The value as it may be printed: what looks like a secret becomes stars."""
     leaf = path.rsplit(".", 1)[-1]
-    return "********" if isinstance(value, str) and value and _SECRET.search(leaf) else value
+    if isinstance(value, str) and value and _SECRET.search(leaf):
+        return "********"
+    return _USERINFO.sub(r"\1********@", value) if isinstance(value, str) and "://" in value else value

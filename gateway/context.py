@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 from gateway import errors
+from gateway.errors import Headers
 from gateway.plugin import Usage
 from gateway.wire.asgi import Scope
 from gateway.wire.trace import Trace
@@ -22,10 +24,14 @@ class RequestContext:
     __slots__ = (
         "attempts",
         "call_id",
+        "caller",
         "client",
         "continuations",
+        "delivered",
         "ended_at",
         "first_event_at",
+        "headers",
+        "held",
         "key",
         "method",
         "model",
@@ -63,6 +69,11 @@ class RequestContext:
         self.call_id = ""
         self.model = ""
         self.key = ""
+        # Whose key it is (`keys.Caller`), and what the request holds while it is answered (`admission.Held`).
+        self.caller: Any = None
+        self.held: Any = None
+        # What every answer to this request carries beside its own headers.
+        self.headers: Headers = []
         self.stream = False
         self.target = ""
         self.attempts = 0
@@ -72,6 +83,8 @@ class RequestContext:
         self.status = 0
         self.outcome = ""
         self.usage: Usage | None = None
+        # Completion tokens that reached the client.
+        self.delivered = 0
 
 
 def of(scope: Scope) -> RequestContext:

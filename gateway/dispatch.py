@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from gateway import calls
+from gateway.admission import Admission
 from gateway.balance.hosts import Host, NoHost
 from gateway.balance.policies import First
 from gateway.config import Settings
@@ -85,16 +86,18 @@ class _Stall:
 class Dispatcher:
     """Owns the commit point."""
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
+    def __init__(self, registry: Registry, settings: Settings, admission: Admission) -> None:
         self._registry = registry
+        self._admission = admission
         self._timeouts = settings.timeouts
         self._retry = settings.retry
 
     async def send(self, call: Call, record: RequestContext) -> Attempt:
         """An answer that has begun (first event or whole body); raises GatewayError."""
-        served = self._registry.serving(call.model, call.endpoint)
+        served = self._registry.serving(call.model, call.endpoint, record.caller.models)
         record.served = call.model
         calls.limit(call, served.entry.default_max_tokens)
+        await self._admission.admit(call, served.name, record)
         call.connect_s = self._timeouts.connect_s
         pool = served.pool
         mode = served.entry.continuation
@@ -113,7 +116,7 @@ class Dispatcher:
         pool, last = served.pool, None
         key = calls.leading(call) if served.entry.balance == "prefix_affinity" else b""
         while True:
-            host = await pool.place(served.policy, key, tried, record.key, self._timeouts.queue_s)
+            host = await pool.place(served.policy, key, tried, record.caller, self._timeouts.queue_s)
             if not isinstance(host, Host):
                 raise not_ready(pool.waiting_for()) if last is None else _exhausted(last.error, record.attempts) from last
             charged = last is not None and not free and last.cause not in _NOTHING_DONE
@@ -161,7 +164,7 @@ class Dispatcher:
         pool = served.pool
         if not call.keep or record.continuations >= self._retry.max_continuations:
             return None
-        again = pool.backend.resume(call, delivered, usage)
+        again = pool.backend.resume(call, delivered, None if usage is None or usage.estimated else usage)
         if again is None:
             return None
         record.continuations += 1

@@ -7,6 +7,7 @@ own words, a path, a traceback) goes into `detail`, which is logged and never re
 from __future__ import annotations
 
 import enum
+import math
 
 import msgspec
 
@@ -141,6 +142,13 @@ class ClientGone(GatewayError):
         super().__init__("The client closed the connection.")
 
 
+class LimitReached(InvalidRequest):
+    """The key's limits or budget are used up. `type` is what OpenAI calls the kind of limit."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+
 class Unavailable(GatewayError):
     """No engine can take the request now; another try after `retry_after_s` is honest advice."""
 
@@ -252,7 +260,9 @@ def render(error: GatewayError, request_id: str = "", shape: Shape = Shape.OPENA
     ]
     if error.retry_after_s is not None:
         seconds = min(max(error.retry_after_s, 0.0), RETRY_AFTER_MAX_S)
-        headers.append((b"retry-after", b"%d" % max(1, round(seconds))))
+        # Rounded up: who comes a little too early is refused again. The SDKs read the milliseconds where there are any.
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
+        headers.append((b"retry-after-ms", b"%d" % math.ceil(seconds * 1000)))
     if error.should_retry is not None:
         headers.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
     return error.status, headers, content

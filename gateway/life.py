@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import time
 
+from gateway import ledger
+from gateway.admission import Admission
+from gateway.config import Settings
 from gateway.context import RequestContext
+from gateway.keys import Keys
 from gateway.metrics import Metrics
 
 
 class Life:
-    """`ready`: what `/readyz` may say; `keep`: connections stay open after an answer; `open`: requests that are being answered."""
+    """`ready`: what `/readyz` may say; `keep`: connections stay open after an answer; `open`: requests that are being answered; `keys`: who
+    may call; `admission`: where they are admitted and settled; `usage`: what the ledger's keeper was not told yet, and what it has told us.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.ready = True
         self.keep = True
         self.open: set[RequestContext] = set()
         self.metrics = Metrics()
+        self.keys = Keys(settings)
+        self.admission: Admission | None = None
+        self.usage: ledger.Rows = {}
+        self.usage_before: ledger.Rows = {}
 
     def oldest_s(self) -> float:
         """For how long the oldest open request has been under way, in seconds."""

@@ -6,7 +6,7 @@ lists of numbers, so merging is adding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ _JOIN = "\x1f"
 # No client can make more series than this in one family: what comes later is counted together.
 MAX_SERIES = 2000
 _OTHER = "other"
+# Columns of the ledger that are counted by key.
+_USED = ("prompt", "cached", "generated", "delivered", "wasted_client", "wasted_host")
 
 # OpenTelemetry's advice for gen_ai.server.* (semantic conventions 1.41), and three more for a time to first token behind a queue.
 _DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -55,12 +57,39 @@ FIRST_TOKEN = Family(
     ("gen_ai_operation_name", "gen_ai_request_model"),
     _FIRST_TOKEN_S,
 )
+USED = Family("penstock_usage_tokens_total", "counter", "Tokens by key, as the ledger counts them.", ("key", "model", "kind"))
+LIMITED = Family("penstock_limited_total", "counter", "Requests refused by a limit.", ("limit", "model"))
+STORE_FAILURES = Family("penstock_store_failures_total", "counter", "Times that the shared store stopped answering.")
+STORE_UP = Family("penstock_store_up", "gauge", "Workers whose shared store answers.")
+STORE_LATENCY = Family(
+    "penstock_store_seconds", "histogram", "Round trips to the shared store, each with all that was to be decided.", (),
+    (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5),
+)  # fmt: skip
+LOST = Family("penstock_lost_requests_total", "counter", "Requests that were open at a gateway that died, as another one found.")
 OPEN = Family("penstock_open_requests", "gauge", "Requests that are being answered.")
 WORKERS = Family("penstock_workers", "gauge", "Worker processes that serve.", ("generation",))
 WORKER_ENDS = Family("penstock_worker_ends_total", "counter", "Worker processes that ended without having been told to.")
 RELOADS = Family("penstock_reloads_total", "counter", "Reloads of the configuration.", ("result",))
 MEMORY = Family("penstock_resident_memory_bytes", "gauge", "Resident memory of our own processes.", ("process",))
-FAMILIES = (REQUESTS, ATTEMPTS, CONTINUATIONS, TOKENS, DURATION, FIRST_TOKEN, OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY)
+FAMILIES = (
+    REQUESTS,
+    ATTEMPTS,
+    CONTINUATIONS,
+    TOKENS,
+    DURATION,
+    FIRST_TOKEN,
+    USED,
+    LIMITED,
+    STORE_FAILURES,
+    STORE_UP,
+    STORE_LATENCY,
+    LOST,
+    OPEN,
+    WORKERS,
+    WORKER_ENDS,
+    RELOADS,
+    MEMORY,
+)
 
 
 class Metrics:
@@ -68,10 +97,26 @@ class Metrics:
 
     def __init__(self) -> None:
         self._values: Snapshot = {family.name: {} for family in FAMILIES}
+        # Every request adds to these; no more of them than of the ledger's rows.
+        self._used: dict[tuple[str, str, str], list[float]] = {}
 
     def add(self, family: Family, labels: tuple[str, ...] = (), amount: float = 1.0) -> None:
         """Count something."""
         self._series(family, labels, 1)[0] += amount
+
+    def used(self, key: str, model: str, counts: Mapping[str, int]) -> None:
+        """What a settled request adds to the tokens of its key."""
+        for column in _USED:
+            if column in counts:
+                place = (key, model, column)
+                series = self._used.get(place)
+                if series is None:
+                    series = self._used[place] = self._series(USED, place, 1)
+                series[0] += counts[column]
+
+    def put(self, family: Family, value: float) -> None:
+        """How a gauge without labels stands."""
+        self._series(family, (), 1)[0] = value
 
     def observe(self, family: Family, labels: tuple[str, ...], value: float) -> None:
         """Put a value into its bucket (the last one has no bound)."""
@@ -108,7 +153,7 @@ class Metrics:
         self.observe(DURATION, labels, record.ended_at - record.started_at)
         if record.stream and record.first_event_at:
             self.observe(FIRST_TOKEN, labels, record.first_event_at - record.started_at)
-        if record.usage is not None:
+        if record.usage is not None and not record.usage.estimated:
             self.add(TOKENS, (model, "prompt"), record.usage.prompt_tokens)
             self.add(TOKENS, (model, "completion"), record.usage.completion_tokens)
 

@@ -11,6 +11,7 @@ parses an engine's words, and a backend never sees a client's socket.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,8 +77,10 @@ class Call:
     `fields` are the client's own top-level JSON values, undecoded; `id` is the public id the answer must carry where its kind has one;
     `choices` is how many choices must finish before the answer is whole (n × prompts); `show_usage` says whether a streaming client
     asked for usage; `headers` are all that may go to the engine beside its own key: the trace this attempt belongs to; `prompt_tokens` is
-    an estimate from the body's size. `keep` says that the answer may have to be continued elsewhere, and how (what it has used must then
-    be known while it runs); `continues` is the backend's own, put there by `send` or `resume`.
+    an estimate from the prompt's size. `keep` says that the answer may have to be continued elsewhere, and how (what it has used must then
+    be known while it runs); `continues` is the backend's own, put there by `send` or `resume`. `salt` keeps the caller's prompts apart in
+    a cache, where it is not empty. `metered` says that somebody wants to know what an answer came to that nobody waited for: a backend that
+    learns it only later puts a future of it into `tails`: of what a reply's usage did not say, so that the two add up.
     """
 
     endpoint: Endpoint
@@ -93,14 +96,19 @@ class Call:
     prompt_tokens: int = 0
     keep: Literal["", "text", "exact"] = ""
     continues: Any = None
+    salt: str = ""
+    metered: bool = False
+    tails: list[asyncio.Future[Usage | None]] = field(default_factory=list)
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Token counts as the engine reported them; `cached_tokens` is None where it does not say."""
+    """Token counts as the engine reported them; `cached_tokens` is None where it does not say. `estimated`: it did not report them, they
+    were counted by the events that passed."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int | None = None
+    estimated: bool = False
 
 
 class Reply:

@@ -16,6 +16,7 @@ from gateway.balance.queue import Queue, Ticket
 from gateway.balance.retries import Budget
 from gateway.config import Admission, Retry
 from gateway.errors import GatewayError, Unavailable
+from gateway.keys import Caller
 from gateway.plugin import Backend, Target, Verdict
 
 log = logging.getLogger("penstock.pool")
@@ -72,19 +73,19 @@ class Pool:
             self.refresh(now)
         return self.hosts.choose(policy, key, tried, now)
 
-    async def place(self, policy: Policy, key: bytes, tried: Collection[str], whose: str, wait_s: float) -> Host | NoHost:
+    async def place(self, policy: Policy, key: bytes, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
         """A host to send to, begun; waits for one while all are full. Raises Unavailable when the wait is hopeless or over."""
         found: Host | NoHost = NoHost.FULL
         if not self.queue.waiting:  # nobody is overtaken
             found = self.choose(policy, key, tried)
         if found is NoHost.FULL:
-            found = await self._wait(policy, key, tried, whose, wait_s)
+            found = await self._wait(policy, key, tried, caller, wait_s)
         if isinstance(found, Host):
             self.hosts.begin(found, time.monotonic())
         return found
 
-    async def _wait(self, policy: Policy, key: bytes, tried: Collection[str], whose: str, wait_s: float) -> Host | NoHost:
-        ticket = Ticket(0, whose, time.monotonic() + wait_s)
+    async def _wait(self, policy: Policy, key: bytes, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
+        ticket = Ticket(caller.priority, caller.name, time.monotonic() + wait_s)
         again = False
         while True:
             if not self.queue.enter(ticket, time.monotonic(), again):

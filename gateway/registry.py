@@ -7,7 +7,7 @@ import contextlib
 import difflib
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -90,6 +90,7 @@ def services(settings: Settings, env: BackendEnv) -> list[Service]:
 class Served:
     """What a model's name stands for: its pool, whose turn it is there, and what its configuration says of answers."""
 
+    name: str
     pool: Pool
     policy: Policy
     entry: ModelEntry
@@ -108,7 +109,7 @@ class Registry:
             self._pools[name] = Pool(name, backend, health, settings.admission, settings.retry, settings.listen.workers)
         created = int(time.time())
         for model, entry in settings.models.items():
-            served = Served(self._pools[entry.backend], policies.make(entry.balance, random.Random()), entry)  # noqa: S311
+            served = Served(model, self._pools[entry.backend], policies.make(entry.balance, random.Random()), entry)  # noqa: S311
             for alias in (model, *entry.aliases):
                 self._models[alias] = served
                 self._listed.append(Model(id=alias, created=created))
@@ -132,11 +133,12 @@ class Registry:
             with contextlib.suppress(Exception):
                 await pool.aclose()
 
-    def serving(self, model: str, endpoint: Endpoint) -> Served:
-        """Who serves this model on this endpoint; raises UnknownModel or NotServed, which names those that would."""
+    def serving(self, model: str, endpoint: Endpoint, allowed: Container[str] | None = None) -> Served:
+        """Who serves this model on this endpoint; raises UnknownModel (also for one that is not `allowed`) or NotServed, which names those
+        that would."""
         found = self._models.get(model)
-        if found is None:
-            raise UnknownModel(model, list(self._models))
+        if found is None or not (allowed is None or model in allowed or found.name in allowed):
+            raise UnknownModel(model, [info.id for info in self.models(allowed)])
         if endpoint not in found.pool.endpoints:
             raise NotServed(self._not_served(model, found.pool, endpoint))
         return found
@@ -146,16 +148,19 @@ class Registry:
         would = f"it is served for: {', '.join(others)}" if others else f"no backend here serves it; '{pool.name}' would, if its engine can"
         return f"{endpoint.value} is not served for the model '{model}' (backend '{pool.name}'); {would}."
 
-    def models(self) -> Sequence[Model]:
-        """Every name a client may use, aliases included."""
-        return self._listed
+    def models(self, allowed: Container[str] | None = None) -> Sequence[Model]:
+        """Every name a client may use, aliases included; of a key that may use some only, those."""
+        if allowed is None:
+            return self._listed
+        return [model for model in self._listed if model.id in allowed or self._models[model.id].name in allowed]
 
-    def model(self, name: str) -> Model:
+    def model(self, name: str, allowed: Container[str] | None = None) -> Model:
         """One of them; raises UnknownModel."""
-        for model in self._listed:
+        models = self.models(allowed)
+        for model in models:
             if model.id == name:
                 return model
-        raise UnknownModel(name, list(self._models))
+        raise UnknownModel(name, [model.id for model in models])
 
     def not_ready(self) -> Mapping[str, Target | None]:
         """Pools that cannot take a request now, with what they are waiting for. Empty means ready."""

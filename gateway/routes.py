@@ -11,6 +11,7 @@ from litestar import asgi
 from litestar.handlers import ASGIRouteHandler
 
 from gateway import context, dispatch
+from gateway.admission import Admission
 from gateway.config import Settings
 from gateway.dispatch import Dispatcher
 from gateway.errors import MethodNotAllowed, Unavailable, UnknownUrl
@@ -39,9 +40,9 @@ class Route:
     below_answer: Any = None
 
 
-def table(registry: Registry, settings: Settings, life: Life) -> Sequence[Route]:
+def table(registry: Registry, settings: Settings, life: Life, admission: Admission) -> Sequence[Route]:
     """All of them."""
-    dispatcher = Dispatcher(registry, settings)
+    dispatcher = Dispatcher(registry, settings, admission)
     return (
         *(Route("POST", endpoint.value, exchange(endpoint, dispatcher, settings), endpoint=endpoint) for endpoint in Endpoint),
         Route("GET", "/v1/models", _models(registry), below=True, answer=answers.ModelList, below_answer=answers.ModelInfo),
@@ -81,8 +82,9 @@ async def _json(send: Send, value: object) -> None:
 def _models(registry: Registry) -> App:
     async def models(scope: Scope, receive: Receive, send: Send) -> None:
         # The server has decoded the path, so an id sent with %2F arrives with its slash, as it does when sent raw.
-        name = context.of(scope).path.removeprefix("/v1/models").strip("/")
-        await _json(send, registry.model(name) if name else {"object": "list", "data": registry.models()})
+        record = context.of(scope)
+        name, allowed = record.path.removeprefix("/v1/models").strip("/"), record.caller.models
+        await _json(send, registry.model(name, allowed) if name else {"object": "list", "data": registry.models(allowed)})
 
     return models
 

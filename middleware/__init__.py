@@ -1,7 +1,8 @@
 """Plain ASGI around the app, so that 404 and 405 pass through it too (Litestar's own middleware list is not run on those).
 
 `ORDER` owns the order, outermost first: every answer gets its id, pages from allowed origins may read it, every exception gets a shape
-that clients parse, and nothing is served to strangers.
+that clients parse, nothing is served to strangers, and what a request
+was admitted with is settled at its end.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from gateway.config import Settings
 from gateway.life import Life
 from gateway.wire.asgi import App, Receive, Scope, Send
-from middleware import auth, cors, errors, request_id
+from middleware import auth, cors, errors, rate_limit, request_id
 
-ORDER = (request_id.RequestId, cors.Cors, errors.Errors, auth.Auth)
+ORDER = (request_id.RequestId, cors.Cors, errors.Errors, auth.Auth, rate_limit.RateLimit)
 
 
 def wrap(app: App, settings: Settings, life: Life) -> App:

@@ -9,7 +9,10 @@ from gateway.life import Life
 from gateway.wire.asgi import App, Message, Receive, Scope, Send
 
 # What a page may read beside the body: ids, and when to come again.
-_EXPOSED = b"x-request-id, x-trace-id, openai-processing-ms, retry-after, retry-after-ms, x-should-retry"
+_EXPOSED = b", ".join(
+    [b"x-request-id", b"x-trace-id", b"openai-processing-ms", b"retry-after", b"retry-after-ms", b"x-should-retry"]
+    + [b"x-ratelimit-%s-%s" % (what, of) for what in (b"limit", b"remaining", b"reset") for of in (b"requests", b"tokens")]
+)
 _METHODS = b"GET, HEAD, POST"
 
 

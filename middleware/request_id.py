@@ -22,6 +22,7 @@ def _headers(record: context.RequestContext) -> Headers:
         (b"x-trace-id", record.trace.id.encode()),
         (b"openai-processing-ms", b"%d" % ((time.monotonic() - record.started_at) * 1000)),
         _VERSION,
+        *record.headers,
     ]
     if record.shape is Shape.ANTHROPIC:
         headers.append((b"request-id", request_id))  # where Anthropic's SDKs look

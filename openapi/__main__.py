@@ -7,8 +7,10 @@ from pathlib import Path
 
 import openapi
 from gateway import config, routes
+from gateway.admission import Admission
 from gateway.home import home
 from gateway.life import Life
+from gateway.limits.memory import Memory
 from gateway.plugin import BackendEnv
 from gateway.registry import Registry
 
@@ -18,7 +20,9 @@ FILE = Path(__file__).with_name("openapi.json")
 def main() -> int:
     """Write the document, or with `--check` say whether it is what the code serves."""
     settings = config.load(environment={}).settings
-    made = openapi.text(routes.table(Registry(settings, BackendEnv(home())), settings, Life()))
+    life = Life(settings)
+    admission = Admission(settings, Memory(), life.metrics)
+    made = openapi.text(routes.table(Registry(settings, BackendEnv(home())), settings, life, admission))
     if "--check" not in sys.argv[1:]:
         FILE.write_bytes(made)
         return 0

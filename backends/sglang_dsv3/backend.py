@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,6 +19,8 @@ from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Option
 from gateway.errors import BadGateway, Unavailable
 from gateway.plugin import AttemptFailed, BackendEnv, Call, Endpoint, Reply, Target, Usage, Verdict
 
+T = TypeVar("T")
+
 # SGLang gives a generation 20 s to prove it alive (SGLANG_HEALTH_CHECK_TIMEOUT) before it answers 503.
 VERIFY_TIMEOUT_S = 25.0
 MAX_JSON_BYTES = 64 << 20
@@ -26,6 +28,8 @@ MAX_JSON_BYTES = 64 << 20
 ABORT_AT_S = (0.0, 0.1, 0.3, 0.8)
 # With n > 1 the engine makes up the ids that an abort needs; they are read from the stream for at most so long.
 LEARN_IDS_S = 60.0
+# After an abort the engine says what the answer came to; it is waited for so long.
+LAST_USAGE_S = 1.0
 
 
 class SGLangReply(Reply):
@@ -77,6 +81,13 @@ async def _finish(response: Response) -> None:
     response.close()
 
 
+def _beyond(before: Usage, after: Usage | None) -> Usage | None:
+    """What an answer came to after it was given up: less than nothing where events had been taken for too many tokens."""
+    if after is None:
+        return None
+    return Usage(after.prompt_tokens, after.completion_tokens - before.completion_tokens, estimated=after.estimated)
+
+
 async def _post(place: Place, call: Call, path: str, payload: bytes) -> Response:
     return await place.transport().request("POST", path, payload, call.headers, call.connect_s)
 
@@ -92,7 +103,7 @@ class SGLang:
         self._resolvers = [Resolver(host, config.dns_server) for host in config.hosts if host.resolve is not None]
         self._resolving: asyncio.Task[None] | None = None
         self._options = Options()
-        self._tails: set[asyncio.Task[None]] = set()
+        self._tails: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
         """Read the engines' key and the certificates; no host is contacted."""
@@ -220,8 +231,9 @@ class SGLang:
                 if call.continues is None:
                     call.continues = exact.Progress(await self._prompt_ids(place, call))
                 path, payload = "/generate", exact.generate_body(call, call.continues)
-            if call.stream and call.choices > call.prompts:
-                # The ids that an abort needs come with the answer, so the request outlives its caller for a moment.
+            if call.choices > call.prompts if call.stream else call.metered:
+                # The ids that an abort needs, or the usage of what was made, come with the answer: the request outlives its caller for a
+                # moment.
                 posting = asyncio.create_task(_post(place, call, path, payload))
                 response = await asyncio.shield(posting)
             else:
@@ -240,7 +252,8 @@ class SGLang:
             return SGLangReply(self, place, call, source, response)
         except asyncio.CancelledError:
             if response is None and posting is not None:
-                self.later(self._learn_then_abort(place, call, posting))
+                learn = self._learn_then_abort if call.stream else self._abort_then_learn
+                self._tail(call, learn(place, call, posting))
             else:
                 self.abandon(place, call, response, source)
             raise
@@ -299,23 +312,63 @@ class SGLang:
         whole, usage = stream.whole(b"".join(parts), call, served_name)
         return Reply(content_type=response.content_type.encode("latin-1"), body=whole, usage=usage)
 
-    def later(self, work: Coroutine[Any, Any, None]) -> None:
+    def later(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a tail in the background; `aclose` waits for it."""
         task = asyncio.ensure_future(work)
         self._tails.add(task)
         task.add_done_callback(self._tails.discard)
+        return task
+
+    def _tail(self, call: Call, work: Coroutine[Any, Any, Usage | None]) -> None:
+        """The same, and what it learns is told to whoever counts."""
+        task = self.later(work)
+        if call.metered:
+            call.tails.append(task)
 
     def abandon(self, place: Place, call: Call, response: Response | None, source: stream.EventStream | None) -> None:
         """Nobody waits for this answer any more: close the connection and have the engine stop generating."""
         if source is not None and call.choices > call.prompts:
             assert response is not None
-            self.later(self._abort_all_choices(place, call, response, source))
+            self._tail(call, self._abort_all_choices(place, call, response, source))
+            return
+        if source is not None and response is not None and call.metered:
+            self._tail(call, self._stop(place, call, response, source))
             return
         if response is not None:
             response.close()
         rids = translate.abort_ids(call)
         # Once its 200 has come the engine knows the id, and asking once is enough.
         self.later(self._abort(place, rids, ABORT_AT_S[:1] if source is not None else ABORT_AT_S))
+
+    async def _stop(self, place: Place, call: Call, response: Response, source: stream.EventStream) -> Usage | None:
+        """Abort, and hear what the answer came to beyond what is known."""
+        self.later(self._abort(place, translate.abort_ids(call), ABORT_AT_S[:1]))
+        before = source.used() or Usage()
+        try:
+            async with asyncio.timeout(LAST_USAGE_S):
+                after = await source.rest()
+        except (TimeoutError, AttemptFailed):
+            after = source.used()
+        finally:
+            response.close()
+        return _beyond(before, after)
+
+    async def _abort_then_learn(self, place: Place, call: Call, posting: asyncio.Task[Response]) -> Usage | None:
+        """The client of a JSON answer left: an aborted answer still says what it came to."""
+        self.later(self._abort(place, translate.abort_ids(call), ABORT_AT_S))
+        response: Response | None = None
+        try:
+            async with asyncio.timeout(LAST_USAGE_S + ABORT_AT_S[-1]):
+                response = await posting
+                content = b""
+                while part := await response.read():
+                    content += part
+            return stream.usage_of(content)
+        except (TimeoutError, ConnectFailed, ConnectionLost):
+            return None
+        finally:
+            if response is not None:
+                response.close()
 
     async def _abort(self, place: Place, rids: Sequence[str], at_s: Sequence[float]) -> None:
         started = time.monotonic()
@@ -333,18 +386,19 @@ class SGLang:
                 finally:
                     response.close()
 
-    async def _learn_then_abort(self, place: Place, call: Call, posting: asyncio.Task[Response]) -> None:
+    async def _learn_then_abort(self, place: Place, call: Call, posting: asyncio.Task[Response]) -> Usage | None:
         """The client left before the engine answered, and only the answer says which ids to abort."""
         try:
             async with asyncio.timeout(LEARN_IDS_S):
                 response = await posting
         except (TimeoutError, ConnectFailed, ConnectionLost):
-            return
-        await self._abort_all_choices(place, call, response, stream.Chunks(call, _reader(response, place)))
+            return None
+        return await self._abort_all_choices(place, call, response, stream.Chunks(call, _reader(response, place)))
 
-    async def _abort_all_choices(self, place: Place, call: Call, response: Response, source: stream.EventStream) -> None:
+    async def _abort_all_choices(self, place: Place, call: Call, response: Response, source: stream.EventStream) -> Usage | None:
         """Abort each choice as its id shows up in the stream: SGLang 0.5.23 does not stop n > 1 streams of clients that left."""
         aborted: set[str] = set()
+        before = source.used() or Usage()
         try:
             async with asyncio.timeout(LEARN_IDS_S):
                 for rid in source.ids:
@@ -356,7 +410,11 @@ class SGLang:
                     aborted |= source.ids
                     if len(aborted) >= call.choices:
                         break
+            if call.metered:
+                async with asyncio.timeout(LAST_USAGE_S):
+                    await source.rest()
         except (TimeoutError, AttemptFailed):
             pass
         finally:
             response.close()
+        return _beyond(before, source.used())

@@ -109,7 +109,8 @@ def generate_body(call: Call, progress: Progress) -> bytes:
     assert limit is not None
     parameters["max_new_tokens"] = limit - len(progress.output_ids)
     ids = progress.prompt_ids + progress.output_ids
-    return body.splice({}, {"rid": call.id, "input_ids": ids, "sampling_params": parameters, "stream": True})
+    salted = {"extra_key": call.salt} if call.salt else {}
+    return body.splice({}, {"rid": call.id, "input_ids": ids, "sampling_params": parameters, "stream": True, **salted})
 
 
 class Generated(stream.EventStream):

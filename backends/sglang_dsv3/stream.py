@@ -128,10 +128,30 @@ class EventStream(abc.ABC):
         self.ids: set[str] = set()
         self.usage: Usage | None = None
         self.complete = False
+        # Events that passed on to the client.
+        self.passed = 0
 
     def used(self) -> Usage | None:
-        """The usage as far as it is known."""
-        return self.usage
+        """The usage as far as it is known; where the engine has not told, as the events say that passed: a token each, or more."""
+        return self.usage or (Usage(self._call.prompt_tokens, self.passed, estimated=True) if self.passed else None)
+
+    async def rest(self) -> Usage | None:
+        """Read on until the engine has said what the answer came to, or has no more to say: for one that was stopped."""
+        while not self.complete and self._failure is None:
+            self._take(await self._more())
+        # An aborted answer ends with a finish, its usage and the closing line.
+        while self.usage is None:
+            data = await self._read()
+            if not data:
+                break
+            self._closing(self._splitter.feed(data))
+        return self.used()
+
+    def _closing(self, events: list[bytes]) -> None:
+        """Look for the usage in what follows a finish that was an abort."""
+        for event in events:
+            if b'"usage":{' in event:
+                self.usage = usage_of(event[event.find(b"data: ") + 6 :], self.usage)
 
     async def begin(self) -> None:
         """Wait for the first event of the answer itself; raises AttemptFailed when it is an error, or when none comes."""
@@ -183,7 +203,7 @@ class Chunks(EventStream):
     def used(self) -> Usage | None:
         """The usage, or of an answer that broke off what the engine has told so far; continued ones with what was used before."""
         if self.usage is not None or not self._tail:
-            return self.usage
+            return super().used()
         usage = usage_of(b'{"usage":%s}' % self._tail)
         before = self._continues
         if usage is None or before is None:
@@ -230,6 +250,7 @@ class Chunks(EventStream):
             if _FINISH in event:
                 if _ABORT in event:
                     self._failure = aborted()
+                    self._closing(events)
                     break
                 self._finishes += event.count(_FINISH)
             elif b'"choices":[]' in event and b'"usage":{' in event:
@@ -257,6 +278,8 @@ class Chunks(EventStream):
                 event = self._model(event)
             out.append(event)
         self._begun = self._begun or bool(out)
+        if not self._keep:
+            self.passed += len(out)
         return out[0] if len(out) == 1 else b"".join(out)
 
 
@@ -283,6 +306,7 @@ class NamedEvents(EventStream):
             if name in _LAST:
                 self.complete = True
                 break
+        self.passed += len(out)
         return b"".join(out)
 
 

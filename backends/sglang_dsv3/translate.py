@@ -59,6 +59,9 @@ _IGNORED_FIELDS = frozenset(["priority"])
 # Where the engine takes the id that an abort needs; the other endpoints' work ends with their connection.
 _ID_FIELDS = {Endpoint.CHAT: "rid", Endpoint.COMPLETIONS: "rid", Endpoint.RESPONSES: "request_id"}
 
+# Where it takes words of ours that keep one caller's prompts apart in the prefix cache.
+_SALTED = frozenset([Endpoint.CHAT, Endpoint.COMPLETIONS])
+
 _CONTEXT = re.compile(r"longer than the model's context length|exceeds the model's maximum context length")
 _TOO_MANY_TOKENS = re.compile(r"max_(completion_)?tokens is too large")
 _CONTEXT_PARAMS = {Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input", Endpoint.RESPONSES: "input"}
@@ -105,6 +108,8 @@ def engine_body(call: Call, served_name: str | None = None) -> bytes:
         changes[_ID_FIELDS[call.endpoint]] = call.id
     if served_name is not None:
         changes["model"] = served_name
+    if call.salt and call.endpoint in _SALTED and "cache_salt" not in fields:
+        changes["cache_salt"] = call.salt
     if call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS):
         if call.stream:
             options = _options.decode(fields["stream_options"]) if "stream_options" in fields else {}

@@ -20,6 +20,7 @@ from gateway.config import Settings
 from gateway.metrics import Metrics, Snapshot
 from gateway.plugin import ServiceState
 from gateway.processes import children, protocol
+from gateway.processes.usage import Usage
 
 log = logging.getLogger("penstock.parent")
 
@@ -27,7 +28,10 @@ log = logging.getLogger("penstock.parent")
 _PATIENCE_S = 5.0
 
 
-class Ledger:
+_COUNTED = frozenset(family.name for family in metrics.FAMILIES if family.kind != "gauge")
+
+
+class Counts:
     """Counts that outlive the workers who made them: what was counted does not go back because somebody died."""
 
     def __init__(self) -> None:
@@ -36,7 +40,7 @@ class Ledger:
 
     def keep(self, counts: Snapshot) -> None:
         """The last word of a worker that has ended."""
-        self._past = metrics.merge([self._past, counts])
+        self._past = metrics.merge([self._past, {name: series for name, series in counts.items() if name in _COUNTED}])
 
     def total(self, living: list[Snapshot]) -> Snapshot:
         """Everybody's, the dead included."""
@@ -65,14 +69,22 @@ class Fleet:
     """`settings.listen.workers` workers on one listening socket."""
 
     def __init__(
-        self, generation: int, settings: Settings, home: Path, listener: socket.socket, states: Mapping[str, ServiceState], ledger: Ledger
+        self,
+        generation: int,
+        settings: Settings,
+        home: Path,
+        listener: socket.socket,
+        states: Mapping[str, ServiceState],
+        counts: Counts,
+        usage: Usage,
     ) -> None:
         self.generation = generation
         self.settings = settings
         self._home = home
         self._listener = listener
         self._states = states
-        self._ledger = ledger
+        self._counts = counts
+        self._usage = usage
         self.drained: list[str] = []
         self.workers: set[Worker] = set()
         self._serving = asyncio.Event()
@@ -81,7 +93,7 @@ class Fleet:
 
     def start(self) -> None:
         """Start every worker; whoever ends is replaced, with back-off."""
-        ended = partial(_ended, self._ledger)
+        ended = partial(_ended, self._counts)
         self._keepers = [
             asyncio.create_task(children.keep(self._one_life, ended, lambda: not self._retiring))
             for _ in range(self.settings.listen.workers)
@@ -141,7 +153,7 @@ class Fleet:
         reader, writer = await protocol.streams(ours)
         worker = Worker(process, writer, self.generation)
         try:
-            worker.tell(protocol.Hello(msgspec.to_builtins(self.settings), str(self._home)))
+            worker.tell(protocol.Hello(msgspec.to_builtins(self.settings), str(self._home), self._usage.recent()))
             worker.tell(protocol.Services(dict(self._states)))
             worker.tell(protocol.Drain(self.drained))
             self.workers.add(worker)
@@ -149,6 +161,7 @@ class Fleet:
                 message = protocol.to_parent(data)
                 if isinstance(message, protocol.Report):
                     worker.report = message
+                    self._usage.take(message.usage)
                 else:
                     worker.serving = message.accepting
                     if sum(found.serving for found in self.workers) >= self.settings.listen.workers:
@@ -157,11 +170,11 @@ class Fleet:
         finally:
             self.workers.discard(worker)
             if worker.report is not None:
-                self._ledger.keep(worker.report.counts)
+                self._counts.keep(worker.report.counts)
             await asyncio.shield(children.end(process, 0.0 if worker.retiring else _PATIENCE_S))
             writer.close()
 
 
-def _ended(ledger: Ledger, how: str, delay_s: float) -> None:
-    ledger.own.add(metrics.WORKER_ENDS)
+def _ended(counts: Counts, how: str, delay_s: float) -> None:
+    counts.own.add(metrics.WORKER_ENDS)
     log.error("a worker ended (%s); the next one starts in %g s", how, delay_s)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway import admin, lifeline, log, metrics, registry
-from gateway.admin import Reloaded, WorkerView
+from gateway import ledger, lifeline, log, metrics, registry
+from gateway.admin import door as admin
+from gateway.admin.door import Reloaded, WorkerView
 from gateway.config import Loaded, Settings, admin_address
 from gateway.errors import ConfigError
 from gateway.life import Life
@@ -26,11 +27,13 @@ from gateway.metrics import Snapshot
 from gateway.plugin import Service, ServiceState
 from gateway.pool import HostView
 from gateway.processes import protocol
-from gateway.processes.fleet import Fleet, Ledger
+from gateway.processes.fleet import Counts, Fleet
 from gateway.processes.services import Observer, Services
+from gateway.processes.usage import Usage
 
 if TYPE_CHECKING:
     from gateway.processes import http
+    from gateway.store.shelf import Shelf
 
 _log = logging.getLogger("penstock.parent")
 
@@ -92,7 +95,9 @@ class Parent:
         self._door = door
         self._load = load
         self._observe = observe
-        self._ledger = Ledger()
+        self._counts = Counts()
+        self._usage = Usage(home, plan.settings.limits)
+        self._shelf: Shelf | None = None
         self._services = Services(self._told)
         self._fleets: list[Fleet] = []
         self._reloading = asyncio.Lock()
@@ -115,8 +120,10 @@ class Parent:
         loop.add_signal_handler(signal.SIGTERM, lambda: self._stop(self.settings.timeouts.grace_s))
         loop.add_signal_handler(signal.SIGINT, lambda: self._stop(0.0))  # who presses Ctrl-C has no load balancer to wait for
         loop.add_signal_handler(signal.SIGHUP, lambda: self._background(self.reload("SIGHUP")))
+        self._usage.read()
+        self._background(self._usage.write_forever())
         await self._services.change(self._plan.services)
-        fleet = Fleet(1, self.settings, self._home, self._listener, self._services.states, self._ledger)
+        fleet = Fleet(1, self.settings, self._home, self._listener, self._services.states, self._counts, self._usage)
         self._fleets.append(fleet)
         fleet.start()
         self._background(self._announce(fleet))
@@ -130,6 +137,9 @@ class Parent:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._usage.write()
+        if self._shelf is not None:
+            await self._shelf.aclose()
 
     def _background(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -146,7 +156,9 @@ class Parent:
             return None
         from gateway.processes import http  # 0.1 s, during which the workers start already
 
-        server = http.server(admin.build(self), self.settings, Life(), lambda accepting: None, lifespan="off", proxy_headers=False)
+        server = http.server(
+            admin.build(self), self.settings, Life(self.settings), lambda accepting: None, lifespan="off", proxy_headers=False
+        )
         self._door_served = asyncio.create_task(server.serve(sockets=[self._door]))
         return server
 
@@ -193,12 +205,12 @@ class Parent:
                 _refuse_moves(self.settings, plan.settings)
                 await self._roll(plan, generation + 1)
             except ConfigError as error:
-                self._ledger.own.add(metrics.RELOADS, ("refused",))
+                self._counts.own.add(metrics.RELOADS, ("refused",))
                 _log.error("reload (%s) refused, nothing has changed: %s", why, error)
                 return Reloaded(False, generation, str(error))
             finally:
                 lifeline.tell_manager("READY=1")
-            self._ledger.own.add(metrics.RELOADS, ("ok",))
+            self._counts.own.add(metrics.RELOADS, ("ok",))
             _log.info("reload (%s): generation %d serves", why, generation + 1)
             return Reloaded(True, generation + 1)
 
@@ -207,7 +219,7 @@ class Parent:
         if self._stopping.is_set():
             raise ConfigError("", "the gateway is stopping")
         await self._services.change(plan.services)
-        fleet = Fleet(generation, plan.settings, self._home, self._listener, self._services.states, self._ledger)
+        fleet = Fleet(generation, plan.settings, self._home, self._listener, self._services.states, self._counts, self._usage)
         fleet.drain(sorted(self._drained))
         self._fleets.append(fleet)
         fleet.start()
@@ -252,7 +264,7 @@ class Parent:
         ):
             await asyncio.sleep(0.005)
         views = [self._view(worker) for worker in workers]
-        return views, self._counts(views, [worker.report.counts for worker in workers if worker.report is not None])
+        return views, self._snapshot(views, [worker.report.counts for worker in workers if worker.report is not None])
 
     def _view(self, worker: Any) -> WorkerView:
         state = "retiring" if worker.retiring else "serving" if worker.serving else "starting"
@@ -262,8 +274,8 @@ class Parent:
             worker.process.pid, worker.generation, state, up_s, report.open, report.oldest_s, report.resident_bytes, report.waiting
         )
 
-    def _counts(self, views: Sequence[WorkerView], living: list[Snapshot]) -> Snapshot:
-        counts = self._ledger.total(living)
+    def _snapshot(self, views: Sequence[WorkerView], living: list[Snapshot]) -> Snapshot:
+        counts = self._counts.total(living)
         counts[metrics.OPEN.name] = {"": [float(sum(view.open for view in views))]}
         counts[metrics.WORKERS.name] = {}
         for view in views:
@@ -300,6 +312,22 @@ class Parent:
         """See `admin.Operated`."""
         return registry.rows(self._plan.loaded)
 
+    def shelf(self) -> Shelf | None:
+        """See `admin.Operated`."""
+        if self._shelf is None and self.settings.redis.url is not None:
+            from gateway.store.shelf import Shelf  # 0.1 s that only a gateway with Redis has to spend, once
+
+            self._shelf = Shelf(self.settings)
+        return self._shelf
+
+    async def usage(self, first: str, last: str) -> ledger.Rows:
+        """See `admin.Operated`."""
+        await self.look()  # so that what has just ended is in it
+        shelf = self.shelf()
+        if shelf is not None:
+            return await shelf.usage(first, last)
+        return {place: found for place, found in self._usage.rows.items() if first <= place[0] <= last}
+
 
 def _refuse_moves(before: Settings, after: Settings) -> None:
     """A reload keeps the listening sockets: raises ConfigError when it would have to move them."""
@@ -307,6 +335,7 @@ def _refuse_moves(before: Settings, after: Settings) -> None:
         ("listen.host", before.listen.host, after.listen.host),
         ("listen.port", before.listen.port, after.listen.port),
         ("listen.admin", admin_address(before.listen), admin_address(after.listen)),
+        ("redis", before.redis, after.redis),
         ("timeouts.client_s", before.timeouts.client_s, after.timeouts.client_s),
     ):
         if one != two:

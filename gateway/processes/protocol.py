@@ -17,10 +17,11 @@ _MAX_LINE = 8 << 20
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
-    """Parent to worker, first: the effective settings as plain values, and the home folder."""
+    """Parent to worker, first: the effective settings as plain values, the home folder, and what was used this month (without Redis)."""
 
     settings: dict[str, Any]
     home: str
+    usage: dict[str, dict[str, int]] = {}
 
 
 class Services(msgspec.Struct, tag="services", frozen=True):
@@ -64,7 +65,7 @@ class Serving(msgspec.Struct, tag="serving", frozen=True):
 class Report(msgspec.Struct, tag="report", frozen=True):
     """Worker to parent, when asked, once a second, and before it ends: what it has counted and is doing.
 
-    `waiting`: why it cannot serve, or "".
+    `waiting`: why it cannot serve, or "". `usage`: what was added to the ledger since the last report (without Redis).
     """
 
     number: int
@@ -74,6 +75,7 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     waiting: str
     counts: Snapshot
     hosts: list[HostView]
+    usage: dict[str, dict[str, int]] = {}
 
 
 ToWorker = Hello | Services | Ask | Retire | Drain

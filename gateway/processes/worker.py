@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from gateway import app, lifeline, log
+from gateway import app, ledger, lifeline, log
 from gateway.config import Settings
 from gateway.life import Life
 from gateway.plugin import BackendEnv, ServiceState
@@ -25,10 +25,13 @@ REPORT_INTERVAL_S = 1.0
 class Worker:
     """The server and its line to the parent."""
 
-    def __init__(self, settings: Settings, home: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, settings: Settings, home: Path, used: ledger.Rows, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self._settings = settings
         self._reader, self._writer = reader, writer
-        self._life = Life()
+        self._life = Life(settings)
+        self._life.usage_before = used
         self._states: dict[str, ServiceState] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._gateway = app.build(settings, BackendEnv(home, self._states), self._life)
@@ -48,11 +51,9 @@ class Worker:
     def _report(self, number: int = 0) -> None:
         waiting = self._gateway.waiting()
         life = self._life
-        self._tell(
-            protocol.Report(
-                number, len(life.open), life.oldest_s(), lifeline.resident_bytes(), waiting, life.metrics.snapshot(), self._gateway.hosts()
-            )
-        )
+        used, life.usage = ledger.packed(life.usage), {}
+        counts, hosts = life.metrics.snapshot(), self._gateway.hosts()
+        self._tell(protocol.Report(number, len(life.open), life.oldest_s(), lifeline.resident_bytes(), waiting, counts, hosts, used))
 
     def _start(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
@@ -113,7 +114,7 @@ async def serve(listener: socket.socket, control: socket.socket) -> None:
     assert isinstance(hello, protocol.Hello)
     settings = msgspec.convert(hello.settings, Settings)
     log.setup(settings.log.level, settings.log.format)
-    await Worker(settings, Path(hello.home), reader, writer).serve(listener)
+    await Worker(settings, Path(hello.home), ledger.unpacked(hello.usage), reader, writer).serve(listener)
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ class Gateway:
         hosts = [{"url": "http://10.0.0.1:30000"}]
         overrides = {"models": {"deepseek-v3": {"backend": "dsv3"}}, "backends": {"dsv3": {"kind": "sglang_dsv3", "hosts": hosts}}}
         settings = config.load(environment={}, overrides=overrides).settings
-        self.life = Life()
+        self.life = Life(settings)
         self._app = app.build(settings, BackendEnv(Path("/nonexistent")), self.life)
         self.server = http.server(self._app, settings, self.life, lambda accepting: None, lifespan="off", proxy_headers=False)
         self.server.config.load()

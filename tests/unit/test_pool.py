@@ -10,8 +10,9 @@ import pytest
 from backends.scripted import Config, Scripted
 from gateway.balance.hosts import Health, Host, NoHost
 from gateway.balance.policies import First, RoundRobin
-from gateway.config import Admission, Retry
+from gateway.config import Admission, KeyEntry, Retry, Settings
 from gateway.errors import Unavailable
+from gateway.keys import Caller
 from gateway.plugin import Target, Verdict
 from gateway.pool import Pool
 
@@ -92,8 +93,9 @@ def test_the_drained_get_nothing_new_and_come_back() -> None:
     assert {_id(found.choose(policy, b"", ())) for _ in range(6)} == {"b/0", "b/1"}
 
 
-async def place(found: Pool, whose: str = "", wait_s: float = 5.0) -> Host:
-    host = await found.place(First(), b"", (), whose, wait_s)
+async def place(found: Pool, whose: str = "", wait_s: float = 5.0, priority: int = 0) -> Host:
+    caller = Caller(KeyEntry(name=whose or "nobody", hash="", priority=priority), Settings())
+    host = await found.place(First(), b"", (), caller, wait_s)
     assert isinstance(host, Host)
     return host
 

@@ -44,6 +44,8 @@ class Seen:
         self.max_running_requests = 100_000
         self.weight_version = "default"
         self.aborted: list[str] = []
+        # Completion tokens made, whoever read them.
+        self.generated = 0
         self.last_body = ""
         self.last_ids: list[str] = []
         self.last_headers: dict[str, str] = {}
@@ -122,10 +124,11 @@ async def _generate(request: web.Request) -> web.StreamResponse:
     seen = request.app[_SEEN]
     seen.requests += 1
     seen.open += 1
+    body: dict[str, Any] = {"made": 0}
     try:
         raw = await request.text()
         seen.last_body, seen.last_headers = raw, dict(request.headers)
-        body = json.loads(raw)
+        body |= json.loads(raw)
         if request.path == "/v1/responses" and body["model"] != SERVED:
             error = {
                 "message": f"The model '{body['model']}' does not exist",
@@ -164,6 +167,12 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         return web.Response()
     finally:
         seen.open -= 1
+        seen.generated += body["made"]
+
+
+def _stopped(request: web.Request, body: dict[str, Any]) -> bool:
+    """Whether somebody asked to abort this answer; the ids of several choices must all be asked for."""
+    return set(body["ids"]) <= set(request.app[_SEEN].aborted)
 
 
 _TOKENS = re.compile(r"token \d+ ")
@@ -219,8 +228,17 @@ async def _whole(request: web.Request, body: dict[str, Any], commands: dict[str,
         await asyncio.sleep(3600)
     if "garbage" in commands:
         return web.Response(text="<html>", content_type="text/html")
-    count = int(commands.get("tokens", "8"))
+    asked = int(commands.get("tokens", "8"))
+    count = min(asked, body.get("max_completion_tokens") or body.get("max_tokens") or asked)
     finish = "abort" if "abort" in commands else "stop"
+    pace_s = float(commands.get("pace", "0"))
+    for number in range(count):
+        body["made"] += body.get("n") or 1
+        if pace_s:
+            await asyncio.sleep(pace_s)
+            if _stopped(request, body):
+                count, finish = number + 1, "abort"
+                break
     content = "".join(f"token {index} " for index in range(count))
     if request.path == "/v1/responses":
         return web.json_response(_response(body, "failed" if "abort" in commands else "completed", content, count))
@@ -232,7 +250,7 @@ async def _whole(request: web.Request, body: dict[str, Any], commands: dict[str,
     choices = [{"index": index, **said, "finish_reason": finish} for index in range(body.get("n", 1))]
     kind = "text_completion" if "prompt" in body else "chat.completion"
     answer = {"id": body["ids"][0], "object": kind, "created": _CREATED, "model": body["model"], "choices": choices}
-    return web.json_response({**answer, "usage": _usage(count), "x_unknown": {"kept": [1, 2.50, "\u00e9"]}})
+    return web.json_response({**answer, "usage": _usage(count * (body.get("n") or 1)), "x_unknown": {"kept": [1, 2.50, "\u00e9"]}})
 
 
 def _usage(count: int) -> dict[str, Any]:
@@ -291,6 +309,10 @@ async def _stream(request: web.Request, body: dict[str, Any], commands: dict[str
         seen.events_sent += 1
         if pace_s:
             await asyncio.sleep(pace_s)
+            if _stopped(request, body) and request.path in ("/v1/chat/completions", "/v1/completions"):
+                usage = _chunk(body, [], usage=_usage(body["made"]))
+                await response.write(_finish(body, "abort") + usage + b"data: [DONE]\n\n")
+                return response
     return response
 
 
@@ -325,11 +347,13 @@ def _events(body: dict[str, Any], count: int) -> Iterator[bytes]:
     counting = bool((body.get("stream_options") or {}).get("continuous_usage_stats"))
     for number in range(body["done"], body["done"] + left):
         used = {"usage": _usage(number + 1 - body["done"])} if counting else {}
-        yield from (delta(index, used, content=f"token {number} ") for index in choices)
+        for index in choices:
+            body["made"] += 1
+            yield delta(index, used, content=f"token {number} ")
     yield from (_finish(body, "stop" if left == count - body["done"] else "length", index) for index in choices)
     count = left
     if (body.get("stream_options") or {}).get("include_usage"):
-        yield _chunk(body, [], usage=_usage(count))
+        yield _chunk(body, [], usage=_usage(count * len(choices)))
     yield b"data: [DONE]\n\n"
 
 
@@ -372,6 +396,7 @@ def _response_events(body: dict[str, Any], count: int) -> Iterator[bytes]:
     yield _named("response.in_progress", response=begun, sequence_number=1)
     place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
     for number in range(count):
+        body["made"] += 1
         yield _named("response.output_text.delta", **place, delta=f"token {number} ", sequence_number=number + 2)
     text = "".join(f"token {number} " for number in range(count))
     yield _named("response.completed", response=_response(body, "completed", text, count), sequence_number=count + 2)
@@ -388,6 +413,7 @@ def _message_events(body: dict[str, Any], count: int) -> Iterator[bytes]:
     )
     yield _named("content_block_start", index=0, content_block={"type": "text", "text": ""})
     for number in range(count):
+        body["made"] += 1
         yield _named("content_block_delta", index=0, delta={"type": "text_delta", "text": f"token {number} "})
     yield _named("content_block_stop", index=0)
     yield _named("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": count})

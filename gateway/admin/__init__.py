@@ -1,0 +1,1 @@
+"""The operator's door: metrics, processes, hosts, keys, usage, reload."""

@@ -1,0 +1,57 @@
+"""What the handlers behind the door are given, and what they give back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from gateway.errors import Unavailable
+from gateway.keys import StoredKey
+
+T = TypeVar("T")
+# Status, content type, content.
+Answer = tuple[int, bytes, bytes]
+
+
+class Asked(NamedTuple):
+    """Parts of the path by name, the query, and the body."""
+
+    parts: Mapping[str, str]
+    query: Mapping[str, str]
+    content: bytes
+
+
+Handler = Callable[[Asked], Awaitable[Answer]]
+
+
+class Shelf(Protocol):
+    """Where keys are kept that are made while the gateway runs."""
+
+    async def keys(self) -> dict[str, StoredKey]:
+        """All of them, by name."""
+
+    async def create(self, key: StoredKey) -> bool:
+        """False where one of that name is there already."""
+
+    async def put(self, key: StoredKey) -> bool:
+        """False where there is none of that name any more."""
+
+    async def drop(self, name: str) -> bool:
+        """False where there is none of that name."""
+
+
+def as_json(value: Any, status: int = 200) -> Answer:
+    """A value as JSON."""
+    return status, b"application/json", msgspec.json.encode(value)
+
+
+async def from_store(work: Awaitable[T]) -> T:
+    """What the store answers; its failure is an answer too."""
+    from gateway.store.connect import FAILURES  # only who has Redis comes here
+
+    try:
+        return await work
+    except FAILURES as error:
+        raise Unavailable(f"Redis does not answer: {error}", code="store_unavailable", retry_after_s=1) from None

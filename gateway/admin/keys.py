@@ -1,0 +1,118 @@
+"""Keys are made, listed, rotated and revoked. A key is shown once, when it is made; what is kept is its hash."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, Protocol
+
+import msgspec
+
+from gateway import config, keys
+from gateway.admin.asked import Answer, Asked, Shelf, as_json, from_store
+from gateway.config import Settings
+from gateway.errors import ConfigError, InvalidRequest
+from gateway.keys import StoredKey
+
+log = logging.getLogger("penstock.admin")
+
+# A key that was rotated goes on working for so long, unless it is said otherwise.
+OVERLAP_S = 3600.0
+MAX_OVERLAP_S = 30 * 86400.0
+_OURS = ("hash", "created", "old_hash", "old_until")
+
+
+class Owner(Protocol):
+    """Whose keys these are."""
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+
+    def shelf(self) -> Shelf | None:
+        """Where keys are made; None without Redis."""
+
+
+class Keys:
+    """The handlers of `/admin/keys`."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+
+    def _shelf(self) -> Shelf:
+        shelf = self._owner.shelf()
+        if shelf is None:
+            raise InvalidRequest(
+                "Keys can be made while the gateway runs only with Redis (set redis.url); without it they stand in the file.",
+                status=409,
+                code="no_store",
+            )
+        return shelf
+
+    async def show(self, asked: Asked) -> Answer:
+        """Every key, without its hash."""
+        rows = [keys.shown(entry, "file") for entry in self._owner.settings.keys]
+        if self._owner.shelf() is not None:
+            rows += [keys.shown(entry, "stored") for _, entry in sorted((await from_store(self._shelf().keys())).items())]
+        return as_json({"keys": rows})
+
+    async def create(self, asked: Asked) -> Answer:
+        """A new key, shown this once."""
+        shelf = self._shelf()
+        tree = _object(asked.content)
+        for name in _OURS:
+            if name in tree:
+                raise InvalidRequest(f"'{name}' is the gateway's to set.", param=name, code="invalid_value")
+        secret, digest = keys.new_secret()
+        settings = self._owner.settings
+        try:
+            entry = config.convert({**tree, "hash": digest, "created": time.time()}, StoredKey, "")
+            config.verify_key(entry, "", settings)
+        except ConfigError as error:
+            raise InvalidRequest(f"{error.path.lstrip('.') or 'key'}: {error.problem}", param=error.path.lstrip(".") or None) from None
+        if entry.name in {key.name for key in settings.keys} or not await from_store(shelf.create(entry)):
+            raise InvalidRequest(f"There is a key '{entry.name}' already.", status=409, code="name_taken", param="name")
+        log.info("key '%s' was made", entry.name)
+        return as_json({"key": secret, **keys.shown(entry, "stored")}, 201)
+
+    async def rotate(self, asked: Asked) -> Answer:
+        """A new secret for a key; the former one works on for a while."""
+        shelf, name = self._shelf(), asked.parts["name"]
+        found = await self._found(shelf, name)
+        overlap_s = _object(asked.content or b"{}").get("overlap_s", OVERLAP_S)
+        if not isinstance(overlap_s, int | float) or not 0 <= overlap_s <= MAX_OVERLAP_S:
+            raise InvalidRequest(f"'overlap_s' must be 0 to {MAX_OVERLAP_S:.0f} seconds.", param="overlap_s", code="invalid_value")
+        secret, digest = keys.new_secret()
+        entry = msgspec.structs.replace(found, hash=digest, old_hash=found.hash, old_until=time.time() + overlap_s)
+        if not await from_store(shelf.put(entry)):
+            raise _unknown(name)
+        log.info("key '%s' was rotated", name)
+        return as_json({"key": secret, **keys.shown(entry, "stored")})
+
+    async def revoke(self, asked: Asked) -> Answer:
+        """A key that works no more, on every gateway within two seconds."""
+        shelf, name = self._shelf(), asked.parts["name"]
+        await self._found(shelf, name)
+        if not await from_store(shelf.drop(name)):
+            raise _unknown(name)
+        log.info("key '%s' was revoked", name)
+        return as_json({"revoked": name})
+
+    async def _found(self, shelf: Shelf, name: str) -> StoredKey:
+        if name in {key.name for key in self._owner.settings.keys}:
+            raise InvalidRequest(f"The key '{name}' stands in the configuration file: change it there.", status=409, code="key_in_file")
+        found = (await from_store(shelf.keys())).get(name)
+        if found is None:
+            raise _unknown(name)
+        return found
+
+
+def _unknown(name: str) -> InvalidRequest:
+    return InvalidRequest(f"There is no key '{name}'.", status=404, code="unknown_key")
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(content, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"The request body must be a JSON object: {error}.", code="invalid_json") from None

@@ -1,0 +1,1 @@
+"""Who may send how much: one algorithm, two stores behind one contract. Nothing here does I/O."""

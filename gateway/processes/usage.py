@@ -1,0 +1,65 @@
+"""The ledger of a gateway without Redis: the parent adds up what its workers report, and keeps it in a file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from gateway import ledger
+from gateway.config import LimitRules
+
+log = logging.getLogger("penstock.parent")
+
+WRITE_INTERVAL_S = 10.0
+
+
+class Usage:
+    """Rows of all workers that are and were."""
+
+    def __init__(self, home: Path, rules: LimitRules) -> None:
+        self._path = home / "state" / "usage.json"
+        self._file = ledger.File(self._path)
+        self._keep_days = rules.keep_days
+        self._days = ledger.Days(rules.timezone)
+        self._written = True
+        self.rows: ledger.Rows = {}
+
+    def read(self) -> None:
+        """What an earlier life has left. A file that cannot be read is put aside, never overwritten."""
+        try:
+            self.rows = self._file.read()
+        except (OSError, ValueError) as error:
+            aside = self._path.with_suffix(f".unreadable-{int(time.time())}")
+            log.error("%s cannot be read (%s); it is kept as %s, and the ledger begins anew", self._path, error, aside.name)
+            self._path.rename(aside)
+
+    def take(self, more: Mapping[str, dict[str, int]]) -> None:
+        """What a worker has counted since it last told."""
+        if more:
+            ledger.merge(self.rows, ledger.unpacked(more))
+            self._written = False
+
+    def recent(self) -> dict[str, dict[str, int]]:
+        """This month's rows, for a worker whose budgets begin where they were."""
+        month = self._days.at(time.time())["month"][0]
+        return ledger.packed({place: found for place, found in self.rows.items() if place[0].startswith(month)})
+
+    def write(self) -> None:
+        """Write the file, if there is anything new."""
+        if self._written:
+            return
+        ledger.forget(self.rows, self._keep_days, self._days.at(time.time())["day"][0])
+        try:
+            self._file.write(self.rows)
+            self._written = True
+        except OSError as error:
+            log.error("the ledger cannot be written: %s", error)
+
+    async def write_forever(self) -> None:
+        """Every ten seconds: so much is lost at most when the machine goes down."""
+        while True:
+            await asyncio.sleep(WRITE_INTERVAL_S)
+            await asyncio.to_thread(self.write)

@@ -1,0 +1,387 @@
+"""Limits that several workers and gateways keep together, in Redis, and what holds while Redis is gone.
+
+One pipeline is under way at a time; what comes up meanwhile goes with the next, so that under load many decisions share a round trip. No
+request waits longer than `store_timeout_ms`: the first that would have to flips the store to *failed*, where nobody waits, until it answers
+again. What is owed to it meanwhile (the ledger, budgets) is kept, and written when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from gateway import ledger
+from gateway.config import Redis, Settings
+from gateway.keys import Keys, StoredKey
+from gateway.limits.memory import NOTHING_ASKED, Memory
+from gateway.limits.rules import LEASE_S, SECOND, Ask, Decision, Kind, Lease, Limit, Row, State, StoreFailed
+from gateway.metrics import LOST, STORE_FAILURES, STORE_LATENCY, STORE_UP, Metrics
+from gateway.store.connect import FAILURES, Client, Script
+
+log = logging.getLogger("penstock.store")
+
+# Leases are renewed four times before they would expire; a store that has failed is asked oftener whether it is back.
+BEAT_S, ASK_AGAIN_S = LEASE_S / 4, 0.5
+# A revoked key stops working within twice this.
+KEYS_S = 0.75
+# What nobody waits for may gather for so long.
+GATHER_S = 0.005
+# A timer that fires because this process was busy is no sign of the store's: its answer may lie unread.
+_GRACE_S = 0.002
+_JOIN = "\x1f"
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class Owed:
+    """What the store is to be told and nobody waits for."""
+
+    def __init__(self) -> None:
+        self.operations: list[tuple[str, list[Any]]] = []
+        self.quotas: dict[str, tuple[float, float]] = {}
+        self.open: dict[str, int] = {}
+        self.rows: ledger.Rows = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.operations or self.quotas or self.open or self.rows)
+
+
+class Shared:
+    """The store in Redis of one worker. `now`: microseconds for the scripts, 0 for the server's own clock (tests have another)."""
+
+    def __init__(self, settings: Settings, keys: Keys, metrics: Metrics, now: float = 0.0) -> None:
+        self._settings: Redis = settings.redis
+        self._keep_s = settings.limits.keep_days * 86400
+        self._days = ledger.Days(settings.limits.timezone)
+        self._keys = keys
+        self._metrics = metrics
+        self.now = now
+        self._client = Client(settings.redis)
+        self._admit, self._settle, self._beat, self._bury = (Script(name) for name in ("admit", "settle", "beat", "bury"))
+        self._me = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._open_key = self._client.key("open", self._me)
+        self._done_key = self._client.key("done")
+        self._memory = Memory()
+        self._known: dict[str, tuple[Limit, State, float]] = {}
+        self._up = False
+        self._gateways = 1
+        self._waiting: list[tuple[Lease, asyncio.Future[Decision]]] = []
+        self._owed = Owed()
+        self._batch = 0
+        self._unsure: tuple[Script, list[str], list[Any]] | None = None
+        self._open: dict[str, int] = {}
+        self._held: dict[str, set[str]] = {}
+        self._busy = False
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._flushing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._keys_version: object = None
+
+    async def open(self) -> None:
+        """Ask whether it is there; a store that is not keeps nobody from starting."""
+        self._loop = asyncio.get_running_loop()
+        self._metrics.put(STORE_UP, 0.0)
+        try:
+            await self._live()
+            await self._read_keys()
+        except FAILURES as error:
+            self._fail(error)
+        self._tasks = [self._loop.create_task(self._live_forever()), self._loop.create_task(self._keys_forever())]
+
+    async def aclose(self) -> None:
+        """Write what is owed, and leave the company of the gateways."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        with contextlib.suppress(*FAILURES):
+            async with asyncio.timeout(2.0):
+                if self._busy and self._flushing is not None:
+                    await self._flushing
+                await self._flush()
+                await self._client.run([(self._beat, *self._heartbeat(0.0))])
+                await self._bury_them([self._me])
+        await self._client.aclose()
+
+    # Decisions
+
+    async def admit(self, lease: Lease) -> Decision:
+        """See `Store`."""
+        if not self._up:
+            return self._alone(lease)
+        if not lease.asks:
+            lease.local = False
+            self._hold(lease)
+            self._owed.open[self._field(lease)] = self._owed.open.get(self._field(lease), 0) + 1
+            self._soon(GATHER_S)
+            return NOTHING_ASKED
+        future: asyncio.Future[Decision] = self._loop.create_future()
+        self._waiting.append((lease, future))
+        self._soon(0.0)
+        timer = self._loop.call_later(self._settings.store_timeout_ms / 1000, self._late, future)
+        try:
+            return await future
+        except StoreFailed:
+            return self._alone(lease)
+        finally:
+            timer.cancel()
+
+    def _late(self, future: asyncio.Future[Decision]) -> None:
+        self._loop.call_later(_GRACE_S, self._too_late, future)
+
+    def _too_late(self, future: asyncio.Future[Decision]) -> None:
+        if not future.done():
+            self._fail(f"no answer within {self._settings.store_timeout_ms:g} ms")
+
+    def _alone(self, lease: Lease) -> Decision:
+        """Without the store, as the operator has chosen."""
+        if self._settings.on_store_failure == "closed":
+            raise StoreFailed
+        lease.local = True
+        decision = self._memory.decide(lease.asks) if self._settings.on_store_failure == "local" else NOTHING_ASKED
+        if decision.refused is None:
+            self._hold(lease)
+        return decision
+
+    def _decided(self, lease: Lease, future: asyncio.Future[Decision], answer: list[Any]) -> None:
+        refused, longest = int(answer[0]), float(answer[1])
+        states = [State(float(answer[at]), float(answer[at + 1])) for at in range(2, len(answer), 2)]
+        for ask, state in zip(lease.asks, states, strict=True):
+            self._known[ask.key] = (ask.limit, state, self._loop.time())
+        if future.done():  # its client has left, or it went on without us
+            if not refused:
+                self._give_back(lease)
+            return
+        lease.local = False
+        if not refused:
+            self._hold(lease)
+        future.set_result(Decision(lease.asks[refused - 1].limit if refused else None, longest, states))
+
+    def _hold(self, lease: Lease) -> None:
+        field = self._field(lease)
+        self._open[field] = self._open.get(field, 0) + 1
+        for ask in lease.asks:
+            if ask.limit.kind is Kind.SLOTS:
+                self._held.setdefault(ask.key, set()).add(lease.id)
+
+    def _field(self, lease: Lease) -> str:
+        return f"{lease.key}{_JOIN}{lease.model}"
+
+    # Settlement
+
+    def settle(self, lease: Lease, costs: Sequence[float], row: Row) -> None:
+        """See `Store`."""
+        field = self._field(lease)
+        self._open[field] -= 1
+        if not self._open[field]:
+            del self._open[field]
+        ledger.add(self._owed.rows, row)
+        if self._up or not lease.local:
+            self._owed.open[field] = self._owed.open.get(field, 0) - 1
+        if lease.local:
+            self._memory.correct(lease.asks, costs)
+        slots = False
+        for ask, cost in zip(lease.asks, costs, strict=True):
+            kind = ask.limit.kind
+            if kind is Kind.SLOTS:
+                self._held[ask.key].discard(lease.id)
+                if not self._held[ask.key]:
+                    del self._held[ask.key]
+                if self._up or not lease.local:
+                    slots = True
+                    self._owed.operations.append((ask.key, [2, lease.id]))
+            elif kind is Kind.QUOTA:
+                # What was used while the store was gone counts when it is back.
+                self._quota(ask, cost - (0.0 if lease.local else ask.cost))
+            elif not lease.local and cost != ask.cost:
+                self._owed.operations.append((ask.key, [1, (cost - ask.cost) * ask.limit.interval]))
+        # Whoever waits for a slot, at whatever gateway, waits for this.
+        self._soon(0.0 if slots else GATHER_S)
+
+    def _quota(self, ask: Ask, more: float) -> None:
+        if more:
+            self._owed.quotas[ask.key] = (self._owed.quotas.get(ask.key, (0.0, 0.0))[0] + more, ask.ends_s)
+
+    def _give_back(self, lease: Lease) -> None:
+        """All of it, as if it had not been asked."""
+        self._owed.open[self._field(lease)] = self._owed.open.get(self._field(lease), 0) - 1
+        for ask in lease.asks:
+            if ask.limit.kind is Kind.SLOTS:
+                self._owed.operations.append((ask.key, [2, lease.id]))
+            elif ask.limit.kind is Kind.QUOTA:
+                self._quota(ask, -ask.cost)
+            else:
+                self._owed.operations.append((ask.key, [1, -ask.cost * ask.limit.interval]))
+        self._soon(0.0)
+
+    def _settlement(self, owed: Owed) -> tuple[Script, list[str], list[Any]]:
+        keys: dict[str, int] = {self._done_key: 1}
+        self._batch += 1
+        operations: list[Any] = [self.now, self._me, self._batch]
+
+        def place(key: str) -> int:
+            return keys.setdefault(key, len(keys) + 1)
+
+        for key, (kind, more) in owed.operations:
+            operations.append([kind, place(self._limit_key(key)), more])
+        for key, (more, ends_s) in owed.quotas.items():
+            operations.append([3, place(self._limit_key(key)), more, ends_s])
+        if open_now := [part for field, count in owed.open.items() if count for part in (field, count)]:
+            operations.append([4, place(self._open_key), 86400, *open_now])
+        for (day, key, model), counts in owed.rows.items():
+            named = [part for column, count in counts.items() for part in (f"{key}{_JOIN}{model}{_JOIN}{column}", count)]
+            operations.append([4, place(self._client.key("usage", day)), self._keep_s, *named])
+        return self._settle, list(keys), [_pack(operations)]
+
+    def _limit_key(self, key: str) -> str:
+        return self._client.key("limit", key)
+
+    # The one pipeline
+
+    def _soon(self, delay_s: float) -> None:
+        if not self._up or self._busy:
+            return
+        if self._timer is not None:
+            if delay_s or not isinstance(self._timer, asyncio.TimerHandle):
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay_s, self._begin) if delay_s else self._loop.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._timer = None
+        if self._up and not self._busy:
+            self._flushing = self._loop.create_task(self._flush())
+
+    async def _flush(self) -> None:
+        """Until there is nothing more to say."""
+        self._busy = True
+        try:
+            await self._say_all()
+        finally:
+            self._busy = False
+
+    async def _say_all(self) -> None:
+        while self._waiting or self._owed or self._unsure is not None:
+            waiting, self._waiting = self._waiting, []
+            commands: list[tuple[Script, list[str], list[Any]]] = []
+            if self._unsure is not None:
+                commands.append(self._unsure)  # whether it was done is not known here; the script knows
+            elif self._owed:
+                owed, self._owed = self._owed, Owed()
+                commands.append(self._settlement(owed))
+            self._unsure = commands[0] if commands else None
+            first = len(commands)
+            commands += [self._question(lease) for lease, _ in waiting]
+            began = self._loop.time()
+            try:
+                answers = await self._client.run(commands)
+            except FAILURES as error:
+                self._waiting = waiting + self._waiting
+                self._fail(error)
+                return
+            self._unsure = None
+            self._metrics.observe(STORE_LATENCY, (), self._loop.time() - began)
+            for (lease, future), answer in zip(waiting, answers[first:], strict=True):
+                self._decided(lease, future, answer)
+
+    def _question(self, lease: Lease) -> tuple[Script, list[str], list[Any]]:
+        numbers: list[Any] = [self.now, lease.id, LEASE_S * SECOND, self._field(lease)]
+        for ask in lease.asks:
+            limit = ask.limit
+            numbers += (int(limit.kind), limit.interval or limit.amount, limit.tolerance or ask.ends_s, ask.cost)
+        return self._admit, [self._open_key, *(self._limit_key(ask.key) for ask in lease.asks)], [_pack(numbers)]
+
+    # Being there, and not
+
+    def _fail(self, reason: object) -> None:
+        if self._up or not self._tasks:
+            log.error("the shared store has failed (%s): limits are now %s", reason, self._settings.on_store_failure)
+            self._metrics.add(STORE_FAILURES)
+            self._metrics.put(STORE_UP, 0.0)
+        if self._up:
+            self._memory.forget()
+            self._memory.share = 1.0 / max(1, self._gateways)
+            for key, (limit, state, at) in self._known.items():
+                self._memory.know(key, limit, State(state.remaining, state.reset - (self._loop.time() - at) * SECOND))
+        self._up = False
+        waiting, self._waiting = self._waiting, []
+        for _, future in waiting:
+            if not future.done():
+                future.set_exception(StoreFailed())
+
+    async def _live_forever(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S if self._up else ASK_AGAIN_S)
+            try:
+                await self._live()
+            except FAILURES as error:
+                self._fail(error)
+
+    async def _live(self) -> None:
+        """Tell that we are there and what we hold; whoever is not any more is buried."""
+        if self._busy and self._flushing is not None:  # what we hold is only known when nothing is being decided
+            await asyncio.wait([self._flushing])
+        self._busy = True
+        try:
+            answer = (await self._client.run([(self._beat, *self._heartbeat(LEASE_S * SECOND))]))[0]
+        finally:
+            self._busy = False
+        self._gateways = int(answer[0])
+        if not self._up:
+            self._up = True
+            self._metrics.put(STORE_UP, 1.0)
+            if self._tasks:
+                log.warning("the shared store is back")
+        self._soon(0.0)
+        await self._bury_them([name.decode() for name in answer[1:]])
+
+    def _heartbeat(self, length: float) -> tuple[list[str], list[Any]]:
+        slots = list(self._held.items())
+        keys = [self._client.key("gateways"), self._open_key, *(self._limit_key(key) for key, _ in slots)]
+        opened = [part for item in self._open.items() for part in item]
+        return keys, [_pack([self._me, length, opened, *(list(ids) for _, ids in slots)])]
+
+    async def _bury_them(self, dead: Sequence[str]) -> None:
+        day = self._days.at(time.time())["day"][0]
+        for name in dead:
+            keys = [self._client.key("gateways"), self._client.key("open", name), self._client.key("usage", day), self._done_key]
+            lost = (await self._client.run([(self._bury, keys, [name, self._keep_s, f"{_JOIN}lost"])]))[0]
+            if lost:
+                self._metrics.add(LOST, amount=float(lost))
+                log.error("gateway %s has died with %d requests open; they are in the ledger as lost", name, lost)
+
+    # Keys that were made while the gateway runs
+
+    async def _keys_forever(self) -> None:
+        while True:
+            await asyncio.sleep(KEYS_S)
+            with contextlib.suppress(*FAILURES):
+                await self._read_keys()
+
+    async def _read_keys(self) -> None:
+        version = await self._client.execute("GET", self._client.key("keys", "version"))
+        if version != self._keys_version or not self._keys_version:
+            found = await self._client.execute("HGETALL", self._client.key("keys"))
+            self._keys.learn(stored(found))
+            self._keys_version = version
+
+
+def stored(found: Any) -> dict[str, StoredKey]:
+    """Stored keys as Redis gives them; one that cannot be read (a later version's) is left out."""
+    items = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+    keys: dict[str, StoredKey] = {}
+    for name, content in items:
+        try:
+            keys[name.decode()] = msgspec.json.decode(content, type=StoredKey)
+        except msgspec.DecodeError as error:
+            log.error("the stored key '%s' cannot be read: %s", name.decode(), error)
+    return keys

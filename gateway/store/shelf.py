@@ -1,0 +1,61 @@
+"""What the operator sees and changes in Redis: stored keys, and the ledger."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+import msgspec
+
+from gateway import ledger
+from gateway.config import Settings
+from gateway.keys import StoredKey
+from gateway.store.connect import Client, Script
+from gateway.store.shared import stored
+
+_JOIN = "\x1f"
+
+
+class Shelf:
+    """The parent's own connection; every method raises one of `connect.FAILURES` while Redis is gone."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = Client(settings.redis)
+        self._script = Script("keys")
+
+    async def aclose(self) -> None:
+        """Close it."""
+        await self._client.aclose()
+
+    async def keys(self) -> dict[str, StoredKey]:
+        """All of them, by name."""
+        return stored(await self._client.execute("HGETALL", self._client.key("keys")))
+
+    async def create(self, key: StoredKey) -> bool:
+        """False where one of that name is there already."""
+        return await self._change("create", key.name, msgspec.json.encode(key))
+
+    async def put(self, key: StoredKey) -> bool:
+        """False where there is none of that name any more."""
+        return await self._change("put", key.name, msgspec.json.encode(key))
+
+    async def drop(self, name: str) -> bool:
+        """False where there is none of that name."""
+        return await self._change("drop", name, b"")
+
+    async def _change(self, verb: str, name: str, content: bytes) -> bool:
+        keys = [self._client.key("keys"), self._client.key("keys", "version")]
+        return bool((await self._client.run([(self._script, keys, [verb, name, content])]))[0])
+
+    async def usage(self, first: str, last: str) -> ledger.Rows:
+        """The ledger of these days, both included."""
+        rows: ledger.Rows = {}
+        day, end = date.fromisoformat(first), date.fromisoformat(last)
+        while day <= end:
+            found: Any = await self._client.execute("HGETALL", self._client.key("usage", day.isoformat()))
+            items = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+            for field, count in items:
+                key, model, column = field.decode().split(_JOIN)
+                rows.setdefault((day.isoformat(), key, model), {})[column] = int(count)
+            day += timedelta(days=1)
+        return rows
