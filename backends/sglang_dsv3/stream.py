@@ -128,7 +128,7 @@ class EventStream(abc.ABC):
         self.ids: set[str] = set()
         self.usage: Usage | None = None
         self.complete = False
-        # Events that passed on to the client.
+        # Events with words of the answer that passed on to the client.
         self.passed = 0
 
     def used(self) -> Usage | None:
@@ -195,6 +195,7 @@ class Chunks(EventStream):
     def __init__(self, call: Call, read: Callable[[], Awaitable[bytes]], served_name: str | None = None) -> None:
         super().__init__(call, read, served_name)
         self._finishes = 0
+        self._roles = call.choices
         self._keep = bool(call.keep)
         self._tail = b""
         self._continues: Continuation | None = call.continues if isinstance(call.continues, Continuation) else None
@@ -279,7 +280,8 @@ class Chunks(EventStream):
             out.append(event)
         self._begun = self._begun or bool(out)
         if not self._keep:
-            self.passed += len(out)
+            self.passed += len(out) - self._roles  # each choice begins with an event that only says who speaks
+            self._roles = 0
         return out[0] if len(out) == 1 else b"".join(out)
 
 
@@ -306,8 +308,16 @@ class NamedEvents(EventStream):
             if name in _LAST:
                 self.complete = True
                 break
-        self.passed += len(out)
+            self.passed += name.endswith(b"delta")
         return b"".join(out)
+
+    def used(self) -> Usage | None:
+        """The usage, or of an answer that broke off what passed of it: these say what the prompt took first and the rest at the end."""
+        usage = self.usage
+        if self.complete or (usage is not None and usage.completion_tokens) or not self.passed:
+            return usage
+        prompt = usage.prompt_tokens if usage is not None else self._call.prompt_tokens
+        return Usage(prompt, self.passed, usage.cached_tokens if usage is not None else None, estimated=True)
 
 
 def reader_of(call: Call) -> type[EventStream]:

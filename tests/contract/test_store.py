@@ -88,7 +88,12 @@ def test_both_stores_decide_alike(server: Server, arrivals: list[Step]) -> None:
                 store.settle(lease, costs, Row("2023-11-14", "k", "m", {"ok": 1}))
                 await store._flush()
                 open_.remove(item)
-            asks = [Ask("rpm", RPM, 1.0), Ask("tpm", TPM, float(step.cost)), Ask("slots", SLOTS, 1.0), Ask("day", DAY, float(step.cost), 9000.0)]
+            asks = [
+                Ask("rpm", RPM, 1.0),
+                Ask("tpm", TPM, float(step.cost)),
+                Ask("slots", SLOTS, 1.0),
+                Ask("day", DAY, float(step.cost), 9000.0),
+            ]
             lease = Lease(f"id-{number}", "k", "m", asks)
             here, there = memory.decide(asks), await store.admit(lease)
             assert not lease.local
@@ -128,9 +133,9 @@ def test_what_ended_leaves_nothing_behind_but_the_ledger(server: Server) -> None
         assert found == {b"k\x1fm\x1fok": b"5", b"k\x1fm\x1fprompt": b"35", b"k\x1fm\x1fclient_gone": b"1"}
 
     with_store(server, work)
-    left = {key.decode().split(":")[2] for key in server.client().keys()}
+    left = {key.decode().split(":")[2] for key in server.client().scan_iter()}
     assert left == {"usage"}, "limits, open requests and gateways are gone"
-    assert all(server.client().ttl(key) > 0 for key in server.client().keys())
+    assert all(server.client().ttl(key) > 0 for key in server.client().scan_iter())
 
 
 def test_everything_of_ours_has_one_slot_of_a_cluster_and_an_end(server: Server) -> None:
@@ -139,7 +144,7 @@ def test_everything_of_ours_has_one_slot_of_a_cluster_and_an_end(server: Server)
     async def work(store: Shared) -> None:
         for number, limit in enumerate((RPM, TPM, SLOTS, DAY)):
             await store.admit(lease(number, limit))
-        keys = [key.decode() for key in server.client().keys()]
+        keys = [key.decode() for key in server.client().scan_iter()]
         assert all(key.startswith("penstock:{team-a}:") for key in keys)
         assert all(server.client().ttl(key) > 0 for key in keys if ":limit:" in key or ":open:" in key)
 

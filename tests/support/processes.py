@@ -70,10 +70,16 @@ class Gateway:
     def port(self) -> int:
         return int(self.root.rsplit(":", 1)[1])
 
-    def admin(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> raw.Answer:
+    @property
+    def door(self) -> str:
         """The operator's door."""
-        line = until("the door is open", lambda: self._line("metrics and /admin on "))
-        return raw.call(int(line.rsplit(":", 1)[1]), method, path, headers=dict(headers or {}))
+        return until("the door is open", lambda: self._line("metrics and /admin on ")).rsplit(" ", 1)[1]
+
+    def admin(
+        self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None, content: dict[str, Any] | None = None
+    ) -> raw.Answer:
+        """Ask there."""
+        return raw.call(int(self.door.rsplit(":", 1)[1]), method, path, b"" if content is None else content, dict(headers or {}))
 
     def wait_all_hosts(self, timeout_s: float = 20.0) -> None:
         """Until every host is well, and what it serves is known."""

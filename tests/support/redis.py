@@ -1,4 +1,5 @@
-"""Real Redis servers for tests: Debian's, and the oldest version that is promised, from a wheel. Each on a port of its own, gone at the end."""
+"""Real Redis servers for tests: Debian's, and the oldest version that is promised, from a wheel. Each on a port of its own, and gone at the
+end."""
 
 from __future__ import annotations
 

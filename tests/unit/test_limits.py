@@ -70,8 +70,8 @@ steps = st.lists(
 @settings(max_examples=400, deadline=None)
 @given(steps, st.integers(1, 5000), st.integers(1, 120))
 def test_never_above_rate_times_time_and_burst(arrivals: list[Step], per_minute: int, burst_s: int) -> None:
-    """Over any stretch of time what was admitted in it really takes at most rate x time + burst, beyond which go only what is allowed to: by
-    how much the estimates in flight were too low, and what was reserved at its beginning and then not used."""
+    """Over any stretch of time what was admitted in it takes at most rate x time + burst, and beyond that only by how much the estimates in
+    flight were too low, and what was reserved at its beginning and then not used."""
     clock, limit = Clock(), rate(per_minute, burst_s)
     store = Memory(now=clock)
     admitted: list[tuple[float, float, float]] = []  # when, estimate, truth
@@ -183,7 +183,8 @@ def test_a_share_of_every_limit_holds_while_the_store_is_gone() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "written"),
-    [(0, "0ms"), (0.0119, "12ms"), (1, "1s"), (1.5, "1.5s"), (60, "1m0s"), (90.5, "1m30.5s"), (360, "6m0s"), (3600, "1h0m0s"), (86399.9994, "24h0m0s")],
+    [(0, "0ms"), (0.0119, "12ms"), (1, "1s"), (1.5, "1.5s"), (60, "1m0s"), (90.5, "1m30.5s"), (360, "6m0s"), (3600, "1h0m0s"),
+     (86399.9994, "24h0m0s")],
 )  # fmt: skip
 def test_durations_are_written_as_openai_does(seconds: float, written: str) -> None:
     assert duration(seconds) == written

@@ -46,6 +46,8 @@ class Seen:
         self.aborted: list[str] = []
         # Completion tokens made, whoever read them.
         self.generated = 0
+        # The same by prompt, and how many requests there were of each.
+        self.made: dict[str, int] = {}
         self.last_body = ""
         self.last_ids: list[str] = []
         self.last_headers: dict[str, str] = {}
@@ -125,6 +127,7 @@ async def _generate(request: web.Request) -> web.StreamResponse:
     seen.requests += 1
     seen.open += 1
     body: dict[str, Any] = {"made": 0}
+    text: Any = ""
     try:
         raw = await request.text()
         seen.last_body, seen.last_headers = raw, dict(request.headers)
@@ -168,6 +171,7 @@ async def _generate(request: web.Request) -> web.StreamResponse:
     finally:
         seen.open -= 1
         seen.generated += body["made"]
+        seen.made[text] = seen.made.get(text, 0) + body["made"]
 
 
 def _stopped(request: web.Request, body: dict[str, Any]) -> bool:
