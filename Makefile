@@ -45,6 +45,7 @@ bench: .venv-dev/ready .venv-bench/smg/ready .venv-bench/sglang-router/ready eng
 	@scripts/apt.sh bench
 	.venv-dev/bin/python -m bench.gateway $(ARGS)
 	.venv-dev/bin/python -m bench.balance
+	.venv-dev/bin/python -m bench.limits
 	.venv-dev/bin/python -m bench.tokens
 
 bench-litellm: .venv-bench/litellm/ready ## the environment for `make bench ARGS=--litellm`

@@ -16,7 +16,7 @@ from gateway.errors import Headers, InvalidRequest, LimitReached, Unavailable
 from gateway.keys import Caller
 from gateway.ledger import Days
 from gateway.limits.estimate import Estimator
-from gateway.limits.rules import SECOND, Ask, Decision, Kind, Lease, Limit, Row, State, Store, StoreFailed, Unit
+from gateway.limits.rules import QUOTA, RATE, Ask, Decision, Lease, Limit, Row, State, Store, StoreFailed, Unit
 from gateway.metrics import LIMITED, Metrics
 from gateway.plugin import Call, Endpoint, Usage
 
@@ -33,6 +33,11 @@ _UNITS = {
     Unit.IN_FLIGHT: "requests in flight (max_in_flight)",
     Unit.DAY: "tokens per day (tokens_per_day)",
 }
+
+_REQUESTS, _TOKENS, _DAY = Unit.REQUESTS, Unit.TOKENS, Unit.DAY
+_REQUEST_HEADERS, _TOKEN_HEADERS = (
+    tuple(b"x-ratelimit-%s-%s" % (what, of) for what in (b"limit", b"remaining", b"reset")) for of in (b"requests", b"tokens")
+)
 
 
 class Held:
@@ -90,10 +95,10 @@ class Admission:
         call.metered = self._metered
         call.salt = caller.salt
         completion = self._estimators[model].completion(call.choices, bound) if call.endpoint in _GENERATES else 0
-        asks = [self._ask(limit, model, prompt, completion) for limit in caller.limits(model)]
+        asks = [Ask(limit.key, limit, 1.0) if limit.each else self._ask(limit, model, prompt, completion) for limit in caller.limits(model)]
         lease = Lease(call.id, caller.name, model, asks)
         try:
-            decision = lease.decision = await self._store.admit(lease)
+            decision = await self._store.admit(lease)
         except StoreFailed:
             raise Unavailable("The store that keeps the limits does not answer.", code="limits_unavailable", retry_after_s=1) from None
         if decision.states:
@@ -104,25 +109,20 @@ class Admission:
         record.held = Held(call, model, size, lease)
 
     def _ask(self, limit: Limit, model: str, prompt: int, completion: int) -> Ask:
-        key, ends_s = limit.key, 0.0
-        if limit.kind is Kind.QUOTA:
-            now = time.time()
-            name, end = self._days.at(now)[limit.period]
-            key, ends_s = f"{key}/{name}", end - now
-        if limit.unit in (Unit.REQUESTS, Unit.IN_FLIGHT):
-            return Ask(key, limit, 1.0)
-        if limit.unit is Unit.MONEY:
-            return Ask(key, limit, float(ledger.cost(self._prices[model], prompt, 0, completion)), ends_s)
-        if limit.kind is not Kind.RATE:
-            return Ask(key, limit, float(prompt + completion), ends_s)
-        if prompt > limit.burst:
-            raise LimitReached(
-                f"Request too large for {limit.whose} on {_UNITS[limit.unit]}: at most {limit.burst:.0f} at once, "
-                f"and the prompt has about {prompt}.",
-                type="tokens",
-                should_retry=False,
-            )
-        return Ask(key, limit, min(float(prompt + completion), limit.burst))
+        if limit.kind == RATE:
+            if prompt > limit.burst:
+                raise LimitReached(
+                    f"Request too large for {limit.whose} on {_UNITS[limit.unit]}: at most {limit.burst:.0f} at once, "
+                    f"and the prompt has about {prompt}.",
+                    type="tokens",
+                    should_retry=False,
+                )
+            return Ask(limit.key, limit, min(float(prompt + completion), limit.burst))
+        now = time.time()
+        name, end = self._days.at(now)[limit.period]
+        money = limit.unit is Unit.MONEY
+        cost = ledger.cost(self._prices[model], prompt, 0, completion) if money else prompt + completion
+        return Ask(f"{limit.key}/{name}", limit, float(cost), end - now)
 
     def settle(self, record: RequestContext) -> None:
         """The answer has ended: charge what it really took. Where that is not known yet, in the background."""
@@ -149,7 +149,9 @@ class Admission:
         prompt = max([found.prompt_tokens for found in (usage, *given_up) if found is not None], default=0)
         row = ledger.counts(record, generated, estimated, self._prices[model])
         tokens = prompt + generated
-        costs = [_cost(ask, tokens, row.get("cost", 0)) for ask in held.lease.asks]
+        costs = [
+            1.0 if ask.limit.each else float(row.get("cost", 0) if ask.limit.unit is Unit.MONEY else tokens) for ask in held.lease.asks
+        ]
         self._store.settle(held.lease, costs, Row(self._days.at(time.time())["day"][0], held.lease.key, model, row))
         self._metrics.used(held.lease.key, model, row)
 
@@ -163,11 +165,6 @@ def _generated(usage: Usage | None, given_up: Sequence[Usage | None]) -> tuple[i
             generated += tail.completion_tokens
             estimated = estimated + tail.completion_tokens if tail.estimated else 0
     return max(0, generated), max(0, estimated)
-
-
-def _cost(ask: Ask, tokens: int, money: int) -> float:
-    unit = ask.limit.unit
-    return float(money) if unit is Unit.MONEY else ask.cost if unit in (Unit.REQUESTS, Unit.IN_FLIGHT) else float(tokens)
 
 
 def _refuse_excess(call: Call, caller: Caller, size: int, bound: int | None) -> None:
@@ -195,7 +192,7 @@ def _refuse_excess(call: Call, caller: Caller, size: int, bound: int | None) -> 
 
 
 def _refusal(limit: Limit, decision: Decision, asks: Sequence[Ask]) -> LimitReached:
-    if limit.kind is Kind.QUOTA:
+    if limit.kind == QUOTA:
         ends_s = next(ask.ends_s for ask in asks if ask.limit is limit)
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + ends_s + 1))
         what = (
@@ -210,38 +207,39 @@ def _refusal(limit: Limit, decision: Decision, asks: Sequence[Ask]) -> LimitReac
             should_retry=False,
         )
     # The SDKs wait whole milliseconds; a fraction less would be refused again.
-    wait_s = math.ceil(decision.wait / 1000) / 1000
+    wait_ms = math.ceil(decision.wait / 1000)
     return LimitReached(
-        f"Rate limit reached for {limit.whose} on {_UNITS[limit.unit]}: limit {limit.amount:.0f}. Please try again in {duration(wait_s)}.",
+        f"Rate limit reached for {limit.whose} on {_UNITS[limit.unit]}: limit {limit.amount:.0f}. Please try again in {duration(wait_ms)}.",
         type="tokens" if limit.unit is Unit.TOKENS else "requests",
-        retry_after_s=wait_s,
+        retry_after_s=wait_ms / 1000,
     )
 
 
 def headers(asks: Sequence[Ask], states: Sequence[State]) -> Headers:
     """`x-ratelimit-*` for requests and for tokens: of several limits the one with the least left."""
-    found: dict[bytes, tuple[Limit, State]] = {}
-    for ask, state in zip(asks, states, strict=True):
+    requests: tuple[float, float, Limit] | None = None
+    tokens: tuple[float, float, Limit] | None = None
+    for ask, (remaining, reset) in zip(asks, states, strict=True):
         unit = ask.limit.unit
-        name = b"requests" if unit is Unit.REQUESTS else b"tokens" if unit in (Unit.TOKENS, Unit.DAY) else b""
-        if name and (name not in found or state.remaining < found[name][1].remaining):
-            found[name] = (ask.limit, state)
+        if unit is _REQUESTS:
+            if requests is None or remaining < requests[0]:
+                requests = (remaining, reset, ask.limit)
+        elif (unit is _TOKENS or unit is _DAY) and (tokens is None or remaining < tokens[0]):
+            tokens = (remaining, reset, ask.limit)
     result: Headers = []
-    for name, (limit, state) in found.items():
-        result += [
-            (b"x-ratelimit-limit-" + name, b"%d" % limit.amount),
-            (b"x-ratelimit-remaining-" + name, b"%d" % max(0, state.remaining)),
-            (b"x-ratelimit-reset-" + name, duration(state.reset / SECOND).encode()),
-        ]
+    for found, (limit, left, again) in ((requests, _REQUEST_HEADERS), (tokens, _TOKEN_HEADERS)):
+        if found is not None:
+            remaining = found[0] if found[0] > 0 else 0
+            result += [(limit, b"%d" % found[2].amount), (left, b"%d" % remaining), (again, duration(found[1] / 1000).encode())]
     return result
 
 
-def duration(seconds: float) -> str:
+def duration(milliseconds: float) -> str:
     """As OpenAI writes it, which is as Go does: `12ms`, `1s`, `6m0s`, `1m30.5s`."""
-    milliseconds = math.ceil(seconds * 1000)
-    if milliseconds < 1000:
-        return f"{max(0, milliseconds)}ms"
-    minutes, milliseconds = divmod(milliseconds, 60_000)
+    whole = math.ceil(milliseconds)
+    if whole < 1000:
+        return f"{max(0, whole)}ms"
+    minutes, whole = divmod(whole, 60_000)
     hours, minutes = divmod(minutes, 60)
-    rest = f"{milliseconds / 1000:.3f}".rstrip("0").rstrip(".")
+    rest = f"{whole / 1000:.3f}".rstrip("0").rstrip(".")
     return f"{f'{hours}h' if hours else ''}{f'{minutes}m' if hours or minutes else ''}{rest}s"

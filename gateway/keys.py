@@ -11,6 +11,7 @@ from datetime import datetime
 
 import msgspec
 
+from gateway import ledger
 from gateway.config import KeyEntry, Limits, Settings
 from gateway.limits import rules
 from gateway.limits.rules import Limit, Unit
@@ -61,14 +62,8 @@ class Caller:
         if self.name:
             yield from compiled(f"key/{self.name}", f"key '{self.name}'", entry, burst_s)
             if entry.budget is not None:
-                yield Limit(
-                    f"key/{self.name}/budget",
-                    f"key '{self.name}'",
-                    Unit.MONEY,
-                    rules.Kind.QUOTA,
-                    entry.budget.amount * 1e9,
-                    period=entry.budget.per,
-                )
+                money = entry.budget.amount * ledger.NANO
+                yield rules.quota(f"key/{self.name}/budget", f"key '{self.name}'", Unit.MONEY, money, entry.budget.per)
             if model in entry.per_model:
                 whose = f"key '{self.name}' on model '{model}'"
                 yield from compiled(f"key/{self.name}/model/{model}", whose, entry.per_model[model], burst_s)
@@ -82,9 +77,9 @@ def compiled(key: str, whose: str, limits: Limits, burst_s: float) -> Iterable[L
     if limits.tpm is not None:
         yield rules.rate(f"{key}/tpm", whose, Unit.TOKENS, limits.tpm, burst_s)
     if limits.max_in_flight is not None:
-        yield Limit(f"{key}/in_flight", whose, Unit.IN_FLIGHT, rules.Kind.SLOTS, limits.max_in_flight)
+        yield rules.slots(f"{key}/in_flight", whose, limits.max_in_flight)
     if limits.tokens_per_day is not None:
-        yield Limit(f"{key}/day", whose, Unit.DAY, rules.Kind.QUOTA, limits.tokens_per_day, period="day")
+        yield rules.quota(f"{key}/day", whose, Unit.DAY, limits.tokens_per_day, "day")
 
 
 class Keys:

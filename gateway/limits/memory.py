@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from gateway.limits.rules import SECOND, Ask, Decision, Kind, Lease, Limit, Row, State
+from gateway.limits.rules import QUOTA, RATE, SECOND, SLOTS, Ask, Decision, Lease, Limit, Row, State
 
 # When to come again for a slot: nobody can know when one will be free.
 SLOT_WAIT = SECOND
@@ -17,6 +17,7 @@ _SWEEP_AT = 10_000
 
 
 NOTHING_ASKED = Decision(None, 0.0, ())
+NOTHING_USED = (0.0, 0.0)
 
 
 def _microseconds() -> float:
@@ -43,10 +44,11 @@ class Memory:
 
     def know(self, key: str, limit: Limit, state: State) -> None:
         """What is known of a limit from elsewhere: where a quota or a bucket stood."""
-        if limit.kind is Kind.QUOTA:
-            self._used[key] = (limit.amount - state.remaining, 0.0)
-        elif limit.kind is Kind.RATE:
-            self._empty_at[key] = self._now() + state.reset
+        remaining, reset = state
+        if limit.kind == QUOTA:
+            self._used[key] = (limit.amount - remaining, 0.0)
+        elif limit.kind == RATE:
+            self._empty_at[key] = self._now() + reset
 
     def used(self, quotas: Mapping[str, float]) -> None:
         """What quotas had used in an earlier life, by key with its period."""
@@ -58,46 +60,50 @@ class Memory:
 
     def decide(self, asks: Sequence[Ask]) -> Decision:
         """Every limit at once, or none."""
-        now, share = self._now(), self.share
+        now, share, buckets = self._now(), self.share, self._empty_at
         refused: Limit | None = None
         longest = 0.0
-        for ask in asks:
-            wait = self._wait(ask, now, share)
+        before: list[float] = []
+        for key, limit, cost, ends_s in asks:
+            if limit.kind == RATE:
+                stands = buckets.get(key, 0.0)
+                if stands < now:
+                    stands = now
+                interval = limit.interval / share
+                wait = stands + cost * interval - now - max(limit.tolerance, interval)
+            elif limit.kind == SLOTS:
+                stands = self._held.get(key, 0)
+                wait = SLOT_WAIT if stands >= max(1, int(limit.amount * share)) else 0.0
+            else:
+                used, stands = self._used.get(key, NOTHING_USED)
+                # A quota's end is taken for the longest wait of all.
+                wait = 1e18 + ends_s if stands + cost > (limit.amount - used) * share else 0.0
+            before.append(stands)
             if wait > longest:
-                refused, longest = ask.limit, wait
-        states = [self._take(ask, now, share, refused is None) for ask in asks]
+                refused, longest = limit, wait
+        states: list[State] = []
+        for (key, limit, cost, ends_s), stands in zip(asks, before, strict=True):
+            if refused is not None:
+                cost = 0.0
+            if limit.kind == RATE:
+                interval = limit.interval / share
+                stands += cost * interval
+                if refused is None:
+                    buckets[key] = stands
+                states.append(((max(limit.tolerance, interval) - stands + now) // interval, stands - now))
+            elif limit.kind == SLOTS:
+                stands += cost
+                if refused is None:
+                    self._held[key] = int(stands)
+                states.append((max(1, int(limit.amount * share)) - stands, 0.0))
+            else:
+                used = self._used.get(key, NOTHING_USED)[0]
+                if refused is None:
+                    self._used[key] = (used, stands + cost)
+                states.append(((limit.amount - used) * share - stands - cost, ends_s * SECOND))
+        if len(buckets) > _SWEEP_AT:
+            self._sweep(now)
         return Decision(refused, longest, states)
-
-    def _wait(self, ask: Ask, now: float, share: float) -> float:
-        """How long until this limit would let it pass; a quota's end is taken for the longest of all."""
-        limit = ask.limit
-        if limit.kind is Kind.RATE:
-            interval = limit.interval / share
-            full_at = max(self._empty_at.get(ask.key, 0.0), now) + ask.cost * interval
-            return full_at - now - max(limit.tolerance, interval)
-        if limit.kind is Kind.SLOTS:
-            return SLOT_WAIT if self._held.get(ask.key, 0) >= max(1, int(limit.amount * share)) else 0.0
-        before, since = self._used.get(ask.key, (0.0, 0.0))
-        return 1e18 + ask.ends_s if since + ask.cost > (limit.amount - before) * share else 0.0
-
-    def _take(self, ask: Ask, now: float, share: float, granted: bool) -> State:
-        limit, cost = ask.limit, ask.cost if granted else 0.0
-        if limit.kind is Kind.RATE:
-            interval = limit.interval / share
-            empty_at = max(self._empty_at.get(ask.key, 0.0), now) + cost * interval
-            if granted:
-                self._sweep(now)
-                self._empty_at[ask.key] = empty_at
-            return State((max(limit.tolerance, interval) - (empty_at - now)) // interval, empty_at - now)
-        if limit.kind is Kind.SLOTS:
-            held = self._held.get(ask.key, 0) + granted
-            if granted:
-                self._held[ask.key] = held
-            return State(max(1, int(limit.amount * share)) - held, 0.0)
-        before, since = self._used.get(ask.key, (0.0, 0.0))
-        if granted:
-            self._used[ask.key] = (before, since + cost)
-        return State((limit.amount - before) * share - since - cost, ask.ends_s * SECOND)
 
     def settle(self, lease: Lease, costs: Sequence[float], row: Row) -> None:
         """See `Store`."""
@@ -108,23 +114,24 @@ class Memory:
     def correct(self, asks: Sequence[Ask], costs: Sequence[float]) -> None:
         """The true costs instead of the estimates: what is over becomes debt, what is under comes back."""
         now = self._now()
-        for ask, cost in zip(asks, costs, strict=True):
-            more = cost - ask.cost
-            if ask.limit.kind is Kind.SLOTS:
-                left = self._held.pop(ask.key, 0) - 1
+        for (key, limit, reserved, _), cost in zip(asks, costs, strict=True):
+            more = cost - reserved
+            if limit.kind == SLOTS:
+                left = self._held.pop(key, 0) - 1
                 if left > 0:
-                    self._held[ask.key] = left
-            elif more and ask.limit.kind is Kind.RATE:
-                base = self._empty_at.get(ask.key, 0.0)
-                self._empty_at[ask.key] = (max(base, now) if more > 0 else base) + more * ask.limit.interval / self.share
-            elif more:
-                before, since = self._used.get(ask.key, (0.0, 0.0))
-                self._used[ask.key] = (before, max(0.0, since + more))
+                    self._held[key] = left
+            elif not more:
+                continue
+            elif limit.kind == RATE:
+                stands = self._empty_at.get(key, 0.0)
+                self._empty_at[key] = (max(stands, now) if more > 0 else stands) + more * limit.interval / self.share
+            else:
+                before, since = self._used.get(key, NOTHING_USED)
+                self._used[key] = (before, max(0.0, since + more))
 
     def _sweep(self, now: float) -> None:
-        """Empty buckets are as good as none."""
-        if len(self._empty_at) > _SWEEP_AT:
-            self._empty_at = {key: empty_at for key, empty_at in self._empty_at.items() if empty_at > now}
+        """Empty buckets are as good as none; those that are not are as many as limits, so that this stays rare."""
+        self._empty_at = {key: empty_at for key, empty_at in self._empty_at.items() if empty_at > now}
 
     def forget(self) -> None:
         """Begin anew."""

@@ -15,13 +15,8 @@ from typing import NamedTuple, Protocol
 LEASE_S = 10.0
 SECOND = 1_000_000.0
 
-
-class Kind(enum.IntEnum):
-    """How a limit is kept; the numbers are what the scripts in `gateway/store` know."""
-
-    RATE = 1
-    SLOTS = 2
-    QUOTA = 3
+# How a limit is kept; the numbers are what the scripts in `gateway/store` know.
+RATE, SLOTS, QUOTA = 1, 2, 3
 
 
 class Unit(enum.StrEnum):
@@ -37,28 +32,37 @@ class Unit(enum.StrEnum):
 class Limit(NamedTuple):
     """One bound. `key` names its state in a store; a quota's `period` is `day` or `month`, and stands in the key while it lasts.
 
-    A rate of `amount` a minute: `interval` is the time one unit takes to drain, `tolerance` the time a full burst takes.
+    A rate of `amount` a minute: `interval` is the time one unit takes to drain, `tolerance` the time a full burst takes, `burst` what may
+    be taken at once. `each`: whether every request takes one, whatever it holds.
     """
 
     key: str
     whose: str
     unit: Unit
-    kind: Kind
+    kind: int
     amount: float
     interval: float = 0.0
     tolerance: float = 0.0
+    burst: float = 0.0
     period: str = ""
-
-    @property
-    def burst(self) -> float:
-        """What may be taken at once."""
-        return self.tolerance / self.interval if self.kind is Kind.RATE else self.amount
+    each: bool = False
 
 
 def rate(key: str, whose: str, unit: Unit, per_minute: float, burst_s: float) -> Limit:
     """So much a minute, evenly; at once as much as comes in `burst_s` seconds, and never less than one."""
     interval = 60 * SECOND / per_minute
-    return Limit(key, whose, unit, Kind.RATE, per_minute, interval, max(burst_s * SECOND, interval))
+    tolerance = max(burst_s * SECOND, interval)
+    return Limit(key, whose, unit, RATE, per_minute, interval, tolerance, tolerance / interval, each=unit is Unit.REQUESTS)
+
+
+def slots(key: str, whose: str, amount: int) -> Limit:
+    """So many at once."""
+    return Limit(key, whose, Unit.IN_FLIGHT, SLOTS, amount, each=True)
+
+
+def quota(key: str, whose: str, unit: Unit, amount: float, period: str) -> Limit:
+    """So much a calendar day or month."""
+    return Limit(key, whose, unit, QUOTA, amount, period=period)
 
 
 class Ask(NamedTuple):
@@ -70,11 +74,8 @@ class Ask(NamedTuple):
     ends_s: float = 0.0
 
 
-class State(NamedTuple):
-    """How a limit stands after a decision: what is left, and the microseconds until nothing of it is used."""
-
-    remaining: float
-    reset: float
+# How a limit stands after a decision: what is left, and the microseconds until nothing of it is used.
+State = tuple[float, float]
 
 
 class Decision(NamedTuple):
@@ -88,15 +89,16 @@ class Decision(NamedTuple):
 class Lease:
     """What a granted request holds until it is settled. `local` says who granted it: our own memory, or the shared store."""
 
-    __slots__ = ("asks", "decision", "id", "key", "local", "model")
+    __slots__ = ("asks", "id", "key", "local", "model", "place")
 
-    def __init__(self, id: str, key: str, model: str, asks: Sequence[Ask], local: bool = True) -> None:
+    def __init__(self, id: str, key: str, model: str, asks: Sequence[Ask]) -> None:
         self.id = id
         self.key = key
         self.model = model
+        # Under which name it is counted while it is open.
+        self.place = f"{key}\x1f{model}"
         self.asks = asks
-        self.local = local
-        self.decision: Decision | None = None
+        self.local = True
 
 
 class Row(NamedTuple):

@@ -29,7 +29,7 @@ class Script:
 
     def __init__(self, name: str) -> None:
         self.text = files("gateway.store").joinpath(f"lua/{name}.lua").read_text(encoding="utf-8")
-        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest().encode()
 
 
 class Client:
@@ -39,13 +39,15 @@ class Client:
         self._settings = settings
         self._client = _client(settings)
 
-    def key(self, *parts: str) -> str:
-        """A key of this deployment."""
-        return f"penstock:{{{self._settings.prefix}}}:{':'.join(parts)}"
+    def key(self, *parts: str) -> bytes:
+        """A key of this deployment; as bytes, which redis-py passes on as they are."""
+        return f"penstock:{{{self._settings.prefix}}}:{':'.join(parts)}".encode()
 
-    async def run(self, commands: Sequence[tuple[Script, Sequence[str], Sequence[Any]]]) -> list[Any]:
+    async def run(self, commands: Sequence[tuple[Script, Sequence[bytes], Sequence[Any]]]) -> list[Any]:
         """Run scripts in their order, each atomic, in one round trip. Raises one of FAILURES."""
-        answers = await self._pipeline([("EVALSHA", script.sha, len(keys), *keys, *arguments) for script, keys, arguments in commands])
+        answers = await self._pipeline(
+            [(b"EVALSHA", script.sha, b"%d" % len(keys), *keys, *arguments) for script, keys, arguments in commands]
+        )
         forgotten = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if forgotten:
             for index in forgotten:

@@ -23,7 +23,7 @@ from gateway import ledger
 from gateway.config import Redis, Settings
 from gateway.keys import Keys, StoredKey
 from gateway.limits.memory import NOTHING_ASKED, Memory
-from gateway.limits.rules import LEASE_S, SECOND, Ask, Decision, Kind, Lease, Limit, Row, State, StoreFailed
+from gateway.limits.rules import LEASE_S, QUOTA, RATE, SECOND, SLOTS, Ask, Decision, Lease, Limit, Row, State, StoreFailed
 from gateway.metrics import LOST, STORE_FAILURES, STORE_LATENCY, STORE_UP, Metrics
 from gateway.store.connect import FAILURES, Client, Script
 
@@ -42,16 +42,17 @@ _pack = msgspec.msgpack.Encoder().encode
 
 
 class Owed:
-    """What the store is to be told and nobody waits for."""
+    """What the store is to be told and nobody waits for, added up for each limit."""
 
     def __init__(self) -> None:
-        self.operations: list[tuple[str, list[Any]]] = []
+        self.rates: dict[str, float] = {}
+        self.slots: dict[str, list[str]] = {}
         self.quotas: dict[str, tuple[float, float]] = {}
         self.open: dict[str, int] = {}
         self.rows: ledger.Rows = {}
 
     def __bool__(self) -> bool:
-        return bool(self.operations or self.quotas or self.open or self.rows)
+        return bool(self.rows or self.open or self.rates or self.slots or self.quotas)
 
 
 class Shared:
@@ -70,13 +71,14 @@ class Shared:
         self._open_key = self._client.key("open", self._me)
         self._done_key = self._client.key("done")
         self._memory = Memory()
+        self._limit_keys: dict[str, bytes] = {}
         self._known: dict[str, tuple[Limit, State, float]] = {}
         self._up = False
         self._gateways = 1
         self._waiting: list[tuple[Lease, asyncio.Future[Decision]]] = []
         self._owed = Owed()
         self._batch = 0
-        self._unsure: tuple[Script, list[str], list[Any]] | None = None
+        self._unsure: tuple[Script, list[bytes], list[Any]] | None = None
         self._open: dict[str, int] = {}
         self._held: dict[str, set[str]] = {}
         self._busy = False
@@ -121,7 +123,7 @@ class Shared:
         if not lease.asks:
             lease.local = False
             self._hold(lease)
-            self._owed.open[self._field(lease)] = self._owed.open.get(self._field(lease), 0) + 1
+            self._owed.open[lease.place] = self._owed.open.get(lease.place, 0) + 1
             self._soon(GATHER_S)
             return NOTHING_ASKED
         future: asyncio.Future[Decision] = self._loop.create_future()
@@ -154,9 +156,10 @@ class Shared:
 
     def _decided(self, lease: Lease, future: asyncio.Future[Decision], answer: list[Any]) -> None:
         refused, longest = int(answer[0]), float(answer[1])
-        states = [State(float(answer[at]), float(answer[at + 1])) for at in range(2, len(answer), 2)]
+        states = list(zip(answer[2::2], answer[3::2], strict=True))
+        now = self._loop.time()
         for ask, state in zip(lease.asks, states, strict=True):
-            self._known[ask.key] = (ask.limit, state, self._loop.time())
+            self._known[ask.key] = (ask.limit, state, now)
         if future.done():  # its client has left, or it went on without us
             if not refused:
                 self._give_back(lease)
@@ -167,20 +170,17 @@ class Shared:
         future.set_result(Decision(lease.asks[refused - 1].limit if refused else None, longest, states))
 
     def _hold(self, lease: Lease) -> None:
-        field = self._field(lease)
+        field = lease.place
         self._open[field] = self._open.get(field, 0) + 1
         for ask in lease.asks:
-            if ask.limit.kind is Kind.SLOTS:
+            if ask.limit.kind == SLOTS:
                 self._held.setdefault(ask.key, set()).add(lease.id)
-
-    def _field(self, lease: Lease) -> str:
-        return f"{lease.key}{_JOIN}{lease.model}"
 
     # Settlement
 
     def settle(self, lease: Lease, costs: Sequence[float], row: Row) -> None:
         """See `Store`."""
-        field = self._field(lease)
+        field = lease.place
         self._open[field] -= 1
         if not self._open[field]:
             del self._open[field]
@@ -189,52 +189,58 @@ class Shared:
             self._owed.open[field] = self._owed.open.get(field, 0) - 1
         if lease.local:
             self._memory.correct(lease.asks, costs)
+        shared = self._up or not lease.local
         slots = False
         for ask, cost in zip(lease.asks, costs, strict=True):
             kind = ask.limit.kind
-            if kind is Kind.SLOTS:
+            if kind == SLOTS:
                 self._held[ask.key].discard(lease.id)
                 if not self._held[ask.key]:
                     del self._held[ask.key]
-                if self._up or not lease.local:
+                if shared:
                     slots = True
-                    self._owed.operations.append((ask.key, [2, lease.id]))
-            elif kind is Kind.QUOTA:
+                    self._owed.slots.setdefault(ask.key, []).append(lease.id)
+            elif kind == QUOTA:
                 # What was used while the store was gone counts when it is back.
-                self._quota(ask, cost - (0.0 if lease.local else ask.cost))
+                self._owe_quota(ask, cost - (0.0 if lease.local else ask.cost))
             elif not lease.local and cost != ask.cost:
-                self._owed.operations.append((ask.key, [1, (cost - ask.cost) * ask.limit.interval]))
+                self._owe_rate(ask, cost - ask.cost)
         # Whoever waits for a slot, at whatever gateway, waits for this.
         self._soon(0.0 if slots else GATHER_S)
 
-    def _quota(self, ask: Ask, more: float) -> None:
+    def _owe_rate(self, ask: Ask, more: float) -> None:
+        self._owed.rates[ask.key] = self._owed.rates.get(ask.key, 0.0) + more * ask.limit.interval
+
+    def _owe_quota(self, ask: Ask, more: float) -> None:
         if more:
             self._owed.quotas[ask.key] = (self._owed.quotas.get(ask.key, (0.0, 0.0))[0] + more, ask.ends_s)
 
     def _give_back(self, lease: Lease) -> None:
         """All of it, as if it had not been asked."""
-        self._owed.open[self._field(lease)] = self._owed.open.get(self._field(lease), 0) - 1
+        self._owed.open[lease.place] = self._owed.open.get(lease.place, 0) - 1
         for ask in lease.asks:
-            if ask.limit.kind is Kind.SLOTS:
-                self._owed.operations.append((ask.key, [2, lease.id]))
-            elif ask.limit.kind is Kind.QUOTA:
-                self._quota(ask, -ask.cost)
+            if ask.limit.kind == SLOTS:
+                self._owed.slots.setdefault(ask.key, []).append(lease.id)
+            elif ask.limit.kind == QUOTA:
+                self._owe_quota(ask, -ask.cost)
             else:
-                self._owed.operations.append((ask.key, [1, -ask.cost * ask.limit.interval]))
+                self._owe_rate(ask, -ask.cost)
         self._soon(0.0)
 
-    def _settlement(self, owed: Owed) -> tuple[Script, list[str], list[Any]]:
-        keys: dict[str, int] = {self._done_key: 1}
+    def _settlement(self, owed: Owed) -> tuple[Script, list[bytes], list[Any]]:
+        keys: dict[bytes, int] = {self._done_key: 1}
         self._batch += 1
         operations: list[Any] = [self.now, self._me, self._batch]
 
-        def place(key: str) -> int:
+        def place(key: bytes) -> int:
             return keys.setdefault(key, len(keys) + 1)
 
-        for key, (kind, more) in owed.operations:
-            operations.append([kind, place(self._limit_key(key)), more])
+        for key, more in owed.rates.items():
+            operations.append([RATE, place(self._limit_key(key)), more])
+        for key, ids in owed.slots.items():
+            operations.append([SLOTS, place(self._limit_key(key)), *ids])
         for key, (more, ends_s) in owed.quotas.items():
-            operations.append([3, place(self._limit_key(key)), more, ends_s])
+            operations.append([QUOTA, place(self._limit_key(key)), more, ends_s])
         if open_now := [part for field, count in owed.open.items() if count for part in (field, count)]:
             operations.append([4, place(self._open_key), 86400, *open_now])
         for (day, key, model), counts in owed.rows.items():
@@ -242,8 +248,13 @@ class Shared:
             operations.append([4, place(self._client.key("usage", day)), self._keep_s, *named])
         return self._settle, list(keys), [_pack(operations)]
 
-    def _limit_key(self, key: str) -> str:
-        return self._client.key("limit", key)
+    def _limit_key(self, key: str) -> bytes:
+        found = self._limit_keys.get(key)
+        if found is None:
+            if len(self._limit_keys) > 10_000:  # quotas have other keys every day
+                self._limit_keys.clear()
+            found = self._limit_keys[key] = self._client.key("limit", key)
+        return found
 
     # The one pipeline
 
@@ -272,7 +283,7 @@ class Shared:
     async def _say_all(self) -> None:
         while self._waiting or self._owed or self._unsure is not None:
             waiting, self._waiting = self._waiting, []
-            commands: list[tuple[Script, list[str], list[Any]]] = []
+            commands: list[tuple[Script, list[bytes], list[Any]]] = []
             if self._unsure is not None:
                 commands.append(self._unsure)  # whether it was done is not known here; the script knows
             elif self._owed:
@@ -293,11 +304,11 @@ class Shared:
             for (lease, future), answer in zip(waiting, answers[first:], strict=True):
                 self._decided(lease, future, answer)
 
-    def _question(self, lease: Lease) -> tuple[Script, list[str], list[Any]]:
-        numbers: list[Any] = [self.now, lease.id, LEASE_S * SECOND, self._field(lease)]
+    def _question(self, lease: Lease) -> tuple[Script, list[bytes], list[Any]]:
+        numbers: list[Any] = [self.now, lease.id, LEASE_S * SECOND, lease.place]
         for ask in lease.asks:
             limit = ask.limit
-            numbers += (int(limit.kind), limit.interval or limit.amount, limit.tolerance or ask.ends_s, ask.cost)
+            numbers += (limit.kind, limit.interval or limit.amount, limit.tolerance or ask.ends_s, ask.cost)
         return self._admit, [self._open_key, *(self._limit_key(ask.key) for ask in lease.asks)], [_pack(numbers)]
 
     # Being there, and not
@@ -310,8 +321,9 @@ class Shared:
         if self._up:
             self._memory.forget()
             self._memory.share = 1.0 / max(1, self._gateways)
-            for key, (limit, state, at) in self._known.items():
-                self._memory.know(key, limit, State(state.remaining, state.reset - (self._loop.time() - at) * SECOND))
+            for key, (limit, (remaining, reset), at) in self._known.items():
+                self._memory.know(key, limit, (remaining, reset - (self._loop.time() - at) * SECOND))
+            self._known.clear()
         self._up = False
         waiting, self._waiting = self._waiting, []
         for _, future in waiting:
@@ -344,7 +356,7 @@ class Shared:
         self._soon(0.0)
         await self._bury_them([name.decode() for name in answer[1:]])
 
-    def _heartbeat(self, length: float) -> tuple[list[str], list[Any]]:
+    def _heartbeat(self, length: float) -> tuple[list[bytes], list[Any]]:
         slots = list(self._held.items())
         keys = [self._client.key("gateways"), self._open_key, *(self._limit_key(key) for key, _ in slots)]
         opened = [part for item in self._open.items() for part in item]

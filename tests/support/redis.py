@@ -40,7 +40,7 @@ class Server:
         self.port = free_port()
         self._command = [binary, *arguments, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
         self._client = client
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -48,7 +48,7 @@ class Server:
 
     def start(self) -> None:
         with (self.folder / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
         until("redis answers", self._answers, 10)
 
     def _answers(self) -> bool:
@@ -60,14 +60,14 @@ class Server:
         return redis.Redis(**{"host": "127.0.0.1", "port": self.port, "socket_timeout": 5, **self._client})
 
     def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait(10)
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(10)
 
 
 @contextlib.contextmanager

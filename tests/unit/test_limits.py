@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.admission import duration, headers
 from gateway.limits import rules
 from gateway.limits.memory import SLOT_WAIT, Memory
-from gateway.limits.rules import SECOND, Ask, Kind, Limit, State, Unit
+from gateway.limits.rules import SECOND, Ask, Limit, Unit
 
 pytestmark = pytest.mark.unit
 
@@ -48,9 +48,9 @@ def test_a_burst_is_what_comes_in_its_time_and_then_it_is_even() -> None:
 def test_what_is_left_is_said_and_when_nothing_is_used() -> None:
     clock, limit = Clock(), rate(60, burst_s=10, unit=Unit.REQUESTS)
     store = Memory(now=clock)
-    assert store.decide(ask(limit)).states == [State(9.0, SECOND)]
-    assert store.decide(ask(limit, 9)).states == [State(0.0, 10 * SECOND)]
-    assert store.decide(ask(limit)).states == [State(0.0, 10 * SECOND)], "a refusal takes nothing"
+    assert store.decide(ask(limit)).states == [(9.0, SECOND)]
+    assert store.decide(ask(limit, 9)).states == [(0.0, 10 * SECOND)]
+    assert store.decide(ask(limit)).states == [(0.0, 10 * SECOND)], "a refusal takes nothing"
 
 
 class Step(NamedTuple):
@@ -119,7 +119,7 @@ def test_what_runs_over_is_debt_and_what_is_under_comes_back() -> None:
     clock, limit = Clock(), rate(6000, burst_s=10)  # 100 a second, 1000 at once
     store = Memory(now=clock)
     first = ask(limit, 400)
-    assert store.decide(first).states[0].remaining == 600
+    assert store.decide(first).states[0][0] == 600
     store.correct(first, [1400])
     refused = store.decide(ask(limit, 1))
     assert refused.refused is limit
@@ -135,19 +135,19 @@ def test_all_limits_or_none() -> None:
     clock = Clock()
     store = Memory(now=clock)
     rpm, tpm = rules.rate("r", "k", Unit.REQUESTS, 60, 60), rules.rate("t", "k", Unit.TOKENS, 60, 60)
-    slots = Limit("s", "k", Unit.IN_FLIGHT, Kind.SLOTS, 1)
+    slots = rules.slots("s", "k", 1)
     both = [Ask("r", rpm, 1), Ask("t", tpm, 40), Ask("s", slots, 1)]
     assert store.decide(both).refused is None
     assert store.decide(both).refused is tpm, "the one that takes longest is named"
     store.correct(both, [1, 0, 1])
     decision = store.decide(both)
     assert decision.refused is None
-    assert decision.states[0].remaining == 58, "a refused request has taken none of the others"
+    assert decision.states[0][0] == 58, "a refused request has taken none of the others"
 
 
 def test_slots_are_held_while_requests_are_open() -> None:
     store = Memory(now=Clock())
-    slots = Limit("s", "k", Unit.IN_FLIGHT, Kind.SLOTS, 2)
+    slots = rules.slots("s", "k", 2)
     held = [ask(slots), ask(slots)]
     assert all(store.decide(asks).refused is None for asks in held)
     assert store.decide(ask(slots)).wait == SLOT_WAIT
@@ -157,12 +157,12 @@ def test_slots_are_held_while_requests_are_open() -> None:
 
 def test_a_quota_ends_with_its_day() -> None:
     store = Memory(now=Clock())
-    day = Limit("d", "k", Unit.DAY, Kind.QUOTA, 1000, period="day")
+    day = rules.quota("d", "k", Unit.DAY, 1000, "day")
     asks = [Ask("d/2026-11-25", day, 600, 50.0)]
-    assert store.decide(asks).states == [State(400, 50 * SECOND)]
+    assert store.decide(asks).states == [(400, 50 * SECOND)]
     assert store.decide(asks).refused is day
     store.correct(asks, [100])
-    assert store.decide(asks).states == [State(300, 50 * SECOND)]
+    assert store.decide(asks).states == [(300, 50 * SECOND)]
     assert store.decide([Ask("d/2026-11-26", day, 600, 86400.0)]).refused is None
 
 
@@ -172,11 +172,11 @@ def test_a_share_of_every_limit_holds_while_the_store_is_gone() -> None:
     store.share = 0.25
     limit = rate(600, burst_s=60, unit=Unit.REQUESTS)
     assert sum(store.decide(ask(limit)).refused is None for _ in range(1000)) == 150
-    slots = Limit("s", "k", Unit.IN_FLIGHT, Kind.SLOTS, 2)
+    slots = rules.slots("s", "k", 2)
     assert store.decide(ask(slots)).refused is None, "one is always left"
     assert store.decide(ask(slots)).refused is slots
-    day = Limit("d", "k", Unit.DAY, Kind.QUOTA, 1000, period="day")
-    store.know("d", day, State(400, 0))
+    day = rules.quota("d", "k", Unit.DAY, 1000, "day")
+    store.know("d", day, (400, 0))
     assert store.decide(ask(day, 100)).refused is None
     assert store.decide(ask(day, 1)).refused is day, "a quarter of the 400 that were left"
 
@@ -187,14 +187,14 @@ def test_a_share_of_every_limit_holds_while_the_store_is_gone() -> None:
      (86399.9994, "24h0m0s")],
 )  # fmt: skip
 def test_durations_are_written_as_openai_does(seconds: float, written: str) -> None:
-    assert duration(seconds) == written
+    assert duration(seconds * 1000) == written
 
 
 def test_of_several_limits_the_tightest_is_shown() -> None:
     loose, tight = rules.rate("a", "k", Unit.REQUESTS, 600, 60), rules.rate("b", "m", Unit.REQUESTS, 100, 60)
-    day = Limit("d", "k", Unit.DAY, Kind.QUOTA, 1000, period="day")
+    day = rules.quota("d", "k", Unit.DAY, 1000, "day")
     asks = [Ask("a", loose, 1), Ask("b", tight, 1), Ask("d", day, 10)]
-    assert headers(asks, [State(500, 1 * SECOND), State(7, 2.5 * SECOND), State(-3, 60 * SECOND)]) == [
+    assert headers(asks, [(500, 1 * SECOND), (7, 2.5 * SECOND), (-3, 60 * SECOND)]) == [
         (b"x-ratelimit-limit-requests", b"100"),
         (b"x-ratelimit-remaining-requests", b"7"),
         (b"x-ratelimit-reset-requests", b"2.5s"),

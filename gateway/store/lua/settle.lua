@@ -1,6 +1,6 @@
 -- What ended: true costs instead of estimates, slots given back, requests no longer open, and the ledger.
 -- KEYS: 1 what each gateway has had done, then whatever is touched. ARGV[1], msgpack: time (0: the server's), the gateway, this batch's number,
--- then operations {kind, index of the key, ...}: 1 rate, more time | 2 slots, lease id | 3 quota, more, seconds to live |
+-- then operations {kind, index of the key, ...}: 1 rate, more time | 2 slots, lease id ... | 3 quota, more, seconds to live |
 -- 4 hash, seconds to live (0: as it is), field, count, field, count ... A batch that was done already is not done again.
 local asked = cmsgpack.unpack(ARGV[1])
 local now = asked[1]
@@ -23,7 +23,7 @@ for n = 4, #asked do
       redis.call('DEL', key)
     end
   elseif kind == 2 then
-    redis.call('ZREM', key, more)
+    redis.call('ZREM', key, unpack(asked[n], 3))
   elseif kind == 3 then
     local used = (tonumber(redis.call('GET', key)) or 0) + more
     redis.call('SET', key, string.format('%.17g', math.max(0, used)), 'EX', math.ceil(asked[n][4]) + 86400)
