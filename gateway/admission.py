@@ -15,6 +15,7 @@ from gateway.context import RequestContext
 from gateway.errors import Headers, InvalidRequest, LimitReached, Unavailable
 from gateway.keys import Caller
 from gateway.ledger import Days
+from gateway.limits import rules
 from gateway.limits.estimate import Estimator
 from gateway.limits.rules import QUOTA, RATE, Ask, Decision, Lease, Limit, Row, State, Store, StoreFailed, Unit
 from gateway.metrics import LIMITED, Metrics
@@ -196,7 +197,7 @@ def _refusal(limit: Limit, decision: Decision, asks: Sequence[Ask]) -> LimitReac
         ends_s = next(ask.ends_s for ask in asks if ask.limit is limit)
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + ends_s + 1))
         what = (
-            f"budget of {limit.amount / ledger.NANO:g} a {limit.period}"
+            f"budget of {limit.amount / rules.NANO:g} a {limit.period}"
             if limit.unit is Unit.MONEY
             else f"{limit.amount:.0f} {_UNITS[limit.unit]}"
         )

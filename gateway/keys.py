@@ -11,7 +11,6 @@ from datetime import datetime
 
 import msgspec
 
-from gateway import ledger
 from gateway.config import KeyEntry, Limits, Settings
 from gateway.limits import rules
 from gateway.limits.rules import Limit, Unit
@@ -62,7 +61,7 @@ class Caller:
         if self.name:
             yield from compiled(f"key/{self.name}", f"key '{self.name}'", entry, burst_s)
             if entry.budget is not None:
-                money = entry.budget.amount * ledger.NANO
+                money = entry.budget.amount * rules.NANO
                 yield rules.quota(f"key/{self.name}/budget", f"key '{self.name}'", Unit.MONEY, money, entry.budget.per)
             if model in entry.per_model:
                 whose = f"key '{self.name}' on model '{model}'"

@@ -19,6 +19,7 @@ import msgspec
 
 from gateway.config import Price
 from gateway.context import RequestContext
+from gateway.limits import rules
 from gateway.limits.rules import Row
 
 # Requests by how they ended. `lost`: they were open at a gateway that died, and what they used is not known.
@@ -27,7 +28,7 @@ OUTCOMES = ("ok", "failed", "client_gone", "lost")
 COLUMNS = (*OUTCOMES, "prompt", "cached", "generated", "delivered", "wasted_client", "wasted_host", "estimated", "cost")
 # day, key, model -> counts by column
 Rows = dict[tuple[str, str, str], dict[str, int]]
-NANO = 1e9
+
 _JOIN = "\x1f"
 
 
@@ -77,7 +78,7 @@ def cost(price: Price | None, prompt: int, cached: int, completion: int) -> int:
     if price is None:
         return 0
     of_cached = price.prompt if price.cached is None else price.cached
-    return round(((prompt - cached) * price.prompt + cached * of_cached + completion * price.completion) * NANO / 1e6)
+    return round(((prompt - cached) * price.prompt + cached * of_cached + completion * price.completion) * rules.NANO / 1e6)
 
 
 def counts(record: RequestContext, generated: int, estimated: int, price: Price | None) -> dict[str, int]:
@@ -127,7 +128,7 @@ def _used(place: tuple[str, str, str], of: dict[str, int]) -> Used:
     requests = sum(of[name] for name in OUTCOMES)
     return Used(
         *place, requests, of["ok"], of["failed"], of["client_gone"], of["lost"], of["prompt"], of["cached"], of["generated"],
-        of["delivered"], of["wasted_client"], of["wasted_host"], of["estimated"], of["cost"] / NANO,
+        of["delivered"], of["wasted_client"], of["wasted_host"], of["estimated"], of["cost"] / rules.NANO,
     )  # fmt: skip
 
 

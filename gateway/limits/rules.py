@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 # A lease is renewed four times before it would expire; a gateway that was killed gives its slots back after this.
 LEASE_S = 10.0
+# Money is counted in whole thousand-millionths of its unit.
+NANO = 1e9
 SECOND = 1_000_000.0
 
 # How a limit is kept; the numbers are what the scripts in `gateway/store` know.

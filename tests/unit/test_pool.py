@@ -100,6 +100,26 @@ async def place(found: Pool, whose: str = "", wait_s: float = 5.0, priority: int
     return host
 
 
+def test_a_class_is_served_when_those_before_it_are_empty() -> None:
+    async def work() -> list[str]:
+        found, order = pool(Small("b", Config())), []
+        held = [await place(found), await place(found)]
+
+        async def wait(name: str, priority: int) -> None:
+            host = await place(found, name, priority=priority)
+            order.append(name)
+            await asyncio.sleep(0)
+            found.end(host, Verdict.OK)
+
+        waiting = [asyncio.create_task(wait(*who)) for who in (("late", 5), ("early", 1), ("first", 0), ("later", 9))]
+        await asyncio.sleep(0.01)
+        found.end(held.pop(), Verdict.OK)
+        await asyncio.gather(*waiting)
+        return order
+
+    assert asyncio.run(work()) == ["first", "early", "late", "later"]
+
+
 def test_who_waits_is_served_in_turn_and_nobody_overtakes() -> None:
     async def work() -> list[str]:
         found, order = pool(Small("b", Config())), []
