@@ -18,7 +18,7 @@ import gateway
 from gateway import admission, config, log, registry, remote
 from gateway.errors import ConfigError
 from gateway.home import home
-from gateway.plugin import BackendEnv, Service, ServiceState
+from gateway.plugin import BackendEnv, CommandEnv, Service, ServiceState
 from gateway.processes import init, parent
 
 CONFIG_OPTION = click.option(
@@ -46,7 +46,13 @@ class _Commands(click.Group):
 def main(ctx: click.Context) -> None:
     """An OpenAI-compatible gateway for self-hosted DeepSeek-V3 on SGLang."""
     _refuse_strangers()
-    ctx.obj = home()
+    ctx.obj = CommandEnv(home(), _sections)
+
+
+def _sections(path: Path, kind: str) -> dict[str, Any]:
+    """Sections of that kind; the rest of the configuration is another machine's affair."""
+    loaded = config.load(path)
+    return {name: found.section for name, found in registry.configured(loaded.settings).items() if found.plugin.kind == kind}
 
 
 def _refuse_strangers() -> None:

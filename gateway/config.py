@@ -326,8 +326,29 @@ def convert(value: Any, kind: type[T], path: str) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         text, _, inner = str(error).partition(" - at `$")
-        inner = inner.rstrip("`").replace("[...]", "").replace("[", ".").replace("]", "").lstrip(".")
-        raise ConfigError(".".join(part for part in (path, inner) if part), text[0].lower() + text[1:]) from None
+        inner = inner.rstrip("`").replace("[...]", ".*").replace("[", ".").replace("]", "").lstrip(".")
+        parts = [part for part in inner.split(".") if part]
+        place = ".".join(part for part in (path, *parts) if part and part != "*")
+        accepted = _literals(msgspec.inspect.type_info(kind), parts)
+        if accepted and text.startswith("Invalid enum value"):
+            given = text.removeprefix("Invalid enum value ").strip("'")
+            near = difflib.get_close_matches(given, accepted, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(place, f"'{given}' is not accepted; one of: {', '.join(accepted)}{hint}") from None
+        raise ConfigError(place, text[0].lower() + text[1:]) from None
+
+
+def _literals(info: msgspec.inspect.Type, parts: list[str]) -> list[str]:
+    """The words that a setting takes, where it takes one of a few."""
+    if isinstance(info, msgspec.inspect.UnionType):
+        return [word for option in info.types for word in _literals(option, parts)]
+    if not parts:
+        return [str(value) for value in info.values] if isinstance(info, msgspec.inspect.LiteralType) else []
+    if isinstance(info, msgspec.inspect.StructType):
+        return next((_literals(field.type, parts[1:]) for field in info.fields if field.encode_name == parts[0]), [])
+    if isinstance(info, msgspec.inspect.ListType):
+        return _literals(info.item_type, parts[1:])
+    return _literals(info.value_type, parts[1:]) if isinstance(info, msgspec.inspect.DictType) else []
 
 
 def _refuse_unknown(value: Any, kind: Any, path: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -152,7 +152,7 @@ class Target(msgspec.Struct, frozen=True):
 
     `priority`: a tier, lower first; a higher one is used only when the lower has nobody. `capacity`: how many requests it works on at once,
     None for no bound. `weights`: whatever tells two models apart; an answer is continued only between equals. `retry_after_s` is the best
-    guess of when a target that is not ready will be.
+    guess of when a target that is not ready will be. `details`: what else is known of it, for people.
     """
 
     id: str
@@ -163,6 +163,7 @@ class Target(msgspec.Struct, frozen=True):
     priority: int = 0
     capacity: int | None = None
     weights: str = ""
+    details: dict[str, Any] = {}
 
 
 class ServiceState(msgspec.Struct, frozen=True):
@@ -197,6 +198,15 @@ class BackendEnv:
     def __init__(self, home: Path, services: Mapping[str, ServiceState] | None = None) -> None:
         self.home = home
         self.services: Mapping[str, ServiceState] = services if services is not None else {}
+
+
+@dataclass(frozen=True, slots=True)
+class CommandEnv:
+    """What a plugin's command may use: the home folder, and every section of the plugin's kind in a configuration, checked, by name
+    (raises ConfigError)."""
+
+    home: Path
+    sections: Callable[[Path, str], Mapping[str, Any]]
 
 
 @runtime_checkable
@@ -254,4 +264,4 @@ class Plugin(Protocol):
         """Processes the parent must run for this backend; usually none."""
 
     def commands(self) -> Sequence[click.Command]:
-        """Commands to mount under `penstock`, usually none; `click.Context.obj` is the home folder."""
+        """Commands to mount under `penstock`, usually none; `click.Context.obj` is a CommandEnv."""

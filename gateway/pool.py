@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import msgspec
 
@@ -38,6 +39,7 @@ class HostView(msgspec.Struct, frozen=True):
     why: str
     in_flight: int
     capacity: int | None
+    details: dict[str, Any] = {}
 
 
 class Pool:
@@ -156,7 +158,8 @@ class Pool:
         for host in self.hosts:
             state, why = self.hosts.state(host, now)
             target = host.target
-            rows.append(HostView(target.id, self.name, target.weight, target.priority, state, why, host.in_flight, host.capacity))
+            known = target.details
+            rows.append(HostView(target.id, self.name, target.weight, target.priority, state, why, host.in_flight, host.capacity, known))
         return rows
 
     async def probe_forever(self) -> None:

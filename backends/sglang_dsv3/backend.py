@@ -97,7 +97,9 @@ class SGLang:
 
     def __init__(self, name: str, config: Config, env: BackendEnv) -> None:
         self._config = config
-        fixed = [Place(name, index, host, env.services.get) for index, host in enumerate(config.hosts) if host.resolve is None]
+        fixed = [
+            Place(name, index, host, env.services.get, config.canary) for index, host in enumerate(config.hosts) if host.resolve is None
+        ]
         self._fixed = {place.id: place for place in fixed}
         self._places = dict(self._fixed)
         self._resolvers = [Resolver(host, config.dns_server) for host in config.hosts if host.resolve is not None]
@@ -121,7 +123,7 @@ class SGLang:
             await asyncio.gather(*(resolver.ask() for resolver in self._resolvers))
             before, self._places = self._places, dict(self._fixed)
             for host in (host for resolver in self._resolvers for host in resolver.hosts):
-                place = Place("", 0, host, lambda name: None)
+                place = Place("", 0, host, lambda name: None, self._config.canary)
                 known = before.pop(place.id, None)
                 if known is None or known.host != host:
                     known, place.options = place, self._options
@@ -179,8 +181,8 @@ class SGLang:
         if place is None:
             return False
         try:
-            up = (await place.get("/ready"))[0] != 503
-        except (ConnectFailed, ConnectionLost, TimeoutError):
+            up = await place.ready()
+        except (ConnectFailed, ConnectionLost, TimeoutError, msgspec.DecodeError):
             place.lost()
             return False
         with contextlib.suppress(ConnectFailed, ConnectionLost, TimeoutError, msgspec.DecodeError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -41,8 +42,14 @@ class Place:
 
     options = Options()
 
-    def __init__(self, name: str, index: int, host: Host, services: Callable[[str], ServiceState | None]) -> None:
+    def __init__(
+        self, name: str, index: int, host: Host, services: Callable[[str], ServiceState | None], canary: Mapping[str, float] | None = None
+    ) -> None:
         self.host = host
+        self._canary = canary or {}
+        self._share = 1.0
+        self._details: dict[str, Any] = {}
+        self._agent: Transport | None = None
         self._capacity = host.max_in_flight
         self._weights = ""
         self._looked_at = float("-inf")
@@ -83,8 +90,32 @@ class Place:
             finally:
                 response.close()
 
+    async def agent(self, path: str) -> tuple[int, bytes]:
+        """The same from the agent beside it."""
+        assert self.host.agent is not None
+        if self._agent is None:
+            self._agent = to_host(self.host.agent.rstrip("/"), Options())
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            response = await self._agent.request("GET", path, connect_s=PROBE_TIMEOUT_S)
+            try:
+                return response.status, await small(response)
+            finally:
+                response.close()
+
+    async def ready(self) -> bool:
+        """Whether it would take a request: its agent's word where it has one, which says so before SGLang is told to go. Raises what `get`
+        raises."""
+        if self.host.agent is None:
+            return (await self.get("/ready"))[0] != 503
+        ready = (await self.agent("/ready"))[0] == 200
+        if time.monotonic() - self._looked_at >= LOOK_INTERVAL_S or not ready:
+            self._details = msgspec.json.decode((await self.agent("/status"))[1], type=dict[str, Any])
+        return ready
+
     async def aclose(self) -> None:
         """Close its connections."""
+        if self._agent is not None:
+            await self._agent.aclose()
         if self._transport is not None:
             await self._transport[1].aclose()
 
@@ -100,7 +131,8 @@ class Place:
         return self._as_target(state.state == "ready" and bool(state.url), _words(state), wait_s)
 
     def _as_target(self, ready: bool, reason: str, retry_after_s: float) -> Target:
-        return Target(self.id, self.host.weight, ready, reason, retry_after_s, self.host.priority, self._capacity, self._weights)
+        weight = self.host.weight * self._share
+        return Target(self.id, weight, ready, reason, retry_after_s, self.host.priority, self._capacity, self._weights, self._details)
 
     async def look(self, model_info: Callable[[Place], Awaitable[ModelInfo]]) -> None:
         """What it serves and how much at once, asked every LOOK_INTERVAL_S; both may change while it runs."""
@@ -108,6 +140,8 @@ class Place:
             return
         info = await model_info(self)
         self._weights = f"{info.model_path}@{info.weight_version}"
+        self._share = self._canary.get(info.weight_version or "", 1.0)
+        self._details = {**self._details, "model_path": info.model_path, "weight_version": info.weight_version}
         if self.host.max_in_flight is None:
             status, content = await self.get("/v1/loads")
             if status == 200:

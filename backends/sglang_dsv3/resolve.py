@@ -77,4 +77,5 @@ class Resolver:
     def _as_host(self, address: str, port: int, weight: int, priority: int) -> Host:
         at = f"[{address}]" if ":" in address else address
         host = self._host
-        return Host(f"http://{at}:{port}", None, None, host.weight * weight, host.priority + priority, host.max_in_flight)
+        tier = host.priority + priority
+        return Host(url=f"http://{at}:{port}", weight=host.weight * weight, priority=tier, max_in_flight=host.max_in_flight)

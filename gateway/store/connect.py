@@ -45,9 +45,7 @@ class Client:
 
     async def run(self, commands: Sequence[tuple[Script, Sequence[bytes], Sequence[Any]]]) -> list[Any]:
         """Run scripts in their order, each atomic, in one round trip. Raises one of FAILURES."""
-        answers = await self._pipeline(
-            [("EVALSHA", script.sha, len(keys), *keys, *arguments) for script, keys, arguments in commands]
-        )
+        answers = await self._pipeline([("EVALSHA", script.sha, len(keys), *keys, *arguments) for script, keys, arguments in commands])
         forgotten = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if forgotten:
             for index in forgotten:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from backends.sglang_dsv3.config import Engine
-from backends.sglang_dsv3.engine import environment_folder, launch
+from backends.sglang_dsv3.engine import environment_folder, launch, symptoms
 from tests.support.processes import ROOT, environment
 
 pytestmark = pytest.mark.engine
@@ -98,16 +99,36 @@ def test_without_the_switch_nothing_is_touched(tmp_path: Path) -> None:
 
 
 def test_every_flag_we_pass_is_one_that_sglang_knows(tmp_path: Path) -> None:
-    arguments = launch.command(Engine(tp_size=4, extra_args=["--random-seed", "1"]), ROOT, tmp_path, "m", 1)[3:]
+    """Of the CPU engine, and of the hosts in `deploy/engine`, whose command lines are golden files; values are checked too."""
+    lines = [launch.command(Engine(tp_size=4, extra_args=["--random-seed", "1"]), ROOT, tmp_path, "m", 1)[3:]]
+    for golden in sorted((ROOT / "tests" / "data" / "engine").glob("*.txt")):
+        words = shlex.split(golden.read_text().replace("\\\n", " "))
+        lines.append([word for word in words[words.index("sglang.launch_server") + 1 :] if word != "SECRETS.yaml"])
+    lines = [[word for word in line if word != "--config"] for line in lines]
     program = f"""
 import argparse
 from sglang.srt.server_args import ServerArgs
 parser = argparse.ArgumentParser(allow_abbrev=False)
 ServerArgs.add_cli_args(parser)
-known, unknown = parser.parse_known_args({arguments!r})
-print(unknown, known.tp_size)
+for line in {lines!r}:
+    known, unknown = parser.parse_known_args(line)
+    print(unknown, known.tp_size, known.nnodes, known.otlp_traces_endpoint)
+parser.parse_args(["--model-path", "x", "--config", "y"]) if "--config" in parser._option_string_actions else print("no --config")
 """
-    assert run(program, tmp_path).stdout.splitlines()[-1] == "[] 4"
+    done = run(program, tmp_path)
+    shown = done.stdout.splitlines()[-len(lines) :]
+    assert all(line.startswith("[] ") for line in shown), done.stdout + done.stderr
+    assert shown[0] == "[] 4 1 localhost:4317"
+    assert {line.split()[1] for line in shown[1:]} == {"4", "8", "16"}
+
+
+def test_words_of_an_engines_end_are_those_of_the_installed_packages() -> None:
+    packages = next((ROOT / ".venv-engine" / "lib").glob("python3*/site-packages"))
+    named = [symptom for symptom in symptoms.SYMPTOMS if symptom.source]
+    assert len(named) >= 6
+    for symptom in named:
+        text = (packages / symptom.source).read_text()
+        assert symptom.words in text, f"{symptom.source} does not say {symptom.words!r} any more"
 
 
 def test_what_is_installed_is_not_installed_again(tmp_path: Path) -> None:

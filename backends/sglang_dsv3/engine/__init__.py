@@ -12,8 +12,6 @@ from gateway.plugin import Service
 
 # The tiny checkpoint's name, as clients see it and as the folder below `checkpoints/` is called.
 TINY_MODEL = "deepseek-v3-tiny"
-# How long SGLang may take to finish what runs when it is told to stop, seconds.
-GRACE_S = 20.0
 
 
 def environment_folder(home: Path) -> Path:
@@ -25,4 +23,4 @@ def service(name: str, config: Engine, home: Path) -> Service:
     """The supervisor of one local engine, as a process for the parent to run."""
     settings = msgspec.json.encode(config).decode()
     argv = [sys.executable, "-m", "backends.sglang_dsv3.engine.supervise", "--name", name, "--home", str(home), "--engine", settings]
-    return Service(name=name, argv=argv, grace_s=GRACE_S + 5.0)
+    return Service(name=name, argv=argv, grace_s=config.grace_s + 5.0)

@@ -1,27 +1,125 @@
-"""`penstock engine`: what this backend adds to the command line."""
+"""`penstock engine`: run SGLang on this host, and make its environment and its tiny checkpoint."""
 
 from __future__ import annotations
 
+import logging
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import click
 
-from backends.sglang_dsv3.engine import TINY_MODEL, environment_folder, install
+from backends.sglang_dsv3.config import Config, Engine
+from backends.sglang_dsv3.engine import TINY_MODEL, environment_folder, install, launch
+from gateway.errors import ConfigError
+from gateway.plugin import CommandEnv
 
 
-@click.group()
-def engine() -> None:
-    """SGLang's environment and the tiny checkpoint."""
+@click.group(invoke_without_command=True)
+@click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="The configuration; its `engine` section says what is run.")
+@click.option("--backend", "name", help="Which backend's section, where several are of this kind.")
+@click.option("--show-command", is_flag=True, help="Print SGLang's environment and command line, and run nothing.")
+@click.pass_context
+def engine(ctx: click.Context, path: Path | None, name: str | None, show_command: bool) -> None:
+    """Run SGLang on this host from the `engine` section, and keep it running; without a configuration the tiny checkpoint on the CPU."""
+    if ctx.invoked_subcommand is not None:
+        return
+    env: CommandEnv = ctx.obj
+    home = env.home
+    try:
+        section, config = _section(env, path, name)
+        if show_command:
+            _show(config, home)
+            return
+        if not (environment_folder(home) / "bin" / "python").exists():
+            raise ConfigError("", "the engine's environment is not installed: run `penstock engine install`")
+        from backends.sglang_dsv3.engine import agent
+
+        _prepare(config, section)
+    except ConfigError as error:
+        click.echo(f"penstock: {error}", err=True)
+        sys.exit(2)
+    logging.basicConfig(format="penstock: %(message)s", level=logging.WARNING)
+    sys.exit(agent.run(config, home, lambda text: click.echo(f"penstock: {text}"), lambda: _again(env, path, name)))
+
+
+def _section(env: CommandEnv, path: Path | None, name: str | None) -> tuple[str, Engine]:
+    """The path of an `engine` section and what it holds; raises ConfigError."""
+    if path is None:
+        return "engine", Engine()
+    sections = env.sections(path, "sglang_dsv3")
+    if name is None and len(sections) != 1:
+        raise ConfigError(
+            "backends", f"{len(sections)} are of kind sglang_dsv3 ({', '.join(sections) or 'none'}): say which with --backend"
+        )
+    chosen = name or next(iter(sections))
+    if chosen not in sections:
+        raise ConfigError("backends", f"none of kind sglang_dsv3 is called '{chosen}' (have: {', '.join(sections)})")
+    config: Config = sections[chosen]
+    return f"backends.{chosen}.engine", config.engine
+
+
+def _again(env: CommandEnv, path: Path | None, name: str | None) -> Engine:
+    section, config = _section(env, path, name)
+    from backends.sglang_dsv3.engine import checkpoint
+
+    if config.model_path is not None:
+        try:
+            checkpoint.verify(Path(config.model_path))
+        except checkpoint.Unusable as problem:
+            raise ConfigError(f"{section}.model_path", str(problem)) from None
+    return config
+
+
+def _prepare(config: Engine, section: str) -> None:
+    """Look at everything that can be known beforehand; shards are counted on a terminal, and told in a pipe."""
+    from backends.sglang_dsv3.engine import agent
+
+    told = time.monotonic()
+
+    def progress(done: int, of: int) -> None:
+        nonlocal told
+        if sys.stdout.isatty():
+            click.echo(f"\rpenstock: reading headers, {done} of {of} shards", nl=done == of)
+        elif time.monotonic() - told > 5 or done == of:
+            told = time.monotonic()
+            click.echo(f"penstock: reading headers, {done} of {of} shards")
+
+    agent.prepare(config, section, progress)
+
+
+def _show(config: Engine, home: Path) -> None:
+    from backends.sglang_dsv3.engine.supervise import served_name
+
+    model = Path(config.model_path) if config.model_path is not None else home / "checkpoints" / TINY_MODEL
+    secrets = Path("SECRETS.yaml") if config.api_key_file is not None else None
+    argv = launch.command(config, home, model, served_name(config), config.port, secrets)
+    for variable, value in sorted(launch.additions(config).items()):
+        click.echo(f"{variable}={shlex.quote(value)} \\")
+    click.echo(" \\\n  ".join(_lines(argv)))
+
+
+def _lines(argv: list[str]) -> list[str]:
+    """The program, then a flag with its value a line."""
+    lines = [shlex.join(argv[:3])]
+    for word in argv[3:]:
+        if word.startswith("--") or lines[-1].startswith(shlex.quote(argv[0])) or " " in lines[-1]:
+            lines.append(shlex.quote(word))
+        else:
+            lines[-1] += f" {shlex.quote(word)}"
+    return lines
 
 
 @engine.command("install")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="For this machine's CPU, or for CUDA GPUs.")
 @click.pass_obj
-def install_command(home: Path) -> None:
-    """Make the CPU engine's environment (about 660 MB of wheels, once); nothing to do when it is current."""
+def install_command(env: CommandEnv, device: str) -> None:
+    """Make the engine's environment, once (CPU: about 660 MB of wheels; CUDA: several GB); nothing to do when it is current."""
     try:
-        install.install(home, lambda text: click.echo(f"penstock: {text}"))
+        install.install(env.home, lambda text: click.echo(f"penstock: {text}"), device)
     except install.InstallError as error:
         click.echo(f"penstock: {error}", err=True)
         sys.exit(1)
@@ -30,9 +128,9 @@ def install_command(home: Path) -> None:
 @engine.command()
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.pass_obj
-def checkpoint(home: Path, folder: Path | None) -> None:
+def checkpoint(env: CommandEnv, folder: Path | None) -> None:
     """Build the tiny FP8 checkpoint (12 MB, two seconds), by default where `penstock serve` looks for it."""
-    target = folder or home / "checkpoints" / TINY_MODEL
+    target = folder or env.home / "checkpoints" / TINY_MODEL
     builder = Path(__file__).parent / "tiny" / "build.py"
-    done = subprocess.run([str(environment_folder(home) / "bin" / "python"), str(builder), str(target)], check=False)
+    done: Any = subprocess.run([str(environment_folder(env.home) / "bin" / "python"), str(builder), str(target)], check=False)
     sys.exit(done.returncode)

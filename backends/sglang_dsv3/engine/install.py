@@ -29,6 +29,8 @@ HERE = Path(__file__).parent
 LOCK = HERE / "lock-cpu.txt"
 PLUGIN = HERE / "cpu_plugin"
 TORCH = "torch==2.13.0+cpu"
+# For GPUs: the packages that SGLang's own metadata names. Never installed on a machine of ours, none of which has a GPU.
+CUDA = "sglang==0.5.23"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # About 660 MB of wheels become 2.7 GB on disk (2026-11-23); pip wants room for both.
 NEEDED_BYTES = 5 << 30
@@ -57,9 +59,12 @@ def installed(home: Path) -> bool:
         return False
 
 
-def install(home: Path, say: Say) -> None:
+def install(home: Path, say: Say, device: str = "cpu") -> None:
     """Make the environment unless it is current; raises InstallError."""
     folder = environment_folder(home)
+    if device == "cuda":
+        _install_cuda(home, folder, say)
+        return
     if installed(home):
         return
     _check_machine(home)
@@ -79,6 +84,24 @@ def install(home: Path, say: Say) -> None:
         _pip(python, "install", "--no-deps", "--no-build-isolation", "--force-reinstall", str(copy))
     (folder / "penstock-fingerprint").write_text(fingerprint())
     say(f"the engine's environment is complete after {time.monotonic() - started:.0f} s")
+
+
+def _install_cuda(home: Path, folder: Path, say: Say) -> None:
+    """SGLang as its makers publish it, with the CUDA packages it asks for. Refused where there is no NVIDIA driver: those are gigabytes
+    that such a machine cannot use."""
+    if not Path("/proc/driver/nvidia/version").exists():
+        raise InstallError("this machine has no NVIDIA driver, and the CUDA packages are several gigabytes: use --device cpu")
+    mark, wanted = folder / "penstock-fingerprint", f"cuda {CUDA}"
+    if mark.exists() and mark.read_text() == wanted:
+        return
+    if mark.exists():
+        raise InstallError(f"{folder} is there for another device: remove it first")
+    home.mkdir(parents=True, exist_ok=True)
+    say(f"making {folder}")
+    _run([sys.executable, "-m", "venv", str(folder)], "python3-venv is missing? On Debian and Ubuntu: apt-get install python3-venv")
+    say(f"installing {CUDA} and what it asks for (several gigabytes)")
+    _pip(str(folder / "bin" / "python"), "install", CUDA)
+    mark.write_text(wanted)
 
 
 def _check_machine(home: Path) -> None:

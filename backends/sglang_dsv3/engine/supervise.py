@@ -34,36 +34,35 @@ from typing import Any
 import msgspec
 
 from backends.sglang_dsv3.config import Engine
-from backends.sglang_dsv3.engine import GRACE_S, TINY_MODEL, environment_folder, family, launch
+from backends.sglang_dsv3.engine import TINY_MODEL, checkpoint, environment_folder, family, launch, symptoms
+from backends.sglang_dsv3.engine.symptoms import End
 from gateway import lifeline
 from gateway.lifeline import Backoff
+from gateway.plugin import ServiceState
 
 # A start took 22 to 30 s (2026-11-23, 2 shared cores); the last one's own duration is better and is remembered.
 USUAL_START_S = 30.0
-START_LIMIT_S = 600.0
+# A tiny one; 640 GiB from a slow disk take half an hour.
+START_LIMIT_S, LARGE_START_LIMIT_S = 600.0, 5400.0
 LOG_BYTES, LOG_FILES = 8 << 20, 3
 
+_ALLOCATED = "memory is allocated"
 # What SGLang's log says while it starts, as a person would put it.
 _PROGRESS = (
     (re.compile(r"Init torch distributed begin"), "joining its ranks"),
     (re.compile(r"Load weight begin"), "loading weights"),
+    # Every tenth percent, and no more: a line for each shard of 163 would be too many.
+    *((re.compile(rf"checkpoint shards:\s+{tens}\d%"), f"loading weights, {tens}0 %") for tens in range(1, 10)),
     (re.compile(r"Load weight end"), "weights are loaded"),
-    (re.compile(r"KV Cache is allocated|Memory pool end"), "memory is allocated"),
+    (re.compile(r"KV Cache is allocated|Memory pool end"), _ALLOCATED),
     (re.compile(r"Uvicorn running|Application startup complete"), "warming up"),
 )
 
 
-class Reporter:
-    """Writes ServiceState lines to the descriptor the parent gave us, or to standard output when there is none."""
-
-    def __init__(self) -> None:
-        self._fd = int(os.environ.get("PENSTOCK_STATUS_FD", "1"))
-
-    def tell(self, state: str, detail: str = "", url: str = "", eta_s: float = 0.0) -> None:
-        """One line; a parent that is gone is noticed elsewhere."""
-        line = json.dumps({"state": state, "detail": detail, "url": url, "eta_s": round(eta_s, 1)}) + "\n"
-        with contextlib.suppress(OSError):
-            os.write(self._fd, line.encode())
+def tell_parent(state: ServiceState) -> None:
+    """One line on the descriptor the parent gave us; a parent that is gone is noticed elsewhere."""
+    with contextlib.suppress(OSError):
+        os.write(int(os.environ.get("PENSTOCK_STATUS_FD", "1")), msgspec.json.encode(state) + b"\n")
 
 
 class Progress:
@@ -74,12 +73,14 @@ class Progress:
         self._tell = tell
         self._told: set[str] = set()
         self._ended = False
+        self.allocated = False
 
     def hear(self, line: str) -> None:
         """One line of the log."""
         for pattern, words in _PROGRESS:
             if not self._ended and words not in self._told and pattern.search(line):
                 self._told.add(words)
+                self.allocated = self.allocated or words == _ALLOCATED
                 self._tell(words)
 
     def end(self) -> None:
@@ -88,76 +89,117 @@ class Progress:
 
 
 class Supervisor:
-    """Keeps one engine running until it is told to stop."""
+    """Keeps one engine running until it is told to stop. `port`: None for any free one; `tell` hears every change."""
 
-    def __init__(self, name: str, config: Engine, home: Path) -> None:
-        self._config = config
+    def __init__(self, name: str, config: Engine, home: Path, tell: Callable[[ServiceState], None], port: int | None = None) -> None:
+        self.config = config
+        self.state = ServiceState()
+        self.restarts = 0
+        self.last_end: End | None = None
         self._home = home
-        self._reporter = Reporter()
-        self._state_file = home / "state" / f"{name.replace('/', '-')}.json"
-        self._log = _engine_log(home / "state" / f"{name.replace('/', '-')}.log")
+        self._tell_all = tell
+        self._port = port
+        self._name = name.replace("/", "-")
+        self._state_file = home / "state" / f"{self._name}.json"
+        self._log = _engine_log(home / "state" / f"{self._name}.log")
         self._stop = asyncio.Event()
+        self._change = asyncio.Event()
+        self._nccl_log: Path | None = None
         self._tail: list[str] = []
+
+    def stop(self) -> None:
+        """Let it finish what it has, and end."""
+        self._stop.set()
+
+    def change(self, config: Engine) -> None:
+        """Let it finish what it has, and start again with this."""
+        self.config = config
+        self._change.set()
+
+    def _tell(self, state: str, detail: str = "", url: str = "", eta_s: float = 0.0) -> None:
+        self.state = msgspec.convert({"state": state, "detail": detail, "url": url, "eta_s": round(eta_s, 1)}, ServiceState)
+        self._tell_all(self.state)
 
     async def run(self) -> int:
         """Start, watch, restart; returns the exit code."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        lifeline = asyncio.create_task(_parent_gone())
-        lifeline.add_done_callback(lambda _: _kill_everything_and_exit())
         backoff = Backoff()
         while not self._stop.is_set():
+            self._change.clear()
             problem = self._unprepared()
             if problem:
-                self._reporter.tell("failed", problem)
-                await self._stop.wait()
-                return 2
+                self._tell("failed", problem)
+                await self._told()
+                continue
             started = time.monotonic()
-            how = await self._one_life()
+            end = await self._one_life()
             if self._stop.is_set():
                 break
+            if self._change.is_set():
+                continue
+            self.restarts += 1
+            self.last_end = end
+            words = f"{end.how}{f'; {end.advice}' if end.advice else ''}"
+            if not end.retry:
+                self._tell("failed", words)
+                await self._told()
+                continue
+            # The first time, the next start writes down what NCCL says; after that the log is there.
+            self._nccl_log = self._home / "state" / f"{self._name}.nccl.log" if end.kind == "NCCL" and self._nccl_log is None else None
             delay_s = backoff.next(time.monotonic() - started)
-            self._reporter.tell("restarting", f"{how}; next start in {delay_s:g} s", eta_s=delay_s + self._usual_start_s())
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), delay_s)
-        return 0
+            self._tell("restarting", f"{words}; next start in {delay_s:g} s", eta_s=delay_s + self._usual_start_s())
+            await self._told(delay_s)
+        return 2 if self.state.state == "failed" else 0
+
+    async def _told(self, limit_s: float | None = None) -> None:
+        """Wait for the operator's word, or so long."""
+        waits = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self._change.wait())]
+        await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in waits:
+            task.cancel()
 
     def _unprepared(self) -> str:
         if not (environment_folder(self._home) / "bin" / "python").exists():
             return "its environment is not installed: run `penstock engine install`"
+        if self.config.model_path is None:
+            return ""
+        try:
+            checkpoint.verify(Path(self.config.model_path))
+        except checkpoint.Unusable as problem:
+            return str(problem)
         return ""
 
-    async def _one_life(self) -> str:
+    async def _one_life(self) -> End:
         """From start to end of one SGLang; says how it ended."""
         self._tail.clear()
         model = await self._checkpoint()
         if model is None:
-            return "the tiny checkpoint could not be built"
-        port = _free_port()
-        url = f"http://127.0.0.1:{port}"
+            return End("the tiny checkpoint could not be built")
+        port = self._port or _free_port()
+        url = f"http://{self.config.host}:{port}"
         usual_s = self._usual_start_s()
-        self._reporter.tell("loading", "starting SGLang", url, remaining_s(usual_s, 0.0))
+        self._tell("loading", "starting SGLang", url, remaining_s(usual_s, 0.0))
         started = time.monotonic()
-        served = TINY_MODEL if self._config.model_path is None else model.name
-        process = await self._spawn(launch.command(self._config, self._home, model, served, port))
-        progress = Progress(lambda words: self._reporter.tell("loading", words, url, remaining_s(usual_s, time.monotonic() - started)))
+        process = await self._spawn(launch.command(self.config, self._home, model, served_name(self.config), port, self._secrets()))
+        progress = Progress(lambda words: self._tell("loading", words, url, remaining_s(usual_s, time.monotonic() - started)))
         reading = asyncio.create_task(self._follow_log(process, progress.hear))
-        ready = asyncio.create_task(self._until_ready(url, started))
-        stop = asyncio.create_task(self._stop.wait())
+        ready = asyncio.create_task(self._until_ready(url, started, progress))
+        stop = asyncio.create_task(self._told())
         exited = asyncio.create_task(process.wait())
         try:
             await asyncio.wait({ready, stop, exited}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done() and not exited.done():
                 if not ready.result():
-                    return f"it was not ready after {START_LIMIT_S:g} s"
+                    return End(f"it was not ready after {self._start_limit_s():g} s")
                 progress.end()
                 self._remember_start(time.monotonic() - started)
-                self._reporter.tell("ready", f"in {time.monotonic() - started:.0f} s", url)
+                self._tell("ready", f"in {time.monotonic() - started:.0f} s", url)
                 await asyncio.wait({stop, exited}, return_when=asyncio.FIRST_COMPLETED)
             if stop.done():
-                await self._drain(process, exited)
-            return _how(process.returncode, self._tail)
+                await self._drain(process, exited, url)
+            else:
+                with contextlib.suppress(TimeoutError):  # its last words
+                    await asyncio.wait_for(asyncio.shield(reading), 2.0)
+            return symptoms.classify(process.returncode, self._tail)
         finally:
             for task in (ready, stop, exited):
                 task.cancel()
@@ -165,31 +207,42 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(reading, 2.0)
 
-    async def _drain(self, process: asyncio.subprocess.Process, exited: asyncio.Task[int]) -> None:
+    async def _drain(self, process: asyncio.subprocess.Process, exited: asyncio.Task[int], url: str) -> None:
         """SIGTERM lets SGLang finish what runs; what is left after the grace is killed with everything else."""
-        self._reporter.tell("draining")
+        self._tell("draining", url=url)
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
-        await asyncio.wait({exited}, timeout=GRACE_S)
+        await asyncio.wait({exited}, timeout=self.config.grace_s)
 
     async def _checkpoint(self) -> Path | None:
         """The folder of the weights; the tiny ones are built on first use."""
-        if self._config.model_path is not None:
-            return Path(self._config.model_path)
+        if self.config.model_path is not None:
+            return Path(self.config.model_path)
         folder = self._home / "checkpoints" / TINY_MODEL
         if (folder / "config.json").exists():
             return folder
-        self._reporter.tell("loading", "building the tiny checkpoint", eta_s=self._usual_start_s() + 5.0)
+        self._tell("loading", "building the tiny checkpoint", eta_s=self._usual_start_s() + 5.0)
         builder = Path(__file__).parent / "tiny" / "build.py"
         process = await self._spawn([str(environment_folder(self._home) / "bin" / "python"), str(builder), str(folder)])
         await self._follow_log(process, lambda line: None)
         return folder if await process.wait() == 0 else None
 
+    def _secrets(self) -> Path | None:
+        """A file that only we can read, with the engine's key as SGLang's `--config` has it."""
+        if self.config.api_key_file is None:
+            return None
+        path = self._home / "state" / f"{self._name}.secrets.yaml"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"api-key: {json.dumps(Path(self.config.api_key_file).read_text(encoding='utf-8').strip())}\n")
+        return path
+
     async def _spawn(self, argv: list[str]) -> asyncio.subprocess.Process:
         me = os.getpid()
+        nccl = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(self._nccl_log)} if self._nccl_log is not None else {}
         return await asyncio.create_subprocess_exec(
             *argv,
-            env=launch.environment(self._config, os.environ),
+            env={**launch.environment(self.config, os.environ), **nccl},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -212,17 +265,21 @@ class Supervisor:
             self._tail = [*self._tail[-39:], line]
             hear(line)
 
-    async def _until_ready(self, url: str, started: float) -> bool:
-        while time.monotonic() - started < START_LIMIT_S:
-            if await asyncio.to_thread(_answers, url + "/ready"):
+    async def _until_ready(self, url: str, started: float, progress: Progress) -> bool:
+        """Node 0 answers for all; the others serve no HTTP and are ready when they have their weights and memory."""
+        while time.monotonic() - started < self._start_limit_s():
+            if progress.allocated if self.config.node_rank > 0 else await asyncio.to_thread(_answers, url + "/ready"):
                 return True
             await asyncio.sleep(0.2)
         return False
 
+    def _start_limit_s(self) -> float:
+        return LARGE_START_LIMIT_S if self.config.gpus else START_LIMIT_S
+
     def _usual_start_s(self) -> float:
         try:
             known = json.loads(self._state_file.read_text())["start_s"]
-            return float(min(max(known, 1.0), START_LIMIT_S))
+            return float(min(max(known, 1.0), self._start_limit_s()))
         except (OSError, ValueError, KeyError, TypeError):
             return USUAL_START_S
 
@@ -261,12 +318,11 @@ def _free_port() -> int:
         return port
 
 
-def _how(code: int | None, tail: list[str]) -> str:
-    """An end in words: the signal, or the exit code with the last line that names an error."""
-    if code is not None and code < 0:
-        return f"SGLang was ended by {signal.Signals(-code).name}"
-    said = next((line for line in reversed(tail) if re.search(r"\w*(Error|Exception|error):", line)), tail[-1] if tail else "")
-    return f"SGLang ended with exit code {code}{f': {said[-200:]}' if said else ''}"
+def served_name(config: Engine) -> str:
+    """What the engine calls its model."""
+    if config.served_model_name is not None:
+        return config.served_model_name
+    return TINY_MODEL if config.model_path is None else Path(config.model_path).name
 
 
 async def _parent_gone() -> None:
@@ -279,7 +335,8 @@ async def _parent_gone() -> None:
         pass
 
 
-def _kill_everything_and_exit() -> None:
+def kill_everything_and_exit() -> None:
+    """Nobody is left to answer to: leave nobody behind."""
     while family.kill():
         time.sleep(0.02)
     os._exit(1)
@@ -294,7 +351,16 @@ def main(arguments: list[str] | None = None) -> None:
     options: Any = parser.parse_args(arguments)
     family.adopt()
     config = msgspec.json.decode(options.engine, type=Engine)
-    sys.exit(asyncio.run(Supervisor(options.name, config, options.home).run()))
+    sys.exit(asyncio.run(_serve(Supervisor(options.name, config, options.home, tell_parent))))
+
+
+async def _serve(supervisor: Supervisor) -> int:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, supervisor.stop)
+    watch = asyncio.create_task(_parent_gone())
+    watch.add_done_callback(lambda _: kill_everything_and_exit())
+    return await supervisor.run()
 
 
 if __name__ == "__main__":

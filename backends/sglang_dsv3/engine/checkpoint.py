@@ -1,0 +1,105 @@
+"""Whether a checkpoint is whole, before twenty minutes are spent on loading it: its headers are read, its weights are not.
+
+A safetensors file is eight bytes with the length of a JSON header, the header (every tensor's type, shape and place), and the tensors.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+ARCHITECTURE = "DeepseekV3ForCausalLM"
+# The official checkpoint's headers are 200 kB each; one that says more than this is no header.
+MAX_HEADER_BYTES = 100 << 20
+
+
+class Unusable(Exception):
+    """Why a checkpoint cannot be served: one line, with the file."""
+
+
+class _Quantization(msgspec.Struct):
+    quant_method: str | None = None
+
+
+class _Config(msgspec.Struct):
+    architectures: list[str] = []
+    quantization_config: _Quantization | None = None
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+class _Tensor(msgspec.Struct):
+    data_offsets: tuple[int, int]
+
+
+def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, of: None) -> int:
+    """Bytes of weights in a whole checkpoint; `progress` hears of files done. Raises Unusable."""
+    config = _read(folder / "config.json", _Config)
+    if ARCHITECTURE not in config.architectures:
+        raise Unusable(
+            f"{folder / 'config.json'}: the architecture is {', '.join(config.architectures) or 'not given'}, not {ARCHITECTURE}"
+        )
+    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+        raise Unusable(f"{folder}: there is no tokenizer.json")
+    expected = _expected(folder)
+    total = 0
+    for number, (file, tensors) in enumerate(sorted(expected.items())):
+        total += _shard(folder / file, tensors)
+        progress(number + 1, len(expected))
+    return total
+
+
+def _expected(folder: Path) -> dict[str, set[str]]:
+    """Tensors by file, as the index has them; without one there is a single file."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        if (folder / "model.safetensors").is_file():
+            return {"model.safetensors": set()}
+        raise Unusable(f"{folder}: there is neither model.safetensors.index.json nor model.safetensors")
+    found: dict[str, set[str]] = {}
+    for tensor, file in _read(index, _Index).weight_map.items():
+        found.setdefault(file, set()).add(tensor)
+    missing = sorted(file for file in found if not (folder / file).is_file())
+    if missing:
+        raise Unusable(f"{index}: {len(missing)} of {len(found)} shards are missing, the first is {missing[0]}")
+    return found
+
+
+def _shard(path: Path, tensors: set[str]) -> int:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER_BYTES + 1
+        if length > MAX_HEADER_BYTES or 8 + length > size:
+            raise Unusable(f"{path}: this is no safetensors file, or it is cut off in its header ({size} bytes)")
+        header = dict(_tensors(path, file.read(length)))
+    ends = max((offsets[1] for offsets in header.values()), default=0)
+    if 8 + length + ends != size:
+        raise Unusable(f"{path}: it has {size} bytes, its header says {8 + length + ends}; it was not downloaded to its end")
+    if lost := sorted(tensors - set(header)):
+        raise Unusable(f"{path}: {len(lost)} tensors of the index are not in it, the first is {lost[0]}")
+    return ends
+
+
+def _tensors(path: Path, header: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
+    try:
+        for name, value in msgspec.json.decode(header, type=dict[str, msgspec.Raw]).items():
+            if name != "__metadata__":
+                yield name, msgspec.json.decode(value, type=_Tensor).data_offsets
+    except msgspec.DecodeError as error:
+        raise Unusable(f"{path}: its header cannot be read: {error}") from None
+
+
+def _read(path: Path, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        raise Unusable(f"{path.parent}: there is no {path.name}, so this is no checkpoint") from None
+    except (OSError, msgspec.DecodeError) as error:
+        raise Unusable(f"{path}: cannot be read: {error}") from None

@@ -1,0 +1,261 @@
+"""What `penstock engine` knows before it starts anything (section, checkpoint, machine), and what it makes of an engine's end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.sglang_dsv3.engine import checkpoint, monitor, symptoms
+from backends.sglang_dsv3.engine.monitor import Gpu, Monitor
+from backends.sglang_dsv3.engine.supervise import Progress
+from tests.support.processes import ROOT, environment
+
+pytestmark = pytest.mark.unit
+
+EXAMPLES = ROOT / "deploy" / "engine"
+GOLDEN = ROOT / "tests" / "data" / "engine"
+
+
+def engine(*arguments: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gateway", "engine", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=folder, env=environment(**env))
+
+
+def configured(folder: Path, **section: Any) -> Path:
+    path = folder / "penstock.yaml"
+    backend = {"kind": "sglang_dsv3", "hosts": [{"url": "http://10.0.0.1:30000"}], "engine": section}
+    path.write_text(json.dumps({"models": {"m": {"backend": "dsv3"}}, "backends": {"dsv3": backend}}))
+    return path
+
+
+@pytest.mark.parametrize("name", ["4xB300", "4xMI325X", "8xH200", "2x8xH100", "2x8xH100-node1"])
+def test_the_command_line_of_known_hosts_is_what_it_was(tmp_path: Path, name: str) -> None:
+    """`tests/e2e/test_plugin.py` asks the installed SGLang whether it knows each of them."""
+    rank = {"PENSTOCK__BACKENDS__DSV3__ENGINE__NODE_RANK": "1"} if name.endswith("-node1") else {}
+    shown = engine(
+        "-c",
+        str(EXAMPLES / f"{name.removesuffix('-node1')}.yaml"),
+        "--show-command",
+        folder=tmp_path,
+        PENSTOCK_HOME="/opt/penstock",
+        **rank,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout == (GOLDEN / f"{name}.txt").read_text()
+
+
+def test_the_engines_key_is_on_no_command_line(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-engine-secret")
+    path = configured(tmp_path, model_path="/models/x", gpus=[0], api_key_file=str(tmp_path / "key"))
+    shown = engine("-c", str(path), "--show-command", folder=tmp_path).stdout
+    assert "sk-engine-secret" not in shown
+    assert "--config SECRETS.yaml" in shown
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"quantization": "fp9"}, "engine.quantization: 'fp9' is not accepted; one of: awq, fp8, modelopt_fp4"),
+        ({"quantization": "fp9"}, "did you mean 'fp8'?"),
+        ({"tool_call_parser": "deepseek3"}, "did you mean 'deepseekv3'?"),
+        ({"context_lenght": 5}, "engine.context_lenght: unknown key; did you mean 'context_length'?"),
+        ({"memory_fraction": 90}, "memory_fraction must be above 0 and below 1, is 90"),
+        ({"stream_interval": 0.01}, "engine.stream_interval: expected `int`, got `float`"),
+        ({"gpus": [0, 0]}, "gpus must be different indices from 0 on"),
+        ({"gpus": [0, 1], "tp_size": 4}, "tp_size is 4, but 1 x 2 GPUs are given; leave it out"),
+        ({"nnodes": 2}, "several nodes need dist_init_addr"),
+        ({"nnodes": 2, "node_rank": 2, "dist_init_addr": "a:1"}, "node_rank must be 0 to 1 with nnodes 2, is 2"),
+        ({"port": 0}, "port must be 1 to 65535, is 0"),
+        ({"agent": "here"}, "agent must be HOST:PORT, is 'here'"),
+        ({"gpus": [0, 1]}, "engine.gpus: this machine has no GPU that could be asked (no NVML"),
+        ({"model_path": "/nonexistent"}, "engine.model_path: /nonexistent: there is no config.json, so this is no checkpoint"),
+    ],
+)
+def test_a_wrong_value_is_one_line_and_nothing_is_started(tmp_path: Path, section: dict[str, Any], words: str) -> None:
+    done = engine("-c", str(configured(tmp_path, **section)), folder=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for setting in ({"port": port}, {"agent": f"127.0.0.1:{port}"}):
+            done = engine("-c", str(configured(tmp_path, **setting)), folder=tmp_path)
+            assert done.returncode == 2
+            assert f"engine.{next(iter(setting))}: cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
+
+
+def test_cuda_packages_are_refused_without_a_driver(tmp_path: Path) -> None:
+    done = engine("install", "--device", "cuda", folder=tmp_path, PENSTOCK_HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no NVIDIA driver" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# The checkpoint
+
+
+def shard(path: Path, *tensors: str, cut: int = 0) -> None:
+    header = json.dumps(
+        {name: {"dtype": "F32", "shape": [2], "data_offsets": [8 * n, 8 * n + 8]} for n, name in enumerate(tensors)}
+    ).encode()
+    content = struct.pack("<Q", len(header)) + header + bytes(8 * len(tensors))
+    path.write_bytes(content[: len(content) - cut])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two shards of two tensors each, all there."""
+    (tmp_path / "config.json").write_text('{"architectures": ["DeepseekV3ForCausalLM"], "quantization_config": {"quant_method": "fp8"}}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    index = {"weight_map": {"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors", "d": "2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    shard(tmp_path / "1.safetensors", "a", "b")
+    shard(tmp_path / "2.safetensors", "c", "d")
+    return tmp_path
+
+
+def test_a_whole_checkpoint_is_read_by_its_headers(folder: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    assert checkpoint.verify(folder, lambda done, of: heard.append((done, of))) == 32
+    assert heard == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "2.safetensors").unlink(), "1 of 2 shards are missing, the first is 2.safetensors"),
+        (lambda folder: shard(folder / "2.safetensors", "c", "d", cut=3), "it was not downloaded to its end"),
+        (lambda folder: (folder / "2.safetensors").write_bytes(b"\x10"), "cut off in its header"),
+        (lambda folder: (folder / "2.safetensors").write_bytes(struct.pack("<Q", 1 << 60)), "no safetensors file, or it is cut off"),
+        (lambda folder: (folder / "2.safetensors").write_bytes(struct.pack("<Q", 4) + b"nope"), "its header cannot be read"),
+        (lambda folder: shard(folder / "2.safetensors", "c", "x"), "1 tensors of the index are not in it, the first is d"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}'),
+            "the architecture is LlamaForCausalLM, not",
+        ),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
+        (lambda folder: (folder / "config.json").unlink(), "there is no config.json, so this is no checkpoint"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "there is no tokenizer.json"),
+        (lambda folder: (folder / "model.safetensors.index.json").unlink(), "there is neither model.safetensors.index.json nor"),
+    ],
+)
+def test_what_is_not_whole_is_refused_with_the_file(folder: Path, spoil: Any, words: str) -> None:
+    spoil(folder)
+    with pytest.raises(checkpoint.Unusable, match=str(folder)) as refused:
+        checkpoint.verify(folder)
+    assert words in str(refused.value)
+    done = engine("-c", str(configured(folder, model_path=str(folder))), folder=folder)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+# An engine's end
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "advice", "retry"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "out of GPU memory", "context_length", True),
+        (
+            "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
+            "no room for the KV cache",
+            "memory_fraction",
+            True,
+        ),
+        ("RuntimeError: NCCL error: unhandled system error", "NCCL", "NCCL_SOCKET_IFNAME", True),
+        ("ERROR:    [Errno 98] error while attempting to bind on address: address already in use", "port taken", "engine.port", True),
+        ("RuntimeError: The NVIDIA driver on your system is too old (found version 11040).", "driver", "newer NVIDIA driver", False),
+        (
+            "ValueError: Weight output_partition_size = 96 is not divisible by weight quantization block_n = 128.",
+            "shape",
+            "number of GPUs",
+            False,
+        ),
+        ("sglang serve: error: unrecognized arguments: --nope", "arguments", "extra_args", False),
+    ],
+)
+def test_an_end_is_named_with_what_to_change(line: str, kind: str, advice: str, retry: bool) -> None:
+    end = symptoms.classify(1, ["something", line, "Traceback, and so on", "and a last word"])
+    assert (end.kind, end.retry) == (kind, retry)
+    assert advice in end.advice
+    assert line[-40:] in end.how
+
+
+def test_an_end_that_nobody_knows_is_told_in_its_own_words() -> None:
+    assert symptoms.classify(3, ["fine", "ValueError: strange", "more"]).how == "SGLang ended with exit code 3: ValueError: strange"
+    assert "host memory" in symptoms.classify(-signal.SIGKILL, []).advice
+    assert symptoms.classify(-signal.SIGSEGV, []).how == "SGLang was ended by SIGSEGV"
+
+
+def test_loading_is_told_by_tens() -> None:
+    told: list[str] = []
+    progress = Progress(told.append)
+    for percent in range(0, 101, 3):
+        progress.hear(f"Loading safetensors checkpoint shards:  {percent}% Completed | {percent}/163")
+    assert told == [f"loading weights, {tens}0 %" for tens in range(1, 10)]
+
+
+# The machine
+
+
+def test_a_machine_without_nvml_says_so_and_goes_on(tmp_path: Path) -> None:
+    machine = Monitor([0, 1], tmp_path / "not" / "there").look()
+    assert machine.note.startswith("no NVML")
+    assert machine.memory_total > 1 << 30
+    assert machine.disk_free > 0
+    names = [row[0] for row in monitor.series(machine)]
+    assert "penstock_host_memory_used_bytes" in names
+    assert not any("gpu" in name for name in names)
+
+
+class FakeNvml:
+    """The calls of NVML that are used, with the answers of an H100 (nvml.h's units); one of them is not answered, as on many GPUs."""
+
+    NVML_TEMPERATURE_GPU = 0
+    NVML_MEMORY_ERROR_TYPE_CORRECTED, NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 0, 1, 0
+
+    def __getattr__(self, name: str) -> Any:
+        answers: dict[str, Any] = {
+            "nvmlDeviceGetName": "NVIDIA H100",
+            "nvmlDeviceGetTemperature": 61, "nvmlDeviceGetPowerUsage": 412_000,
+            "nvmlDeviceGetEnforcedPowerLimit": 700_000, "nvmlDeviceGetTotalEccErrors": 2,
+            "nvmlDeviceGetCurrentClocksEventReasons": 0x1 | 0x40,
+        }  # fmt: skip
+        if name == "nvmlDeviceGetHandleByIndex":
+            return lambda index: index
+        if name == "nvmlDeviceGetUtilizationRates":
+            return lambda handle: type("Rates", (), {"gpu": 93})
+        if name == "nvmlDeviceGetMemoryInfo":
+            return lambda handle: type("Memory", (), {"used": 70 << 30, "total": 80 << 30})
+        if name not in answers:
+            raise RuntimeError("Not Supported")
+        return lambda *arguments: answers[name]
+
+
+def test_a_gpu_is_read_in_plain_units_and_what_it_does_not_tell_is_left_out(tmp_path: Path) -> None:
+    """No GPU is here: this is the arithmetic alone. Real figures need a GPU host."""
+    watch = Monitor([3], tmp_path)
+    watch._nvml, watch.note = FakeNvml(), ""
+    machine = watch.look()
+    assert machine.gpus == [
+        Gpu(3, "NVIDIA H100", 0.93, 70 << 30, 80 << 30, 61.0, 412.0, 700.0, 2, 2, ["thermal, hardware"], None),
+    ]
+    assert any("GPU 3 is slowed down: thermal, hardware" in hint for hint in machine.hints)
+    assert any("2 uncorrected memory errors" in hint for hint in machine.hints)
+    rows = {(name, labels.get("gpu")): value for name, _, labels, value in monitor.series(machine)}
+    assert rows["penstock_gpu_utilisation_ratio", "3"] == 0.93
+    assert rows["penstock_gpu_throttled", "3"] == 1
