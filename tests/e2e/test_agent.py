@@ -43,7 +43,9 @@ class Agent:
             (home / name).symlink_to(ROOT / name)
         with self.log.open("wb") as out:
             command = [sys.executable, "-m", "gateway", "engine", "-c", str(self.path)]
-            self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment(PENSTOCK_HOME=str(home)), cwd=folder)
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, env=environment(PENSTOCK_HOME=str(home)), cwd=folder
+            )
 
     @property
     def path(self) -> Path:
@@ -251,6 +253,25 @@ def test_four_ranks_under_one_agent(tmp_path: Path) -> None:
         until("the agent has noticed", lambda: four.status()["restarts"] == 1, 60, 0.1)
         until("it is back", four.ready, START_S * 2, 0.3)
         assert raw.call(four.port, "POST", CHAT, body).status == 200
+
+
+def test_two_nodes_hold_it_together_and_the_first_knows_how_the_second_is(tmp_path: Path) -> None:
+    """The layout of two hosts, each with half of the ranks; only the first serves."""
+    with contextlib.ExitStack() as stack:
+        shared = {"tp_size": 4, "nnodes": 2, "dist_init_addr": f"127.0.0.1:{redis.free_port()}"}
+        second = stack.enter_context(agent(tmp_path / "1", node_rank=1, **shared))
+        first = stack.enter_context(agent(tmp_path / "0", followers=[f"http://127.0.0.1:{second.agent_port}"], **shared))
+        until("both are ready", lambda: first.ready() and second.ready(), START_S * 2, 0.3)
+        body = {**raw.chat("hi", max_tokens=4), "model": "deepseek-v3-tiny"}
+        assert raw.call(first.port, "POST", CHAT, body).json()["usage"]["completion_tokens"] == 4
+        assert list(first.status()["followers"].values()) == ["ready"]
+        assert status(f"http://127.0.0.1:{second.port}/ready") != 200, "the second serves nothing"
+        family = second.family()
+        second.process.kill()
+        second.process.wait()
+        gone(family)
+        until("the first takes no requests any more", lambda: not first.ready(), 30, 0.1)
+        assert "does not answer" in next(iter(first.status()["followers"].values()))
 
 
 @pytest.mark.parametrize(
