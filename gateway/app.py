@@ -55,6 +55,12 @@ def build(settings: Settings, env: BackendEnv, life: Life) -> Gateway:
     registry = Registry(settings, env)
     admission = life.admission = Admission(settings, _store(settings, life), life.metrics)
 
+    if settings.tracing.on():
+        from gateway import telemetry  # 0.3 s that only a gateway with a collector has to spend
+
+        life.sampling = telemetry.bound(telemetry.ratio(settings.tracing))
+        life.tracer = telemetry.Tracer(settings.tracing, life.metrics)
+
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         try:
@@ -64,6 +70,8 @@ def build(settings: Settings, env: BackendEnv, life: Life) -> Gateway:
         finally:
             await admission.aclose()  # which waits for what the backends still have to tell
             await registry.aclose()
+            if life.tracer is not None:
+                life.tracer.close()
 
     table = routes.table(registry, settings, life, admission)
     app = Litestar(

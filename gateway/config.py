@@ -165,6 +165,27 @@ class Redis(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     on_store_failure: Literal["local", "open", "closed"] = "local"
 
 
+class Tracing(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where traces go: `otlp_endpoint` (or OTEL_EXPORTER_OTLP_ENDPOINT), none without it. `sample_ratio`: of requests that come without a
+    trace; `keep_errors` and `slow_s`: those that fail or take longer are recorded in any case. `capture_content`: prompts too."""
+
+    otlp_endpoint: str | None = None
+    protocol: Literal["grpc", "http/protobuf"] = "grpc"
+    sample_ratio: float | None = None
+    keep_errors: bool = True
+    slow_s: float | None = None
+    capture_content: bool = False
+    service_name: str = "penstock"
+
+    def on(self) -> bool:
+        """Whether there is a collector."""
+        if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+            return False
+        return bool(
+            self.otlp_endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+        )
+
+
 class Log(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """`format: auto` is readable on a terminal and JSON in a pipe."""
 
@@ -206,6 +227,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     keys: list[KeyEntry] = []
     limits: LimitRules = LimitRules()
     redis: Redis = Redis()
+    tracing: Tracing = Tracing()
     log: Log = Log()
     security: Security = Security()
 
@@ -403,6 +425,7 @@ def _verify(settings: Settings) -> None:
     _verify_keys(settings)
     _verify_limits(settings)
     _verify_redis(settings.redis)
+    _verify_tracing(settings.tracing)
     _verify_admin(settings)
     taken: dict[str, str] = {}
     if not settings.models:
@@ -506,6 +529,15 @@ def _verify_limits(settings: Settings) -> None:
             "listen.workers",
             f"{settings.listen.workers} workers cannot keep limits together without Redis: set redis.url, or listen.workers to 1",
         )
+
+
+def _verify_tracing(tracing: Tracing) -> None:
+    if tracing.sample_ratio is not None and not 0 <= tracing.sample_ratio <= 1:
+        raise ConfigError("tracing.sample_ratio", f"{tracing.sample_ratio:g} is out of range; accepted: 0 to 1")
+    if tracing.slow_s is not None and not 0 < tracing.slow_s <= 86400:
+        raise ConfigError("tracing.slow_s", f"{tracing.slow_s:g} is out of range; accepted: above 0, up to 86400 seconds")
+    if tracing.otlp_endpoint is not None and not tracing.otlp_endpoint.startswith(("http://", "https://")):
+        raise ConfigError("tracing.otlp_endpoint", f"'{tracing.otlp_endpoint}' is no URL like http://jaeger:4317")
 
 
 def _verify_redis(redis: Redis) -> None:

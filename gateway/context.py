@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from gateway import errors
 from gateway.errors import Headers
-from gateway.plugin import Usage
+from gateway.plugin import Call, Usage
 from gateway.wire.asgi import Scope
-from gateway.wire.trace import Trace
+from gateway.wire.trace import Trace, new_span
 
 KEY = "penstock.context"
 # An id a client may choose: long enough for a trace id or a ULID, nothing that could break a log line or a header.
@@ -18,29 +19,57 @@ _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 _MAX_ID = 128
 
 
+# What a request's time goes by, one after the other, each moment in one of them, so that they add up to the whole.
+PHASES = ("read", "limits", "queue", "retry", "connect", "first_token", "generate", "client")
+READ, LIMITS, QUEUE, RETRY, CONNECT, FIRST_TOKEN, GENERATE, CLIENT = range(len(PHASES))
+
+
+class Attempt:
+    """One attempt: on which target, under which span, when (monotonic seconds; 0 is not reached), and how it ended ("ok" or the cause)."""
+
+    __slots__ = ("connected_at", "ended_at", "first_at", "result", "span", "started_at", "target")
+
+    def __init__(self, target: str, span: str, started_at: float) -> None:
+        self.target = target
+        self.span = span
+        self.started_at = started_at
+        self.connected_at = 0.0
+        self.first_at = 0.0
+        self.ended_at = 0.0
+        self.result = "ok"
+
+
 class RequestContext:
     """Timestamps (monotonic seconds) and counts of one request, from its first byte to the end of its body."""
 
     __slots__ = (
         "attempts",
+        "call",
         "call_id",
         "caller",
         "client",
         "continuations",
         "delivered",
         "ended_at",
+        "events",
+        "finishes",
         "first_event_at",
         "headers",
         "held",
         "key",
+        "largest_gap_s",
+        "mark",
         "method",
         "model",
         "outcome",
         "path",
+        "phase",
+        "phases",
         "request_id",
         "route",
         "served",
         "shape",
+        "span",
         "started_at",
         "status",
         "stream",
@@ -51,7 +80,7 @@ class RequestContext:
         "usage",
     )
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, sampling: int = 0) -> None:
         self.request_id = request_id(scope)
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -59,8 +88,16 @@ class RequestContext:
         self.target_sent: str = scope["raw_path"].decode("latin-1")
         self.client: str = scope["client"][0] if scope.get("client") else ""
         self.shape = errors.shape_of(self.path)
-        self.trace = Trace(header(scope, b"traceparent"), header(scope, b"tracestate"))
-        self.started_at = time.monotonic()
+        self.trace = Trace(header(scope, b"traceparent"), header(scope, b"tracestate"), sampling)
+        # Our own span, under which attempts lie.
+        self.span = new_span()
+        self.started_at = self.mark = time.monotonic()
+        # Seconds spent in each of PHASES, and the present one, which began at `mark`.
+        self.phases = [0.0] * len(PHASES)
+        self.phase = READ
+        # Of a stream: blocks of events that were sent, and the longest time the engine took for the next.
+        self.events = 0
+        self.largest_gap_s = 0.0
         self.first_event_at = 0.0
         self.ended_at = 0.0
         # Path of the route that answers, and the model's name: only such as we know, so that they may be labels.
@@ -78,13 +115,22 @@ class RequestContext:
         self.target = ""
         self.attempts = 0
         self.continuations = 0
-        # (target, "ok" or the cause of the failure) of each attempt.
-        self.tried: list[tuple[str, str]] = []
+        self.tried: list[Attempt] = []
+        # The call itself, and why its choices ended, as the engine said.
+        self.call: Call | None = None
+        self.finishes: Sequence[str] = ()
         self.status = 0
         self.outcome = ""
         self.usage: Usage | None = None
         # Completion tokens that reached the client.
         self.delivered = 0
+
+    def enter(self, phase: int, now: float | None = None) -> float:
+        """Another phase begins; the time."""
+        now = time.monotonic() if now is None else now
+        self.phases[self.phase] += now - self.mark
+        self.phase, self.mark = phase, now
+        return now
 
 
 def of(scope: Scope) -> RequestContext:

@@ -14,15 +14,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from gateway import calls
+from gateway import calls, context
 from gateway.admission import Admission
 from gateway.balance.hosts import Host, NoHost
 from gateway.balance.policies import First
 from gateway.config import Settings
-from gateway.context import RequestContext
+from gateway.context import CONNECT, FIRST_TOKEN, GENERATE, LIMITS, QUEUE, RETRY, RequestContext
 from gateway.errors import GatewayError, GatewayTimeout, Unavailable
 from gateway.plugin import AttemptFailed, Call, Reply, Target, Usage, Verdict
 from gateway.registry import Registry, Served
+from gateway.wire.trace import new_span
 
 log = logging.getLogger("penstock.dispatch")
 
@@ -96,7 +97,9 @@ class Dispatcher:
         """An answer that has begun (first event or whole body); raises GatewayError."""
         served = self._registry.serving(call.model, call.endpoint, record.caller.models)
         record.served = call.model
+        record.call = call
         calls.limit(call, served.entry.default_max_tokens)
+        record.enter(LIMITS)
         await self._admission.admit(call, served.name, record)
         call.connect_s = self._timeouts.connect_s
         pool = served.pool
@@ -116,6 +119,7 @@ class Dispatcher:
         pool, last = served.pool, None
         key = calls.leading(call) if served.entry.balance == "prefix_affinity" else b""
         while True:
+            record.enter(QUEUE)
             host = await pool.place(served.policy, key, tried, record.caller, self._timeouts.queue_s)
             if not isinstance(host, Host):
                 raise not_ready(pool.waiting_for()) if last is None else _exhausted(last.error, record.attempts) from last
@@ -128,22 +132,25 @@ class Dispatcher:
             place = host.target.id, host.target.weights
             record.target = host.target.id
             record.attempts += 1
-            call.headers = record.trace.headers()
+            attempt = context.Attempt(host.target.id, new_span(), record.enter(RETRY))
+            record.tried.append(attempt)
+            call.headers = record.trace.headers(attempt.span)
             try:
                 reply = await self._attempt(served, host, call, tried)
             except AttemptFailed as failure:
                 last = failure
                 verdict = pool.backend.classify(failure)
-                record.tried.append((host.target.id, failure.cause))
+                attempt.result, attempt.ended_at = failure.cause, time.monotonic()
                 pool.end(host, verdict, connected=failure.cause != "connect")
                 if verdict is Verdict.CLIENT_FAULT:
                     raise failure.error from failure
                 log.warning("attempt %d of %s on %s: %s", record.attempts, record.request_id, host.target.id, failure)
-            except BaseException:
+            except BaseException as error:
+                attempt.result, attempt.ended_at = type(error).__name__, time.monotonic()
                 pool.end(host, None)
                 raise
             else:
-                record.tried.append((host.target.id, "ok"))
+                _begun(record, attempt, reply)
                 return Attempt(served, host, place, reply)
 
     async def _attempt(self, served: Served, host: Host, call: Call, tried: set[str]) -> Reply:
@@ -181,6 +188,16 @@ class Dispatcher:
         except (GatewayError, TimeoutError) as error:
             log.warning("%s cannot be continued: %s", record.request_id, error)
             return None
+
+
+def _begun(record: RequestContext, attempt: context.Attempt, reply: Reply) -> None:
+    """An answer has begun: what its attempt took was no retry, but connecting, and waiting for the first event (or the whole body)."""
+    now = time.monotonic()
+    attempt.connected_at = reply.connected_at or attempt.started_at
+    attempt.first_at = now
+    record.phase = CONNECT
+    record.enter(FIRST_TOKEN, attempt.connected_at)
+    record.enter(GENERATE, now)
 
 
 def not_ready(target: Target | None) -> GatewayError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from gateway import ledger
 from gateway.admission import Admission
@@ -11,10 +12,14 @@ from gateway.context import RequestContext
 from gateway.keys import Keys
 from gateway.metrics import Metrics
 
+if TYPE_CHECKING:
+    from gateway.telemetry import Tracer
+
 
 class Life:
     """`ready`: what `/readyz` may say; `keep`: connections stay open after an answer; `open`: requests that are being answered; `keys`: who
-    may call; `admission`: where they are admitted and settled; `usage`: what the ledger's keeper was not told yet, and what it has told us.
+    may call; `admission`: where they are admitted and settled; `tracer`: where they are traced, and `sampling`
+    which of them; `usage`: what the ledger's keeper was not told yet, and what it has told us.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -24,6 +29,8 @@ class Life:
         self.metrics = Metrics()
         self.keys = Keys(settings)
         self.admission: Admission | None = None
+        self.tracer: Tracer | None = None
+        self.sampling = 0
         self.usage: ledger.Rows = {}
         self.usage_before: ledger.Rows = {}
 

@@ -24,7 +24,7 @@ _USED = ("prompt", "cached", "generated", "delivered", "wasted_client", "wasted_
 # OpenTelemetry's advice for gen_ai.server.* (semantic conventions 1.41), and three more for a time to first token behind a queue.
 _DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
-_OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
+OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
 
 
 class Family(NamedTuple):
@@ -61,6 +61,7 @@ USED = Family("penstock_usage_tokens_total", "counter", "Tokens by key, as the l
 LIMITED = Family("penstock_limited_total", "counter", "Requests refused by a limit.", ("limit", "model"))
 STORE_FAILURES = Family("penstock_store_failures_total", "counter", "Times that the shared store stopped answering.")
 STORE_UP = Family("penstock_store_up", "gauge", "Workers whose shared store answers.")
+SPANS = Family("penstock_spans_total", "counter", "Spans, by what became of them.", ("result",))
 STORE_LATENCY = Family(
     "penstock_store_seconds", "histogram", "Round trips to the shared store, each with all that was to be decided.", (),
     (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5),
@@ -84,6 +85,7 @@ FAMILIES = (
     STORE_UP,
     STORE_LATENCY,
     LOST,
+    SPANS,
     OPEN,
     WORKERS,
     WORKER_ENDS,
@@ -143,13 +145,13 @@ class Metrics:
         """All that a finished request adds."""
         model = record.served
         self.add(REQUESTS, (record.route, model, str(record.status), record.outcome))
-        for target, result in record.tried:
-            self.add(ATTEMPTS, (target, result))
+        for attempt in record.tried:
+            self.add(ATTEMPTS, (attempt.target, attempt.result))
         if not model:
             return
         if record.continuations:
             self.add(CONTINUATIONS, (model,), record.continuations)
-        labels = (_OPERATIONS.get(record.route, record.route.rsplit("/", 1)[-1]), model)
+        labels = (OPERATIONS.get(record.route, record.route.rsplit("/", 1)[-1]), model)
         self.observe(DURATION, labels, record.ended_at - record.started_at)
         if record.stream and record.first_event_at:
             self.observe(FIRST_TOKEN, labels, record.first_event_at - record.started_at)

@@ -108,6 +108,7 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
     estimated: bool = False
 
 
@@ -116,7 +117,8 @@ class Reply:
 
     `events` yields blocks of whole OpenAI-shaped events as bytes, ends only after a true finish, and raises AttemptFailed otherwise.
     `close()` is synchronous and idempotent; closing before the end stops the engine's generation. `usage` is known once it was called (of
-    an answer that broke off: as far as the engine had told).
+    an answer that broke off: as far as the engine had told), as are `finishes`, why its choices ended. `connected_at`: when there was a
+    connection to send the call on (monotonic seconds), 0 where that is not known.
     """
 
     def __init__(
@@ -133,6 +135,8 @@ class Reply:
         self.body = body
         self.events = events
         self.usage = usage
+        self.connected_at = 0.0
+        self.finishes: Sequence[str] = ()
 
     def close(self) -> None:
         """Give up the rest of the answer."""

@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from gateway import calls, context, errors
 from gateway.config import Settings
-from gateway.context import RequestContext
+from gateway.context import CLIENT, GENERATE, RequestContext
 from gateway.dispatch import Attempt, Dispatcher
 from gateway.errors import ClientGone, GatewayError, GatewayTimeout, Unavailable
 from gateway.plugin import AttemptFailed, Call, Endpoint, Verdict
@@ -125,7 +125,7 @@ def exchange(endpoint: Endpoint, dispatcher: Dispatcher, settings: Settings) -> 
         try:
             with Watch(receive, silence_s) as watch:
                 attempt = await dispatcher.send(call, record)
-                record.first_event_at = time.monotonic()
+                record.first_event_at = record.mark
                 if attempt.reply.events is None:
                     await _whole(attempt, send, watch, record)
                 else:
@@ -141,6 +141,7 @@ def exchange(endpoint: Endpoint, dispatcher: Dispatcher, settings: Settings) -> 
 
 async def _whole(attempt: Attempt, send: Send, watch: Watch, record: RequestContext) -> None:
     reply = attempt.reply
+    record.enter(CLIENT)
     try:
         headers = [(b"content-type", reply.content_type), (b"content-length", b"%d" % len(reply.body))]
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
@@ -148,7 +149,8 @@ async def _whole(attempt: Attempt, send: Send, watch: Watch, record: RequestCont
         await send({"type": "http.response.body", "body": reply.body})
     finally:
         attempt.end(Verdict.OK)  # the engine has done its work, whatever became of the client
-        record.usage = reply.usage
+        record.usage, record.finishes = reply.usage, reply.finishes
+        record.tried[-1].ended_at = record.tried[-1].first_at
 
 
 class _Stream:
@@ -181,7 +183,7 @@ class _Stream:
                     failure = watch.as_failure(error)
                     watch.to_client()
                     attempt.end(failure.verdict)
-                    record.tried[-1] = (record.target, failure.cause)
+                    record.tried[-1].result, record.tried[-1].ended_at = failure.cause, time.monotonic()
                     resumed = await self._resume(attempt)
                     if resumed is None:
                         raise failure from None
@@ -194,26 +196,42 @@ class _Stream:
         finally:
             watch.end()
             attempt.end(None)
-            record.usage = attempt.reply.usage
+            record.usage, record.finishes = attempt.reply.usage, attempt.reply.finishes
+            record.tried[-1].ended_at = record.tried[-1].ended_at or time.monotonic()
             if watch.reason != "client gone":
                 await send({"type": "http.response.body", "body": last})
 
     async def _relay(self, attempt: Attempt) -> None:
-        send, watch, host, kept = self._send, self._watch, attempt.host, self._kept
+        send, watch, host, kept, record = self._send, self._watch, attempt.host, self._kept, self._record
         assert attempt.reply.events is not None
+        clock = time.monotonic
         watch.to_engine()
-        async for block in attempt.reply.events:
-            watch.to_client()
-            await send({"type": "http.response.body", "body": block, "more_body": True})
-            now = watch.to_engine()
-            self._last = block
-            if host is not None:
-                host.last_event_at = now
-            if kept is not None:
-                kept.append(block)
-                self._kept_bytes += len(block)
-                if self._kept_bytes > MAX_KEPT_BYTES:
-                    self._kept = kept = None
+        after, blocked, largest, count = record.mark, 0.0, record.largest_gap_s, 0
+        try:
+            async for block in attempt.reply.events:
+                before = clock()
+                if count and before - after > largest:
+                    largest = before - after
+                watch.to_client()
+                await send({"type": "http.response.body", "body": block, "more_body": True})
+                now = watch.to_engine()
+                after = clock()
+                blocked += after - before
+                count += 1
+                self._last = block
+                if host is not None:
+                    host.last_event_at = now
+                if kept is not None:
+                    kept.append(block)
+                    self._kept_bytes += len(block)
+                    if self._kept_bytes > MAX_KEPT_BYTES:
+                        self._kept = kept = None
+        finally:
+            # Time that the client took is no time of the engine's.
+            record.enter(GENERATE)
+            record.phases[GENERATE] -= blocked
+            record.phases[CLIENT] += blocked
+            record.largest_gap_s, record.events = largest, record.events + count
 
     async def _resume(self, broken: Attempt) -> Attempt | None:
         if self._kept is None:

@@ -38,7 +38,7 @@ class RequestId:
         self._life = life
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = scope[context.KEY] = context.RequestContext(scope)
+        record = scope[context.KEY] = context.RequestContext(scope, self._life.sampling)
         self._life.open.add(record)
 
         async def send_with_headers(message: Message) -> None:
@@ -51,7 +51,9 @@ class RequestId:
             await self._app(scope, receive, send_with_headers)
         finally:
             self._life.open.discard(record)
-            record.ended_at = time.monotonic()
+            record.ended_at = record.enter(record.phase)
             self._life.metrics.request(record)
+            if self._life.tracer is not None:
+                self._life.tracer.finish(record)
             if self._log_requests:
                 log.request(record)

@@ -45,7 +45,7 @@ class SGLangReply(Reply):
         if self._closed:
             return
         self._closed = True
-        self.usage = self._source.used()
+        self.usage, self.finishes = self._source.used(), self._source.reasons
         if not self._source.complete:
             self._backend.abandon(self._place, self._call, self._response, self._source)
         elif self._response.ended:
@@ -251,7 +251,9 @@ class SGLang:
             else:
                 source = stream.reader_of(call)(call, _reader(response, place), served_name)
             await source.begin()
-            return SGLangReply(self, place, call, source, response)
+            reply = SGLangReply(self, place, call, source, response)
+            reply.connected_at = response.connected_at
+            return reply
         except asyncio.CancelledError:
             if response is None and posting is not None:
                 learn = self._learn_then_abort if call.stream else self._abort_then_learn
@@ -312,7 +314,9 @@ class SGLang:
                 raise AttemptFailed("broken", BadGateway("The engine's answer is too large."))
         response.close()
         whole, usage = stream.whole(b"".join(parts), call, served_name)
-        return Reply(content_type=response.content_type.encode("latin-1"), body=whole, usage=usage)
+        reply = Reply(content_type=response.content_type.encode("latin-1"), body=whole, usage=usage)
+        reply.connected_at, reply.finishes = response.connected_at, stream.reasons_of(whole)
+        return reply
 
     def later(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a tail in the background; `aclose` waits for it."""

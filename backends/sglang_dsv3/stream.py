@@ -19,6 +19,7 @@ from gateway.plugin import AttemptFailed, Call, Endpoint, Usage, Verdict
 from gateway.wire.sse import DONE, EventTooLarge, Splitter
 
 _FINISH = b'"finish_reason":"'
+_REASON = re.compile(rb'"finish_reason":"(\w+)"')
 _ABORT = b'"finish_reason":"abort"'
 JSON_ABORT = re.compile(rb'"finish_reason"\s*:\s*"abort"')
 _ERROR = re.compile(rb'\s*data:\s*\{\s*"error"\s*:\s*[^n\s]')
@@ -36,6 +37,10 @@ _BUSY = re.compile(r"queue is full|higher priority request|timeout", re.IGNORECA
 _JSON_ID = re.compile(rb'^\{"id":"([^"]*)"')
 
 
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
 class _PromptDetails(msgspec.Struct):
     cached_tokens: int | None = None
 
@@ -46,6 +51,8 @@ class _EngineUsage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    reasoning_tokens: int | None = None
     input_tokens: int = 0
     output_tokens: int = 0
     input_tokens_details: _PromptDetails | None = None
@@ -106,7 +113,18 @@ def usage_of(content: bytes, before: Usage | None = None) -> Usage | None:
         prompt_tokens=usage.prompt_tokens or usage.input_tokens + (usage.cache_read_input_tokens or 0) or before.prompt_tokens,
         completion_tokens=usage.completion_tokens or usage.output_tokens or before.completion_tokens,
         cached_tokens=details.cached_tokens if details is not None else cached,
+        reasoning_tokens=_reasoning(usage),
     )
+
+
+def _reasoning(usage: _EngineUsage) -> int | None:
+    details = usage.completion_tokens_details
+    return (details.reasoning_tokens if details is not None else usage.reasoning_tokens) or None
+
+
+def reasons_of(content: bytes) -> list[str]:
+    """Why choices ended, in an event or a whole answer."""
+    return [found.decode("latin-1") for found in _REASON.findall(content)]
 
 
 def with_id(content: bytes, public_id: str) -> bytes:
@@ -128,6 +146,8 @@ class EventStream(abc.ABC):
         self.ids: set[str] = set()
         self.usage: Usage | None = None
         self.complete = False
+        # Why its choices ended.
+        self.reasons: list[str] = []
         # Events with words of the answer that passed on to the client.
         self.passed = 0
 
@@ -254,6 +274,7 @@ class Chunks(EventStream):
                     self._closing(events)
                     break
                 self._finishes += event.count(_FINISH)
+                self.reasons += reasons_of(event)
             elif b'"choices":[]' in event and b'"usage":{' in event:
                 self.usage = usage_of(event[6:])
                 if self._continues is not None:

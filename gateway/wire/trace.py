@@ -1,4 +1,4 @@
-"""W3C trace context: the trace a request belongs to, and the header that hands it on."""
+"""W3C trace context: the trace a request belongs to, our span in it, and the header that hands it on."""
 
 from __future__ import annotations
 
@@ -6,25 +6,40 @@ import os
 import re
 
 # Version 00 and, as the recommendation asks, whatever begins like it in a later version; ff is invalid.
-_PARENT = re.compile(rb"^(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(?:-.*)?$")
+_PARENT = re.compile(rb"^(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-((?!0{16})[0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
 # What may stand in a header we hand on: visible ASCII and spaces. 512 characters must be kept, no more is.
 _STATE = re.compile(rb"^[\x20-\x7e]{1,512}$")
 
 
 class Trace:
-    """One trace: `id` is 32 hex digits; `flags` and `state` are the client's, or none."""
+    """One trace: `id` is 32 hex digits; `parent` the client's span, or ""; `state` the client's. `sampled`: the client's word, and without
+    one whether the trace id's last 64 bits are below `bound`, as every participant would decide."""
 
-    __slots__ = ("flags", "id", "state")
+    __slots__ = ("flags", "id", "parent", "state")
 
-    def __init__(self, parent: bytes | None, state: bytes | None) -> None:
+    def __init__(self, parent: bytes | None, state: bytes | None, bound: int = 0) -> None:
         found = _PARENT.match(parent) if parent else None
-        self.id = found[1].decode() if found else os.urandom(16).hex()
-        self.flags = found[2].decode() if found else "00"
-        self.state = state.decode() if found and state and _STATE.match(state) else ""
+        if found is None:
+            self.id = os.urandom(16).hex()
+            self.parent = self.state = ""
+            self.flags = "01" if bound and int(self.id[16:], 16) < bound else "00"
+            return
+        self.id, self.parent, self.flags = found[1].decode(), found[2].decode(), found[3].decode()
+        self.state = state.decode() if state and _STATE.match(state) else ""
 
-    def headers(self) -> dict[str, str]:
-        """`traceparent` with a parent id of its own, and `tracestate`, for one attempt."""
-        headers = {"traceparent": f"00-{self.id}-{os.urandom(8).hex()}-{self.flags}"}
+    @property
+    def sampled(self) -> bool:
+        """Whether the trace is recorded."""
+        return int(self.flags, 16) & 1 == 1
+
+    def headers(self, span: str) -> dict[str, str]:
+        """`traceparent` with our span as the parent, and `tracestate`, for one attempt."""
+        headers = {"traceparent": f"00-{self.id}-{span}-{self.flags}"}
         if self.state:
             headers["tracestate"] = self.state
         return headers
+
+
+def new_span() -> str:
+    """16 hex digits."""
+    return os.urandom(8).hex()

@@ -35,6 +35,8 @@ class Response(Protocol):
 
     status: int
     content_type: str
+    # When there was a connection to send the request on (monotonic seconds); 0 where that is not known.
+    connected_at: float
 
     async def read(self) -> bytes:
         """What has come of the body since the last read, or b"" at its end; raises ConnectionLost. What is not read is not taken from

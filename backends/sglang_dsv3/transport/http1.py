@@ -47,6 +47,7 @@ class Http1:
         more = "".join([f"\r\n{name}: {value}" for name, value in headers.items()]) if headers else ""
         head = f"{method} {path} HTTP/1.1{self._common}{more}\r\ncontent-length: {len(body)}\r\n\r\n".encode("latin-1")
         connection = self._reuse() or await self._connect(connect_s)
+        connection.connected_at = time.monotonic()
         return await connection.exchange(head, body)
 
     def _reuse(self) -> Connection | None:
@@ -109,6 +110,7 @@ class Connection(asyncio.Protocol):
         "_waiter",
         "_writable",
         "complete",
+        "connected_at",
         "content_type",
         "headed",
         "idle_since",
@@ -125,6 +127,7 @@ class Connection(asyncio.Protocol):
         self._lost: Exception | None = None
         self._parts: list[bytes] = []
         self.idle_since = 0.0
+        self.connected_at = 0.0
         self._reset()
 
     def _reset(self) -> None:

@@ -85,6 +85,7 @@ class _Response:
         self._response = response
         self.status = response.status
         self.content_type = response.headers.get("content-type", "")
+        self.connected_at = 0.0
 
     async def read(self) -> bytes:
         """See `Response`."""
