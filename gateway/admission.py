@@ -44,13 +44,17 @@ _REQUEST_HEADERS, _TOKEN_HEADERS = (
 class Held:
     """What one request holds from its admission to its settlement."""
 
-    __slots__ = ("call", "lease", "model", "size")
+    __slots__ = ("choices", "cost", "lease", "model", "size", "states", "tails")
 
-    def __init__(self, call: Call, model: str, size: int, lease: Lease) -> None:
-        self.call = call
+    def __init__(self, call: Call, model: str, size: int, lease: Lease, states: Sequence[State]) -> None:
+        # Not the call itself: a record outlives its answer, a prompt must not.
+        self.choices, self.tails = call.choices, call.tails
         self.model = model
         self.size = size
         self.lease = lease
+        # How the limits stood after it was admitted; what it costs is known when it is settled.
+        self.states = states
+        self.cost = 0.0
 
 
 def verify(settings: Settings) -> None:
@@ -107,7 +111,7 @@ class Admission:
         if decision.refused is not None:
             self._metrics.add(LIMITED, (decision.refused.unit, model))
             raise _refusal(decision.refused, decision, asks)
-        record.held = Held(call, model, size, lease)
+        record.held = Held(call, model, size, lease, decision.states)
 
     def _ask(self, limit: Limit, model: str, prompt: int, completion: int) -> Ask:
         if limit.kind == RATE:
@@ -128,7 +132,7 @@ class Admission:
     def settle(self, record: RequestContext) -> None:
         """The answer has ended: charge what it really took. Where that is not known yet, in the background."""
         held: Held = record.held
-        if held.call.tails:
+        if held.tails:
             task = asyncio.get_running_loop().create_task(self._settle_later(record, held))
             self._settling.add(task)
             task.add_done_callback(self._settling.discard)
@@ -136,7 +140,7 @@ class Admission:
             self._settle(record, held, ())
 
     async def _settle_later(self, record: RequestContext, held: Held) -> None:
-        done, late = await asyncio.wait(held.call.tails, timeout=TAILS_S)
+        done, late = await asyncio.wait(held.tails, timeout=TAILS_S)
         for tail in late:
             tail.cancel()
         self._settle(record, held, [tail.result() for tail in done if not tail.cancelled() and tail.exception() is None])
@@ -146,10 +150,11 @@ class Admission:
         record.delivered = usage.completion_tokens if usage is not None else 0
         generated, estimated = _generated(usage, given_up)
         if usage is not None and not record.outcome and not usage.estimated:
-            self._estimators[model].learn(held.size, usage.prompt_tokens, usage.completion_tokens // held.call.choices)
+            self._estimators[model].learn(held.size, usage.prompt_tokens, usage.completion_tokens // held.choices)
         prompt = max([found.prompt_tokens for found in (usage, *given_up) if found is not None], default=0)
         row = ledger.counts(record, generated, estimated, self._prices[model])
         tokens = prompt + generated
+        held.cost = row.get("cost", 0) / rules.NANO
         costs = [
             1.0 if ask.limit.each else float(row.get("cost", 0) if ask.limit.unit is Unit.MONEY else tokens) for ask in held.lease.asks
         ]

@@ -39,6 +39,10 @@ class Gateway:
         """Every host of every backend."""
         return self._registry.hosts()
 
+    def queued(self) -> dict[str, int]:
+        """Requests that wait for a place, by backend."""
+        return self._registry.waiting()
+
     def drain(self, targets: frozenset[str]) -> None:
         """Targets that get no new requests."""
         self._registry.drain(targets)

@@ -230,6 +230,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
 
 main.add_command(remote.keys)
 main.add_command(remote.usage)
+main.add_command(remote.explain)
 
 
 if __name__ == "__main__":

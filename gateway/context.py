@@ -27,7 +27,7 @@ READ, LIMITS, QUEUE, RETRY, CONNECT, FIRST_TOKEN, GENERATE, CLIENT = range(len(P
 class Attempt:
     """One attempt: on which target, under which span, when (monotonic seconds; 0 is not reached), and how it ended ("ok" or the cause)."""
 
-    __slots__ = ("connected_at", "ended_at", "first_at", "result", "span", "started_at", "target")
+    __slots__ = ("connected_at", "considered", "ended_at", "first_at", "result", "span", "started_at", "target")
 
     def __init__(self, target: str, span: str, started_at: float) -> None:
         self.target = target
@@ -37,6 +37,8 @@ class Attempt:
         self.first_at = 0.0
         self.ended_at = 0.0
         self.result = "ok"
+        # Every host there was, and how it stood when this one was picked.
+        self.considered: Sequence[tuple[str, str]] = ()
 
 
 class RequestContext:

@@ -133,6 +133,7 @@ class Dispatcher:
             record.target = host.target.id
             record.attempts += 1
             attempt = context.Attempt(host.target.id, new_span(), record.enter(RETRY))
+            attempt.considered = pool.considered(host)
             record.tried.append(attempt)
             call.headers = record.trace.headers(attempt.span)
             try:

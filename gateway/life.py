@@ -11,6 +11,7 @@ from gateway.config import Settings
 from gateway.context import RequestContext
 from gateway.keys import Keys
 from gateway.metrics import Metrics
+from gateway.records import Ring
 
 if TYPE_CHECKING:
     from gateway.telemetry import Tracer
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 class Life:
     """`ready`: what `/readyz` may say; `keep`: connections stay open after an answer; `open`: requests that are being answered; `keys`: who
-    may call; `admission`: where they are admitted and settled; `tracer`: where they are traced, and `sampling`
+    may call; `admission`: where they are admitted and settled; `ring`: what became of the
+    last of them; `tracer`: where they are traced, and `sampling`
     which of them; `usage`: what the ledger's keeper was not told yet, and what it has told us.
     """
 
@@ -31,6 +33,7 @@ class Life:
         self.admission: Admission | None = None
         self.tracer: Tracer | None = None
         self.sampling = 0
+        self.ring = Ring()
         self.usage: ledger.Rows = {}
         self.usage_before: ledger.Rows = {}
 

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -26,6 +27,8 @@ log = logging.getLogger("penstock.pool")
 REFRESH_S = 0.1
 # A probe that generates costs a token and, on a hung engine, a long wait: one target is asked at most so often.
 VERIFY_INTERVAL_S = 15.0
+# Of so many hosts a request's record says how they stood.
+_SHOWN = 8
 
 
 class HostView(msgspec.Struct, frozen=True):
@@ -130,6 +133,16 @@ class Pool:
             if host.target.ready and host.up and not host.drained:
                 places += self.queue.waiting if host.capacity is None else max(0, host.capacity - host.in_flight)
         return places - sum(ticket.called for ticket in self._called)
+
+    def considered(self, picked: Host) -> list[tuple[str, str]]:
+        """How every host stood when one was picked, for people; of very many only the first."""
+        now = time.monotonic()
+        found = []
+        for host in islice(self.hosts, _SHOWN):
+            state, why = self.hosts.state(host, now)
+            words = f"{state}{f' ({why})' if why else ''}, weight {host.target.weight:g}, {host.in_flight} in flight"
+            found.append((host.target.id, f"{words}{', picked' if host is picked else ''}"))
+        return found
 
     def end(self, host: Host, verdict: Verdict | None, connected: bool = True) -> None:
         """A request there is over; see `Hosts.end`."""

@@ -166,6 +166,10 @@ class Registry:
         """Pools that cannot take a request now, with what they are waiting for. Empty means ready."""
         return {name: pool.waiting_for() for name, pool in self._pools.items() if not pool.available()}
 
+    def waiting(self) -> dict[str, int]:
+        """Requests that wait for a place, by backend."""
+        return {name: pool.queue.waiting for name, pool in self._pools.items()}
+
     def hosts(self) -> list[HostView]:
         """Every host of every backend, for people."""
         return [row for pool in self._pools.values() for row in pool.view()]

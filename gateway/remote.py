@@ -158,6 +158,17 @@ def _once(secret: str) -> None:
 
 
 @click.command()
+@click.argument("request_id")
+@click.option("--json", "as_json", is_flag=True, help="As the gateway gives it.")
+@_asks
+def explain(request_id: str, as_json: bool, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
+    """What happened to a request: hosts, waits, limits, attempts, phases, tokens. By the answer's id or its x-request-id."""
+    query = "" if as_json else "?format=text"
+    content = Door(url, path, admin_key_file).ask("GET", f"/admin/requests/{urllib.parse.quote(request_id, safe='')}{query}")
+    click.echo(content, nl=as_json)
+
+
+@click.command()
 @click.option("--from", "first", help="First day, such as 2026-11-01; today without it.")
 @click.option("--to", "last", help="Last day.")
 @click.option("--by", help="What to tell apart: key, model, day, separated by commas.")

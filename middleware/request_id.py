@@ -55,5 +55,6 @@ class RequestId:
             self._life.metrics.request(record)
             if self._life.tracer is not None:
                 self._life.tracer.finish(record)
+            self._life.ring.keep(record)
             if self._log_requests:
                 log.request(record)

@@ -31,6 +31,11 @@ class ModelInfo(msgspec.Struct):
 
 class _Load(msgspec.Struct):
     max_running_requests: int = 0
+    num_running_reqs: int = 0
+    num_waiting_reqs: int = 0
+    token_usage: float = 0.0
+    cache_hit_rate: float = 0.0
+    gen_throughput: float = 0.0
 
 
 class _Loads(msgspec.Struct):
@@ -142,16 +147,32 @@ class Place:
         self._weights = f"{info.model_path}@{info.weight_version}"
         self._share = self._canary.get(info.weight_version or "", 1.0)
         self._details = {**self._details, "model_path": info.model_path, "weight_version": info.weight_version}
-        if self.host.max_in_flight is None:
-            status, content = await self.get("/v1/loads")
-            if status == 200:
-                capacity = sum(load.max_running_requests for load in msgspec.json.decode(content, type=_Loads).loads)
-                self._capacity = capacity or None
+        status, content = await self.get("/v1/loads")
+        if status == 200:
+            loads = msgspec.json.decode(content, type=_Loads).loads
+            self._details["engine"] = _numbers(loads)
+            if self.host.max_in_flight is None:
+                self._capacity = sum(load.max_running_requests for load in loads) or None
         self._looked_at = time.monotonic()
 
     def lost(self) -> None:
         """It did not answer: whoever comes back may serve something else."""
         self._looked_at, self._weights = float("-inf"), ""
+
+
+def _numbers(loads: list[_Load]) -> dict[str, float]:
+    """What the engine says of itself, its data-parallel ranks together. A batch is only worth judging while somebody waits for it."""
+    running, waiting = sum(load.num_running_reqs for load in loads), sum(load.num_waiting_reqs for load in loads)
+    most, ranks = sum(load.max_running_requests for load in loads), max(1, len(loads))
+    found = {
+        "running_requests": running,
+        "queued_requests": waiting,
+        "max_running_requests": most,
+        "kv_usage_ratio": sum(load.token_usage for load in loads) / ranks,
+        "cache_hit_ratio": sum(load.cache_hit_rate for load in loads) / ranks,
+        "generation_tokens_per_second": sum(load.gen_throughput for load in loads),
+    }
+    return {**found, "batching_efficiency_ratio": running / most} if waiting and most else found
 
 
 def _words(state: ServiceState) -> str:

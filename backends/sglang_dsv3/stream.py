@@ -19,7 +19,7 @@ from gateway.plugin import AttemptFailed, Call, Endpoint, Usage, Verdict
 from gateway.wire.sse import DONE, EventTooLarge, Splitter
 
 _FINISH = b'"finish_reason":"'
-_REASON = re.compile(rb'"finish_reason":"(\w+)"')
+_REASON = re.compile(rb'"finish_reason":\s*"(\w+)"')
 _ABORT = b'"finish_reason":"abort"'
 JSON_ABORT = re.compile(rb'"finish_reason"\s*:\s*"abort"')
 _ERROR = re.compile(rb'\s*data:\s*\{\s*"error"\s*:\s*[^n\s]')

@@ -16,11 +16,12 @@ Answer = tuple[int, bytes, bytes]
 
 
 class Asked(NamedTuple):
-    """Parts of the path by name, the query, and the body."""
+    """Parts of the path by name, the query, the body, and what the client accepts."""
 
     parts: Mapping[str, str]
     query: Mapping[str, str]
     content: bytes
+    accept: str = ""
 
 
 Handler = Callable[[Asked], Awaitable[Answer]]

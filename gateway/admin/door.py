@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from gateway import context, metrics
+from gateway import context, metrics, records
 from gateway.admin import usage
 from gateway.admin.asked import Answer, Asked, Handler, Shelf, as_json
 from gateway.admin.keys import Keys
@@ -27,7 +27,7 @@ from gateway.config import Settings, admin_address, is_loopback
 from gateway.context import RequestContext
 from gateway.errors import GatewayError, InvalidKey, InvalidRequest, MethodNotAllowed, Unavailable, UnknownUrl, as_gateway_error, render
 from gateway.ledger import Rows
-from gateway.metrics import Snapshot
+from gateway.metrics import Exemplars, Snapshot
 from gateway.pool import HostView
 from gateway.wire import body
 from gateway.wire.asgi import App, Receive, Scope, Send
@@ -36,6 +36,7 @@ log = logging.getLogger("penstock.admin")
 
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 # What asks nothing of the operator.
+_OPENMETRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 _OPEN = frozenset({"/livez", "/readyz"})
 _MAX_BODY = 64 << 10
 # Of one address within a minute: failures that cost nothing, the longest wait, and how many addresses are remembered.
@@ -77,6 +78,9 @@ class Operated(Protocol):
     async def look(self) -> tuple[Sequence[WorkerView], Snapshot]:
         """Every worker now, and everybody's counts together."""
 
+    def exemplars(self) -> Exemplars:
+        """Traces as examples of what was counted, as of the last look."""
+
     async def hosts(self) -> Sequence[HostView]:
         """Every host, how it is and why."""
 
@@ -85,6 +89,9 @@ class Operated(Protocol):
 
     def effective(self) -> list[dict[str, Any]]:
         """Every effective value with its origin, secrets masked."""
+
+    async def find(self, name: str) -> dict[str, Any] | None:
+        """What became of the request of this id; None where it is not known, or not any more."""
 
     def shelf(self) -> Shelf | None:
         """Where keys are made; None without Redis."""
@@ -120,7 +127,8 @@ def build(parent: Operated) -> App:
                 raise MethodNotAllowed(method, path, list(handlers))
             content = await body.read(receive, _MAX_BODY, parent.settings.timeouts.body_s, None) if method == "POST" else b""
             query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
-            return await handlers[method](Asked(found.groupdict(), query, content))
+            accept = (context.header(scope, b"accept") or b"").decode("latin-1")
+            return await handlers[method](Asked(found.groupdict(), query, content, accept))
         raise UnknownUrl(method, path)
 
     async def door(scope: Scope, receive: Receive, send: Send) -> None:
@@ -148,6 +156,8 @@ def _table(parent: Operated) -> list[tuple[re.Pattern[str], dict[str, Handler]]]
 
     async def show_metrics(asked: Asked) -> Answer:
         _, counts = await parent.look()
+        if "application/openmetrics-text" in asked.accept:
+            return 200, _OPENMETRICS, metrics.render_openmetrics(counts, parent.exemplars())
         return 200, _TEXT, metrics.render(counts)
 
     async def show_workers(asked: Asked) -> Answer:
@@ -174,6 +184,17 @@ def _table(parent: Operated) -> list[tuple[re.Pattern[str], dict[str, Handler]]]
         done = await parent.reload("the operator asked")
         return as_json(done, 200 if done.ok else 400)
 
+    async def explain(asked: Asked) -> Answer:
+        name = asked.parts["id"]
+        found = await parent.find(name)
+        if found is None:
+            raise InvalidRequest(
+                f"No request '{name[:80]}' is known: each worker remembers its last {records.KEPT}.", status=404, code="unknown_request"
+            )
+        if asked.query.get("format") == "text":
+            return 200, b"text/plain; charset=utf-8", f"{records.readable(found)}\n".encode()
+        return as_json(found)
+
     async def livez(asked: Asked) -> Answer:
         return as_json({"status": "alive"})
 
@@ -199,6 +220,7 @@ def _table(parent: Operated) -> list[tuple[re.Pattern[str], dict[str, Handler]]]
         ("/admin/keys/(?P<name>[^/]+)", {"DELETE": desk.revoke}),
         ("/admin/keys/(?P<name>[^/]+)/rotate", {"POST": desk.rotate}),
         ("/admin/usage", {"GET": usage.handler(parent)}),
+        ("/admin/requests/(?P<id>[^/]+)", {"GET": explain}),
         ("/livez", {"GET": livez}),
         ("/readyz", {"GET": readyz}),
     ]

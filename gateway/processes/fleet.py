@@ -58,6 +58,7 @@ class Worker:
         self.serving = False
         self.retiring = False
         self.report: protocol.Report | None = None
+        self.found: protocol.Found | None = None
 
     def tell(self, message: protocol.ToWorker) -> None:
         """Send it a line; one that is dead does not hear it."""
@@ -162,6 +163,8 @@ class Fleet:
                 if isinstance(message, protocol.Report):
                     worker.report = message
                     self._usage.take(message.usage)
+                elif isinstance(message, protocol.Found):
+                    worker.found = message
                 else:
                     worker.serving = message.accepting
                     if sum(found.serving for found in self.workers) >= self.settings.listen.workers:

@@ -282,11 +282,20 @@ class Parent:
             counts[metrics.WORKERS.name].setdefault(str(view.generation), [0.0])[0] += view.state != "starting"
         workers = float(sum(view.resident_bytes for view in views))
         counts[metrics.MEMORY.name] = {"parent": [float(lifeline.resident_bytes())], "workers": [workers]}
+        counts.update(metrics.of_hosts((row.backend, row.id, row.state, row.in_flight, row.details) for row in self._rows()))
         return counts
+
+    def exemplars(self) -> metrics.Exemplars:
+        """See `admin.Operated`."""
+        reports = [worker.report for fleet in self._fleets for worker in fleet.workers]
+        return metrics.latest(report.exemplars for report in reports if report is not None)
 
     async def hosts(self) -> Sequence[HostView]:
         """See `admin.Operated`. What several workers know of a host is added up; of their states the gravest is shown."""
         await self.look()
+        return self._rows()
+
+    def _rows(self) -> list[HostView]:
         found: dict[tuple[str, str], HostView] = {}
         for worker in self._fleets[-1].workers:
             for row in worker.report.hosts if worker.report is not None else ():
@@ -311,6 +320,22 @@ class Parent:
     def effective(self) -> list[dict[str, Any]]:
         """See `admin.Operated`."""
         return registry.rows(self._plan.loaded)
+
+    async def find(self, name: str) -> dict[str, Any] | None:
+        """See `admin.Operated`."""
+        self._asked += 1
+        number = self._asked
+        workers = [worker for fleet in self._fleets for worker in fleet.workers]
+        for worker in workers:
+            worker.tell(protocol.Find(number, name))
+        deadline = time.monotonic() + REPORT_LIMIT_S
+        while time.monotonic() < deadline:
+            answers = [worker.found for worker in workers if worker.found is not None and worker.found.number == number]
+            known = next((answer.record for answer in answers if answer.record is not None), None)
+            if known is not None or len(answers) == len(workers):
+                return known
+            await asyncio.sleep(0.005)
+        return None
 
     def shelf(self) -> Shelf | None:
         """See `admin.Operated`."""

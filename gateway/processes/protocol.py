@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.metrics import Snapshot
+from gateway.metrics import Exemplars, Snapshot
 from gateway.plugin import ServiceState
 from gateway.pool import HostView
 
@@ -34,6 +34,20 @@ class Ask(msgspec.Struct, tag="ask", frozen=True):
     """Parent to worker: report now, under this number."""
 
     number: int
+
+
+class Find(msgspec.Struct, tag="find", frozen=True):
+    """Parent to worker: what do you know of the request of this id?"""
+
+    number: int
+    name: str
+
+
+class Found(msgspec.Struct, tag="found", frozen=True):
+    """Worker to parent: this."""
+
+    number: int
+    record: dict[str, Any] | None
 
 
 class Retire(msgspec.Struct, tag="retire", frozen=True):
@@ -76,12 +90,13 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     counts: Snapshot
     hosts: list[HostView]
     usage: dict[str, dict[str, int]] = {}
+    exemplars: Exemplars = {}
 
 
-ToWorker = Hello | Services | Ask | Retire | Drain
-ToParent = Serving | Report
-_to_worker = msgspec.json.Decoder(Hello | Services | Ask | Retire | Drain)
-_to_parent = msgspec.json.Decoder(Serving | Report)
+ToWorker = Hello | Services | Ask | Find | Retire | Drain
+ToParent = Serving | Report | Found
+_to_worker = msgspec.json.Decoder(Hello | Services | Ask | Find | Retire | Drain)
+_to_parent = msgspec.json.Decoder(Serving | Report | Found)
 _encoder = msgspec.json.Encoder()
 
 

@@ -8,15 +8,17 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import msgspec
 import uvloop
 
-from gateway import app, ledger, lifeline, log
+from gateway import app, ledger, lifeline, log, metrics
 from gateway.config import Settings
 from gateway.life import Life
 from gateway.plugin import BackendEnv, ServiceState
+from gateway.pool import HostView
 from gateway.processes import http, protocol
 
 REPORT_INTERVAL_S = 1.0
@@ -33,6 +35,7 @@ class Worker:
         self._life = Life(settings)
         self._life.usage_before = used
         self._states: dict[str, ServiceState] = {}
+        self._host_states: dict[tuple[str, str], str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._gateway = app.build(settings, BackendEnv(home, self._states), self._life)
         self._server = http.server(
@@ -52,8 +55,23 @@ class Worker:
         waiting = self._gateway.waiting()
         life = self._life
         used, life.usage = ledger.packed(life.usage), {}
-        counts, hosts = life.metrics.snapshot(), self._gateway.hosts()
-        self._tell(protocol.Report(number, len(life.open), life.oldest_s(), lifeline.resident_bytes(), waiting, counts, hosts, used))
+        hosts = self._gateway.hosts()
+        self._look(hosts)
+        counts, examples = life.metrics.snapshot(), life.metrics.exemplars
+        self._tell(
+            protocol.Report(number, len(life.open), life.oldest_s(), lifeline.resident_bytes(), waiting, counts, hosts, used, examples)
+        )
+
+    def _look(self, hosts: list[HostView]) -> None:
+        """What is counted by looking."""
+        count = self._life.metrics
+        for backend, waiting in self._gateway.queued().items():
+            count.put(metrics.QUEUED, waiting, (backend,))
+        for host in hosts:
+            if self._host_states.get((host.backend, host.id), host.state) != host.state:
+                count.add(metrics.HOST_CHANGES, (host.backend, host.id, host.state))
+            self._host_states[host.backend, host.id] = host.state
+        count.put(metrics.FILES, len(os.listdir("/proc/self/fd")))
 
     def _start(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
@@ -79,7 +97,9 @@ class Worker:
 
     async def _report_forever(self) -> None:
         while True:
+            due = time.monotonic() + REPORT_INTERVAL_S
             await asyncio.sleep(REPORT_INTERVAL_S)
+            self._life.metrics.put(metrics.LOOP_LAG, max(0.0, time.monotonic() - due))
             self._report()
 
     async def _listen(self) -> None:
@@ -90,6 +110,8 @@ class Worker:
                 self._states.update(message.states)
             elif isinstance(message, protocol.Ask):
                 self._report(message.number)
+            elif isinstance(message, protocol.Find):
+                self._tell(protocol.Found(message.number, self._life.ring.find(message.name)))
             elif isinstance(message, protocol.Drain):
                 self._gateway.drain(frozenset(message.targets))
             elif isinstance(message, protocol.Retire):

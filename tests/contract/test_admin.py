@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from tests.contract.test_command import penstock
 from tests.support import raw
+from tests.support.otlp import collector
 from tests.support.processes import Gateway, Rehearsal, gateway, until
 
 pytestmark = pytest.mark.wire
@@ -50,6 +54,86 @@ def test_one_scrape_is_the_whole_gateway(guarded: Gateway) -> None:
     assert any('result="busy"' in line for line in lines)
     assert 'penstock_workers{generation="1"} 2' in lines
     assert "penstock_open_requests 0" in lines
+
+
+def test_a_request_is_explained_on_one_screen(guarded: Gateway) -> None:
+    asked = raw.call(
+        guarded.port, "POST", CHAT, raw.chat("[[tokens 5]] a prompt that stays here", stream=True), {"x-request-id": "my-own-id"}
+    )
+    public_id = json.loads(asked.body.split(b"\n")[0][6:])["id"]
+    by_ours = guarded.admin(f"/admin/requests/{public_id}", headers=FOO)
+    found = by_ours.json()
+    assert found == guarded.admin("/admin/requests/my-own-id", headers=FOO).json(), "found by either id"
+    assert (found["status"], found["outcome"], found["completion_tokens"], found["finish_reasons"]) == (200, "ok", 5, ["stop"])
+    assert found["trace_id"] == asked.headers["x-trace-id"]
+    assert sum(found["phases_ms"].values()) == pytest.approx(found["ms"], abs=0.1)
+    (attempt,) = found["attempts"]
+    assert attempt["result"] == "ok"
+    assert [host for host, why in attempt["considered"] if "picked" in why] == [attempt["host"]]
+    assert "a prompt that stays here" not in by_ours.body.decode()
+    shown = guarded.admin(f"/admin/requests/{public_id}?format=text", headers=FOO).body.decode()
+    assert len(shown.splitlines()) < 30
+    for words in (public_id, "engine: queue and prefill", "attempt 1", "12 prompt and 5 completion tokens, ended by stop"):
+        assert words in shown
+    unknown = guarded.admin("/admin/requests/chatcmpl-nobody", headers=FOO)
+    assert (unknown.status, unknown.error()["code"]) == (404, "unknown_request")
+    done = penstock("explain", "my-own-id", "--admin", guarded.door, folder=guarded.log.parent, PENSTOCK_ADMIN_KEY="foo")
+    assert done.returncode == 0, done.stderr
+    assert public_id in done.stdout
+
+
+def test_where_time_went_and_how_hosts_are_is_in_the_metrics(guarded: Gateway, scripted_sglang: Rehearsal) -> None:
+    raw.call(guarded.port, "POST", CHAT, raw.chat("[[tokens 20]] [[pace 0.01]]", stream=True))
+    host = scripted_sglang.url.removeprefix("http://")
+    place = f'backend="dsv3",host="{host}"'
+
+    def lines() -> list[str]:
+        return guarded.admin("/metrics", headers=FOO).body.decode().splitlines()
+
+    until("the host was asked", lambda: f"penstock_engine_max_running_requests{{{place}}} 100000" in lines(), 20, 0.2)
+    assert f'penstock_host_state{{{place},state="ok"}} 1' in lines()
+    assert f"penstock_host_in_flight{{{place}}} 0" in lines()
+    assert 'penstock_queue_waiting{backend="dsv3"} 0' in lines()
+    for name in (
+        "penstock_open_files",
+        "penstock_loop_lag_seconds",
+        "gen_ai_server_time_per_output_token_seconds_count",
+        "penstock_largest_gap_seconds_count",
+    ):
+        until(name, lambda name=name: any(line.startswith(name) for line in lines()), 5)  # type: ignore[misc]
+    spent = {
+        phase: next(float(line.rsplit(" ", 1)[1]) for line in lines() if line.startswith(f'penstock_phase_seconds_sum{{phase="{phase}"'))
+        for phase in ("queue", "connect", "first_token", "generate", "client")
+    }
+    assert spent["generate"] >= 0.2
+
+
+def test_openmetrics_is_whole_and_has_traces_as_examples(scripted_sglang: Rehearsal, tmp_path: Path) -> None:
+    with collector() as sink, gateway(tmp_path, {**scripted_sglang.backend(), "tracing": {"otlp_endpoint": sink.endpoint}}) as running:
+        running.wait_ready()
+        trace = raw.call(running.port, "POST", CHAT, raw.chat("hi")).headers["x-trace-id"]
+        accept = {"accept": "application/openmetrics-text; version=1.0.0"}
+        answer = running.admin("/metrics", headers=accept)
+        assert answer.headers["content-type"].startswith("application/openmetrics-text")
+        text = answer.body.decode()
+        assert text.endswith("# EOF\n")
+        assert "# TYPE penstock_requests counter" in text
+        assert f'# {{trace_id="{trace}"}}' in text
+        families: list[Any] = list(text_string_to_metric_families(text))  # type: ignore[no-untyped-call]
+        assert {family.name for family in families} >= {
+            "penstock_requests",
+            "gen_ai_server_request_duration_seconds",
+            "penstock_phase_seconds",
+        }
+        example = next(sample.exemplar for family in families for sample in family.samples if sample.exemplar)
+        assert example.labels == {"trace_id": trace}
+
+
+def test_no_client_can_make_a_series(guarded: Gateway) -> None:
+    for number in range(30):
+        raw.call(guarded.port, "POST", CHAT, {**raw.chat("x", user=f"evil-{number}"), "model": f"evil-{number}"})
+        raw.call(guarded.port, "GET", f"/evil-{number}")
+    assert "evil-" not in guarded.admin("/metrics", headers=FOO).body.decode()
 
 
 def test_buckets_are_cumulative_and_typed(guarded: Gateway) -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.wire
 
 CHAT = "/v1/chat/completions"
 KEY = {"authorization": "Bearer sk-trace-secret"}
-FAST = {"OTEL_BSP_SCHEDULE_DELAY": "100"}
+FAST: dict[str, Any] = {"OTEL_BSP_SCHEDULE_DELAY": "100"}
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,12 @@ def test_half_of_them_is_half_of_them(engines: tuple[Rehearsal, Rehearsal], sink
 
 def test_the_standard_variables_are_enough(engines: tuple[Rehearsal, Rehearsal], sink: Collector, tmp_path: Path) -> None:
     config = {**configuration(engines[:1], sink.endpoint), "tracing": {}}
-    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint, "OTEL_SERVICE_NAME": "by-name", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", **FAST}
+    env: dict[str, Any] = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": sink.endpoint,
+        "OTEL_SERVICE_NAME": "by-name",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+        **FAST,
+    }
     with gateway(tmp_path, config, **env) as running:
         running.wait_all_hosts()
         trace = ask(running).headers["x-trace-id"]
@@ -255,7 +260,7 @@ def test_content_leaves_only_when_it_is_asked_for(engines: tuple[Rehearsal, Rehe
 
 
 def test_a_collector_that_is_gone_slows_nothing_and_is_said_once(engines: tuple[Rehearsal, Rehearsal], tmp_path: Path) -> None:
-    env = {**FAST, "OTEL_BSP_MAX_QUEUE_SIZE": "20", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "10"}
+    env: dict[str, Any] = {**FAST, "OTEL_BSP_MAX_QUEUE_SIZE": "20", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "10"}
     with gateway(tmp_path, configuration(engines[:1], "http://127.0.0.1:1"), **env) as running:
         running.wait_all_hosts()
         for _ in range(100):

@@ -112,7 +112,7 @@ def collector() -> Iterator[Collector]:
             pass
 
     server = grpc.server(futures.ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Service(), server)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Service(), server)  # type: ignore[no-untyped-call]
     found.port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -20,8 +20,8 @@ SHOW = {"stream_options": {"include_usage": True}}
 # Recorded stream -> endpoint, further fields, the usage that is learnt. The first two and the failures were made by the wheel's own
 # serializers with a stubbed engine, the others by the engine itself with the tiny checkpoint.
 WHOLE: dict[str, tuple[Endpoint, dict[str, Any], Usage]] = {
-    "chat-stream-plain": (Endpoint.CHAT, {"messages": USER, **SHOW}, Usage(12, 19, None)),
-    "chat-stream-full": (Endpoint.CHAT, {"messages": USER, **SHOW}, Usage(12, 19, None)),
+    "chat-stream-plain": (Endpoint.CHAT, {"messages": USER, **SHOW}, Usage(12, 19, None, 6)),
+    "chat-stream-full": (Endpoint.CHAT, {"messages": USER, **SHOW}, Usage(12, 19, None, 6)),
     "chat-two-choices": (Endpoint.CHAT, {"messages": USER, "n": 2, **SHOW}, Usage(5, 6, 4)),
     "completions": (Endpoint.COMPLETIONS, {"prompt": "hi", **SHOW}, Usage(2, 3, 0)),
     "responses": (Endpoint.RESPONSES, {"input": "hi"}, Usage(5, 1, 0)),
