@@ -35,9 +35,11 @@ check: .venv-dev/ready ## format, lint, types, import rules, generated files
 	.venv-dev/bin/lint-imports
 	.venv-dev/bin/python -m openapi --check
 	.venv-dev/bin/python scripts/check_docs.py
+	.venv-dev/bin/python -m scripts.dashboards --check
 
 fix: .venv-dev/ready ## format, repair what can be repaired by itself, write generated files
 	.venv-dev/bin/python -m openapi
+	.venv-dev/bin/python -m scripts.dashboards
 	.venv-dev/bin/ruff format .
 	.venv-dev/bin/ruff check --fix .
 

@@ -6,6 +6,7 @@ needed="curl curl the README's first command is run as it stands by a test
 openssl openssl a host with a certificate of its own is made up by a test
 unshare util-linux being process 1 is tested in a namespace of its own
 redis-server redis-server limits and keys are shared through a real Redis in tests, some over TLS
+promtool prometheus alert rules are checked and tested, and a real Prometheus scrapes a gateway
 chromium chromium /docs is opened in a browser by a test"
 [ "${1:-}" = bench ] && needed="wrk wrk puts the load on every gateway
 nginx nginx-light is the peer that shows what a proxy costs at least"

@@ -15,11 +15,11 @@ from aiohttp import web
 from backends.sglang_dsv3.rehearsal.server import application
 
 
-async def run(port: int, golden: Path | None, lifeline: bool) -> None:
+async def run(host: str, port: int, golden: Path | None, lifeline: bool) -> None:
     """Serve on loopback until told to stop."""
     runner = web.AppRunner(application(golden), access_log=None, keepalive_timeout=5.0, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024)
+    site = web.TCPSite(runner, host, port, backlog=1024)
     await site.start()
     print(f"listening {runner.addresses[0][1]}", flush=True)
     stop = asyncio.Event()
@@ -40,11 +40,12 @@ def _until_stdin_ends(then: Callable[[], object]) -> None:
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--golden", type=Path)
     parser.add_argument("--lifeline", action="store_true")
     options = parser.parse_args()
-    asyncio.run(run(options.port, options.golden, options.lifeline))
+    asyncio.run(run(options.host, options.port, options.golden, options.lifeline))
 
 
 if __name__ == "__main__":
