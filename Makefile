@@ -36,10 +36,12 @@ check: .venv-dev/ready ## format, lint, types, import rules, generated files
 	.venv-dev/bin/python -m openapi --check
 	.venv-dev/bin/python scripts/check_docs.py
 	.venv-dev/bin/python -m scripts.dashboards --check
+	.venv-dev/bin/python -m scripts.observability --check
 
 fix: .venv-dev/ready ## format, repair what can be repaired by itself, write generated files
 	.venv-dev/bin/python -m openapi
 	.venv-dev/bin/python -m scripts.dashboards
+	.venv-dev/bin/python -m scripts.observability
 	.venv-dev/bin/ruff format .
 	.venv-dev/bin/ruff check --fix .
 
@@ -48,6 +50,7 @@ bench: .venv-dev/ready .venv-bench/smg/ready .venv-bench/sglang-router/ready eng
 	.venv-dev/bin/python -m bench.gateway $(ARGS)
 	.venv-dev/bin/python -m bench.balance
 	.venv-dev/bin/python -m bench.limits
+	.venv-dev/bin/python -m bench.telemetry
 	.venv-dev/bin/python -m bench.tokens
 
 bench-litellm: .venv-bench/litellm/ready ## the environment for `make bench ARGS=--litellm`

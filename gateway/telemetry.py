@@ -42,6 +42,45 @@ _SCOPE = InstrumentationScope("penstock", gateway.__version__)
 _SAMPLED, _NOT = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 # Probes of load balancers say nothing.
 _UNTRACED = frozenset({"/livez", "/readyz"})
+# What spans say, by their kind; docs/observability.md shows this table, and a test holds every span against it.
+ATTRIBUTES = {
+    "http.request.method": "SERVER",
+    "http.route": "SERVER: the route's path, where there is one",
+    "http.response.status_code": "SERVER",
+    "url.path": "SERVER",
+    "client.address": "SERVER",
+    "error.type": "SERVER: the outcome; CLIENT: why the attempt failed",
+    "penstock.request_id": "SERVER: as in the log",
+    "penstock.id": "SERVER: the answer's id",
+    "penstock.key": "SERVER: the key's name",
+    "penstock.stream": "SERVER: whether events were asked for",
+    "penstock.outcome": "SERVER: what went wrong",
+    **{f"penstock.phase.{name}_ms": "SERVER: time spent there; all of them add up to the span" for name in PHASES},
+    "gen_ai.operation.name": "CLIENT: chat, text_completion, embeddings ...",
+    "gen_ai.provider.name": "CLIENT: deepseek",
+    "gen_ai.request.model": "both",
+    "gen_ai.request.stream": "CLIENT",
+    "gen_ai.request.choice.count": "CLIENT, above one",
+    "gen_ai.request.max_tokens": "CLIENT, where given",
+    "gen_ai.request.temperature": "CLIENT, where given",
+    "gen_ai.request.top_p": "CLIENT, where given",
+    "gen_ai.request.frequency_penalty": "CLIENT, where given",
+    "gen_ai.request.presence_penalty": "CLIENT, where given",
+    "gen_ai.request.seed": "CLIENT, where given",
+    "gen_ai.response.id": "CLIENT",
+    "gen_ai.response.model": "CLIENT",
+    "gen_ai.response.finish_reasons": "CLIENT, the attempt that ended the answer",
+    "gen_ai.response.time_to_first_chunk": "CLIENT: seconds",
+    "gen_ai.usage.input_tokens": "CLIENT, the attempt that ended the answer",
+    "gen_ai.usage.output_tokens": "CLIENT",
+    "gen_ai.usage.cache_read.input_tokens": "CLIENT, where the engine says",
+    "gen_ai.usage.reasoning.output_tokens": "CLIENT, where the engine says",
+    "gen_ai.input.messages": "CLIENT, with tracing.capture_content alone",
+    "server.address": "CLIENT",
+    "server.port": "CLIENT",
+    "penstock.host": "CLIENT: as in /admin/hosts",
+    "penstock.attempt": "CLIENT: from 1",
+}
 # Parameters of a call that its span shows, under OpenTelemetry's name.
 _PARAMETERS = (
     ("max_completion_tokens", "gen_ai.request.max_tokens"),

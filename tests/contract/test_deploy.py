@@ -43,7 +43,7 @@ def test_rules_and_dashboards_ask_for_series_that_there_are(tmp_path: Path) -> N
     assert dashboards.unknown("sum(rate(penstock_nonsense_total[5m]))") == {"penstock_nonsense_total"}
     rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text())["groups"][0]["rules"]
     assert {rule["alert"]: dashboards.unknown(rule["expr"]) for rule in rules if dashboards.unknown(rule["expr"])} == {}
-    queries = []
+    queries: list[dict[str, str]] = []
     for path in (DEPLOY / "grafana" / "dashboards").glob("*.json"):
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", ()):

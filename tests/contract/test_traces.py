@@ -276,6 +276,15 @@ def test_a_collector_that_is_gone_slows_nothing_and_is_said_once(engines: tuple[
     assert time.monotonic() - stopped < 10, "and does not keep it from stopping"
 
 
+def test_every_attribute_is_in_the_documents(traced: Gateway, sink: Collector) -> None:
+    from gateway.telemetry import ATTRIBUTES
+
+    sink.tree(ask(traced, n=2, stream=True, top_p=0.5, presence_penalty=1).headers["x-trace-id"])
+    said = {name for span in sink.spans if span.service == "penstock" for name in span.attributes}
+    assert len(said) > 20
+    assert said <= set(ATTRIBUTES)
+
+
 def test_no_secret_is_in_a_span(traced: Gateway, sink: Collector) -> None:
     ask(traced, "the words of a prompt", stream=True)
     sink.tree(ask(traced).headers["x-trace-id"])
