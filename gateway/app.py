@@ -95,7 +95,9 @@ def _store(settings: Settings, life: Life) -> Store:
         return memory
     from gateway.store.shared import Shared  # 0.1 s that only a gateway with Redis has to spend
 
-    return Shared(settings, life.keys, life.metrics)
+    shared = Shared(settings, life.keys, life.metrics)
+    life.ring.share = shared.remember
+    return shared
 
 
 def _refused(request: Request[Any, Any, Any], error: HTTPException) -> NoReturn:

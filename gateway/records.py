@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from gateway.context import PHASES, RequestContext
@@ -70,6 +71,8 @@ class Ring:
         self._size = size
         self._kept: OrderedDict[str, RequestContext] = OrderedDict()
         self._ids: dict[str, str] = {}
+        # Who else wants to know, where several gateways share a store.
+        self.share: Callable[[RequestContext], None] = lambda record: None
 
     def keep(self, record: RequestContext) -> None:
         """A request that has ended, if it was one for a model."""
@@ -78,6 +81,7 @@ class Ring:
         record.call = None
         self._kept[record.call_id] = record
         self._ids[record.request_id] = record.call_id
+        self.share(record)
         if len(self._kept) > self._size:
             name, old = self._kept.popitem(last=False)
             if self._ids.get(old.request_id) == name:

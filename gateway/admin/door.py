@@ -21,7 +21,7 @@ import msgspec
 
 from gateway import context, metrics, records
 from gateway.admin import usage
-from gateway.admin.asked import Answer, Asked, Handler, Shelf, as_json
+from gateway.admin.asked import Answer, Asked, Handler, Shelf, as_json, from_store
 from gateway.admin.keys import Keys
 from gateway.config import Settings, admin_address, is_loopback
 from gateway.context import RequestContext
@@ -186,10 +186,12 @@ def _table(parent: Operated) -> list[tuple[re.Pattern[str], dict[str, Handler]]]
 
     async def explain(asked: Asked) -> Answer:
         name = asked.parts["id"]
-        found = await parent.find(name)
+        found = await from_store(parent.find(name))
         if found is None:
             raise InvalidRequest(
-                f"No request '{name[:80]}' is known: each worker remembers its last {records.KEPT}.", status=404, code="unknown_request"
+                f"No request '{name[:80]}' is known. Each worker remembers its last {records.KEPT}, and Redis the last of all.",
+                status=404,
+                code="unknown_request",
             )
         if asked.query.get("format") == "text":
             return 200, b"text/plain; charset=utf-8", f"{records.readable(found)}\n".encode()

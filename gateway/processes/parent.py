@@ -332,10 +332,13 @@ class Parent:
         while time.monotonic() < deadline:
             answers = [worker.found for worker in workers if worker.found is not None and worker.found.number == number]
             known = next((answer.record for answer in answers if answer.record is not None), None)
-            if known is not None or len(answers) == len(workers):
+            if known is not None:
                 return known
+            if len(answers) == len(workers):
+                break
             await asyncio.sleep(0.005)
-        return None
+        shelf = self.shelf()
+        return await shelf.request(name) if shelf is not None else None  # of another gateway, or of a worker that has ended
 
     def shelf(self) -> Shelf | None:
         """See `admin.Operated`."""

@@ -14,13 +14,15 @@ import os
 import secrets
 import socket
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from gateway import ledger
+from gateway import ledger, records
 from gateway.config import Redis, Settings
+from gateway.context import RequestContext
 from gateway.keys import Keys, StoredKey
 from gateway.limits.memory import NOTHING_ASKED, Memory
 from gateway.limits.rules import LEASE_S, QUOTA, RATE, SECOND, SLOTS, Ask, Decision, Lease, Limit, Row, State, StoreFailed
@@ -38,6 +40,8 @@ GATHER_S = 0.005
 # A timer that fires because this process was busy is no sign of the store's: its answer may lie unread.
 _GRACE_S = 0.002
 _JOIN = "\x1f"
+# What happened to so many requests of the deployment is kept, a few kilobytes each; of one gateway so many may wait for it.
+REMEMBERED, _UNTOLD = 5000, 1000
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -67,6 +71,7 @@ class Shared:
         self.now = now
         self._client = Client(settings.redis)
         self._admit, self._settle, self._beat, self._bury = (Script(name) for name in ("admit", "settle", "beat", "bury"))
+        self._remember = Script("remember")
         self._me = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._open_key = self._client.key("open", self._me)
         self._done_key = self._client.key("done")
@@ -77,6 +82,7 @@ class Shared:
         self._gateways = 1
         self._waiting: list[tuple[Lease, asyncio.Future[Decision]]] = []
         self._owed = Owed()
+        self._untold: deque[RequestContext] = deque(maxlen=_UNTOLD)
         self._batch = 0
         self._unsure: tuple[Script, list[bytes], list[Any]] | None = None
         self._open: dict[str, int] = {}
@@ -227,6 +233,18 @@ class Shared:
                 self._owe_rate(ask, -ask.cost)
         self._soon(0.0)
 
+    def remember(self, record: RequestContext) -> None:
+        """What happened to a request, for whoever asks at whatever gateway; while the store is gone the oldest are forgotten."""
+        self._untold.append(record)
+        self._soon(GATHER_S)
+
+    def _memories(self) -> tuple[Script, list[bytes], list[Any]]:
+        told: list[Any] = [REMEMBERED]
+        while self._untold:
+            record = self._untold.popleft()
+            told.append([record.call_id, record.request_id, time.time(), msgspec.json.encode(records.summary(record)).decode()])
+        return self._remember, [self._client.key("requests", part) for part in ("records", "times", "ids")], [_pack(told)]
+
     def _settlement(self, owed: Owed) -> tuple[Script, list[bytes], list[Any]]:
         keys: dict[bytes, int] = {self._done_key: 1}
         self._batch += 1
@@ -281,7 +299,7 @@ class Shared:
             self._busy = False
 
     async def _say_all(self) -> None:
-        while self._waiting or self._owed or self._unsure is not None:
+        while self._waiting or self._owed or self._untold or self._unsure is not None:
             waiting, self._waiting = self._waiting, []
             commands: list[tuple[Script, list[bytes], list[Any]]] = []
             if self._unsure is not None:
@@ -291,7 +309,10 @@ class Shared:
                 commands.append(self._settlement(owed))
             self._unsure = commands[0] if commands else None
             first = len(commands)
+            # After the decisions, which somebody waits for; what is lost with a connection here is lost.
+            memories = [self._memories()] if self._untold else []
             commands += [self._question(lease) for lease, _ in waiting]
+            commands += memories
             began = self._loop.time()
             try:
                 answers = await self._client.run(commands)
@@ -301,7 +322,7 @@ class Shared:
                 return
             self._unsure = None
             self._metrics.observe(STORE_LATENCY, (), self._loop.time() - began)
-            for (lease, future), answer in zip(waiting, answers[first:], strict=True):
+            for (lease, future), answer in zip(waiting, answers[first : first + len(waiting)], strict=True):
                 self._decided(lease, future, answer)
 
     def _question(self, lease: Lease) -> tuple[Script, list[bytes], list[Any]]:

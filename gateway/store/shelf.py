@@ -47,6 +47,15 @@ class Shelf:
         keys = [self._client.key("keys"), self._client.key("keys", "version")]
         return bool((await self._client.run([(self._script, keys, [verb, name, content])]))[0])
 
+    async def request(self, name: str) -> dict[str, Any] | None:
+        """What happened to a request of any gateway, by either id."""
+        for id in (name, await self._client.execute("HGET", self._client.key("requests", "ids"), name)):
+            content = await self._client.execute("HGET", self._client.key("requests", "records"), id) if id else None
+            if content is not None:
+                found: dict[str, Any] = msgspec.json.decode(content)
+                return found
+        return None
+
     async def usage(self, first: str, last: str) -> ledger.Rows:
         """The ledger of these days, both included."""
         rows: ledger.Rows = {}

@@ -154,6 +154,18 @@ def test_the_command_does_the_same(pair: tuple[Gateway, Gateway]) -> None:
     assert "no gateway answers at http://127.0.0.1:1" in nobody.stderr
 
 
+def test_what_happened_to_a_request_is_known_at_every_gateway(pair: tuple[Gateway, Gateway], store: Server) -> None:
+    headers = {"authorization": "Bearer in-file", "x-request-id": "asked-at-one"}
+    answer = raw.call(pair[0].port, "POST", CHAT, raw.chat("a prompt that stays here"), headers)
+    name = answer.json()["id"]
+    until("the other knows", lambda: pair[1].admin(f"/admin/requests/{name}", headers=ADMIN).status == 200, 5)
+    here, there = (to.admin("/admin/requests/asked-at-one", headers=ADMIN).json() for to in pair)
+    assert here["id"] == there["id"] == name
+    assert here["phases_ms"] == there["phases_ms"]
+    assert b"a prompt that stays here" not in b"".join(store.client().hvals("penstock:{default}:requests:records"))
+    assert pair[1].admin("/admin/requests/nobody", headers=ADMIN).status == 404
+
+
 def test_without_redis_keys_stand_in_the_file(wired: Gateway) -> None:
     assert wired.admin("/admin/keys").json() == {"keys": []}
     refused = wired.admin("/admin/keys", "POST")
