@@ -47,7 +47,7 @@ def summary(record: RequestContext) -> dict[str, Any]:
         "continuations": record.continuations,
         "limits": [
             {"limit": f"{ask.limit.whose}: {ask.limit.unit}", "reserved": ask.cost, "left": state[0]}
-            for ask, state in zip(held.lease.asks, held.states, strict=True)
+            for ask, state in zip(held.lease.asks, held.states, strict=False)  # none where limits are open
         ]
         if held is not None
         else [],

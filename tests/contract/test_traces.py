@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,26 @@ def test_the_phases_add_up_and_each_shows_its_own_delay(traced: Gateway, sink: C
     assert server.events == ["first token"]
     assert len(below) == 1
     assert below[0].attributes["gen_ai.response.time_to_first_chunk"] >= spent["first_token"] - 1e-3
+
+
+def test_waiting_for_a_place_and_for_a_whole_answer_show_where_they_were_spent(
+    engines: tuple[Rehearsal, Rehearsal], sink: Collector, tmp_path: Path
+) -> None:
+    """One place at the host: the second of two requests waits for what the first has left, and says so, as a span too."""
+    config = configuration(engines[:1], sink.endpoint)
+    config["backends"]["dsv3"]["hosts"][0]["max_in_flight"] = 1
+    with gateway(tmp_path, config, **FAST) as running, ThreadPoolExecutor(2) as clients:
+        running.wait_all_hosts()
+        both = [clients.submit(ask, running, "[[tokens 40]] [[pace 0.01]]") for _ in range(2)]
+        trees = [sink.tree(one.result().headers["x-trace-id"]) for one in both]
+        (first, _), (second, below) = sorted(trees, key=lambda tree: phases(tree[0])["queue"])
+        assert phases(first)["queue"] < 0.2
+        assert phases(first)["first_token"] >= 0.4, "of a JSON answer the engine's time until it is whole"
+        assert phases(second)["queue"] >= 0.2
+        waited = next(span for span in below if span.name == "wait for a host")
+        assert waited.seconds == pytest.approx(phases(second)["queue"], abs=1e-3)
+        for server in (first, second):
+            assert sum(phases(server).values()) == pytest.approx(server.seconds, abs=1e-4)
 
 
 def test_time_spent_on_a_slow_client_is_not_the_engines(traced: Gateway, sink: Collector) -> None:

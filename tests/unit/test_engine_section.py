@@ -246,6 +246,16 @@ class FakeNvml:
         return lambda *arguments: answers[name]
 
 
+def test_a_gpu_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from backends.sglang_dsv3.config import Engine
+    from backends.sglang_dsv3.engine import agent
+    from gateway.errors import ConfigError
+
+    monkeypatch.setattr(Monitor, "count", lambda self: 2)
+    with pytest.raises(ConfigError, match=r"engine\.gpus: there is no GPU 3; this machine has 2 \(0 to 1\)"):
+        agent.prepare(Engine(gpus=[0, 3]), "engine", lambda done, of: None)
+
+
 def test_a_gpu_is_read_in_plain_units_and_what_it_does_not_tell_is_left_out(tmp_path: Path) -> None:
     """No GPU is here: this is the arithmetic alone. Real figures need a GPU host."""
     watch = Monitor([3], tmp_path)
