@@ -79,14 +79,14 @@ apt:
 node: .venv-dev/node-ready
 
 .venv/ready: requirements/gateway.txt pyproject.toml
-	@echo "penstock: installing the gateway's environment (about 15 MB of wheels)"
+	@echo "penstock: installing the gateway's environment (about 30 MB of wheels)"
 	@$(PYTHON) -m venv .venv || { echo "penstock: python3-venv is missing? apt-get install python3-venv"; exit 1; }
 	@.venv/bin/pip install $(PIP) --no-deps --require-hashes -r requirements/gateway.txt $(FILTER)
 	@.venv/bin/pip install $(PIP) --no-deps --no-build-isolation -e . $(FILTER)
 	@touch $@
 
 .venv-dev/ready: requirements/dev.txt pyproject.toml
-	@echo "penstock: installing the tests' environment (about 130 MB of wheels)"
+	@echo "penstock: installing the tests' environment (about 170 MB of wheels)"
 	@$(PYTHON) -m venv .venv-dev || { echo "penstock: python3-venv is missing? apt-get install python3-venv"; exit 1; }
 	@.venv-dev/bin/pip install $(PIP) --no-deps --require-hashes -r requirements/dev.txt $(FILTER)
 	@.venv-dev/bin/pip install $(PIP) --no-deps --no-build-isolation -e . $(FILTER)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +15,9 @@ import openai
 import pytest
 
 from gateway.keys import hashed
+from tests.contract.test_command import penstock
 from tests.support import raw
-from tests.support.processes import Gateway, Rehearsal, environment, gateway, rehearsal, until
+from tests.support.processes import Gateway, Rehearsal, gateway, rehearsal, until
 
 pytestmark = pytest.mark.wire
 
@@ -456,14 +455,7 @@ def test_a_wrong_setting_is_refused_at_start_with_its_place(engine: Rehearsal, t
     elif "keys" in change:
         config["models"] = {"deepseek-v3": {"backend": "dsv3", "price": {"prompt": 1}}}
     (tmp_path / "penstock.yaml").write_text(json.dumps(config))
-    done = subprocess.run(
-        [sys.executable, "-m", "gateway", "check", "-c", "penstock.yaml"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    done = penstock("check", "-c", "penstock.yaml", folder=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
 
@@ -496,14 +488,7 @@ def test_no_secret_is_anywhere(limited: Gateway, engine: Rehearsal, tmp_path: Pa
     (tmp_path / "penstock.yaml").write_text(
         json.dumps({**configuration(engine), "redis": {"url": "redis://user:sk-redis-password@127.0.0.1:1"}})
     )
-    check = subprocess.run(
-        [sys.executable, "-m", "gateway", "check", "-c", "penstock.yaml"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    check = penstock("check", "-c", "penstock.yaml", folder=tmp_path)
     assert check.returncode == 0, check.stderr
     places["check"] = check.stdout + check.stderr
     assert "redis.url: does not answer now" in check.stdout
