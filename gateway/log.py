@@ -122,7 +122,7 @@ def request(record: RequestContext) -> None:
     if record.outcome:
         fields["outcome"] = record.outcome
     if record.model:
-        fields["phases_ms"] = {name: round(spent * 1e3, 1) for name, spent in zip(PHASES, record.phases, strict=True) if spent >= 5e-5}
+        fields["phases_ms"] = {name: round(spent * 1e3, 2) for name, spent in zip(PHASES, record.phases, strict=True) if spent}
     tokens = f" {record.usage.prompt_tokens}+{record.usage.completion_tokens} tokens" if record.usage is not None else ""
     outcome = f" {record.outcome}" if record.outcome else ""
     _requests.info(
