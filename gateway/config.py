@@ -140,11 +140,12 @@ class KeyEntry(Limits, forbid_unknown_fields=True, frozen=True, kw_only=True):
 
 class LimitRules(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """How limits are kept: what may come at once, in seconds of a rate; whose calendar days; for how many days usage is remembered;
-    whether keys share the engines' prefix cache."""
+    where, without Redis (`state/usage.json` in the home folder); whether keys share the engines' prefix cache."""
 
     burst_s: float = 60.0
     timezone: str = "UTC"
     keep_days: int = 400
+    ledger_file: str | None = None
     isolate_prefix_cache: bool = True
 
 

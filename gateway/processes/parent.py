@@ -120,7 +120,8 @@ class Parent:
         loop.add_signal_handler(signal.SIGTERM, lambda: self._stop(self.settings.timeouts.grace_s))
         loop.add_signal_handler(signal.SIGINT, lambda: self._stop(0.0))  # who presses Ctrl-C has no load balancer to wait for
         loop.add_signal_handler(signal.SIGHUP, lambda: self._background(self.reload("SIGHUP")))
-        self._usage.read()
+        if self.settings.redis.url is None:
+            self._usage.read()
         self._background(self._usage.write_forever())
         await self._services.change(self._plan.services)
         fleet = Fleet(1, self.settings, self._home, self._listener, self._services.states, self._counts, self._usage)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 from gateway import ledger
 from gateway.config import LimitRules
@@ -20,7 +22,8 @@ class Usage:
     """Rows of all workers that are and were."""
 
     def __init__(self, home: Path, rules: LimitRules) -> None:
-        self._path = home / "state" / "usage.json"
+        self._path = Path(rules.ledger_file) if rules.ledger_file is not None else home / "state" / "usage.json"
+        self._lock: IO[bytes] | None = None
         self._file = ledger.File(self._path)
         self._keep_days = rules.keep_days
         self._days = ledger.Days(rules.timezone)
@@ -28,7 +31,16 @@ class Usage:
         self.rows: ledger.Rows = {}
 
     def read(self) -> None:
-        """What an earlier life has left. A file that cannot be read is put aside, never overwritten."""
+        """What an earlier life has left. A file that cannot be read is put aside, never overwritten; one that another gateway keeps is left
+        alone, since the last of two writers would win."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = self._path.with_suffix(".lock").open("wb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock = None
+            log.error("%s belongs to another gateway (%s): this one's ledger is in memory only; set limits.ledger_file", self._path, error)
+            return
         try:
             self.rows = self._file.read()
         except (OSError, ValueError) as error:
@@ -49,7 +61,7 @@ class Usage:
 
     def write(self) -> None:
         """Write the file, if there is anything new."""
-        if self._written:
+        if self._written or self._lock is None:
             return
         ledger.forget(self.rows, self._keep_days, self._days.at(time.time())["day"][0])
         try:

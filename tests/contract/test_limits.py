@@ -393,6 +393,21 @@ def test_budgets_and_ledger_survive_a_restart_without_redis(engine: Rehearsal, t
         until("its budget is where it was", lambda: ask(second, "daily").status == 429)
 
 
+def test_a_ledger_that_another_gateway_keeps_is_left_alone(engine: Rehearsal, tmp_path: Path) -> None:
+    home = {"PENSTOCK_HOME": str(tmp_path)}
+    with gateway(tmp_path / "1", configuration(engine), (), "", **home) as first:
+        first.wait_ready()
+        assert ask(first, "rest", "[[tokens 20]]").status == 200
+        with gateway(tmp_path / "2", configuration(engine), (), "", **home) as second:
+            second.wait_ready()
+            assert "belongs to another gateway" in second.output()
+            assert ask(second, "rest", "[[tokens 70]]").status == 200
+            assert used(second, "rest")["generated_tokens"] == 70, "its own, in memory"
+        assert used(first, "rest")["generated_tokens"] == 20
+    with gateway(tmp_path / "3", configuration(engine), (), "", **home) as third:
+        assert used(third, "rest")["generated_tokens"] == 20
+
+
 def test_a_ledger_that_cannot_be_read_is_put_aside(engine: Rehearsal, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "usage.json").write_text("{nonsense")

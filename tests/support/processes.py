@@ -129,6 +129,8 @@ def gateway(
     if config is not None:
         (folder / "penstock.yaml").write_text(yaml.safe_dump(dict(config)))
         command += ["-c", str(folder / "penstock.yaml")]
+    if "PENSTOCK_HOME" not in env:  # a ledger of its own, and not the checkout's
+        env["PENSTOCK__LIMITS__LEDGER_FILE"] = str(folder / "usage.json")
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment(**env), cwd=folder)
     family: list[psutil.Process] = []
