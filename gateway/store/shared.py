@@ -140,6 +140,12 @@ class Shared:
             return await future
         except StoreFailed:
             return self._alone(lease)
+        except asyncio.CancelledError:
+            # It may have been granted in the same moment; then nobody will ever settle it.
+            if future.done() and not future.cancelled() and future.exception() is None and future.result().refused is None:
+                self._let_go(lease)
+                self._give_back(lease)
+            raise
         finally:
             timer.cancel()
 
@@ -182,14 +188,23 @@ class Shared:
             if ask.limit.kind == SLOTS:
                 self._held.setdefault(ask.key, set()).add(lease.id)
 
+    def _let_go(self, lease: Lease) -> None:
+        """The reverse of `_hold`."""
+        self._open[lease.place] -= 1
+        if not self._open[lease.place]:
+            del self._open[lease.place]
+        for ask in lease.asks:
+            if ask.limit.kind == SLOTS:
+                self._held[ask.key].discard(lease.id)
+                if not self._held[ask.key]:
+                    del self._held[ask.key]
+
     # Settlement
 
     def settle(self, lease: Lease, costs: Sequence[float], row: Row) -> None:
         """See `Store`."""
         field = lease.place
-        self._open[field] -= 1
-        if not self._open[field]:
-            del self._open[field]
+        self._let_go(lease)
         ledger.add(self._owed.rows, row)
         if self._up or not lease.local:
             self._owed.open[field] = self._owed.open.get(field, 0) - 1
@@ -200,9 +215,6 @@ class Shared:
         for ask, cost in zip(lease.asks, costs, strict=True):
             kind = ask.limit.kind
             if kind == SLOTS:
-                self._held[ask.key].discard(lease.id)
-                if not self._held[ask.key]:
-                    del self._held[ask.key]
                 if shared:
                     slots = True
                     self._owed.slots.setdefault(ask.key, []).append(lease.id)

@@ -159,7 +159,13 @@ def test_while_redis_is_gone_each_gateway_enforces_its_share(engine: Rehearsal, 
         store = stack.enter_context(redis.server(tmp_path / "redis", durable=True))
         running = stack.enter_context(gateways(2, tmp_path, configuration(engine, {"url": store.url}, **limits)))
         until("they know of each other", lambda: store.client().zcard("penstock:{default}:gateways") == 2)
-        time.sleep(3)  # a heartbeat tells how many they are
+        before = dict(store.client().zrange("penstock:{default}:gateways", 0, -1, withscores=True))
+        until(
+            "each has had a heartbeat since, which told it how many they are",
+            lambda: all(
+                before[name] != score for name, score in store.client().zrange("penstock:{default}:gateways", 0, -1, withscores=True)
+            ),
+        )
         assert ask(running[0], "free").status == 200
         assert ask(running[0], "requests").headers["x-ratelimit-remaining-requests"] == "99"
         if how == "restart":

@@ -217,6 +217,31 @@ def test_a_client_that_leaves_while_it_is_decided_takes_nothing(server: Server) 
     with_store(server, work)
 
 
+def test_a_client_that_leaves_in_the_moment_of_its_grant_takes_nothing(server: Server) -> None:
+    """The decision is there and its task has not gone on yet: nobody will settle that lease, and the heartbeat must not renew it."""
+    server.client().flushall()
+
+    async def work(store: Shared) -> None:
+        decided = store._decided
+
+        def and_then_it_leaves(*given: Any) -> None:
+            decided(*given)
+            asking.cancel()
+
+        store._decided = and_then_it_leaves  # type: ignore[method-assign]
+        asking = asyncio.create_task(store.admit(lease(1)))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await asyncio.sleep(0)
+        if store._flushing is not None:
+            await store._flushing
+        await store._flush()
+        assert (store._open, store._held) == ({}, {})
+        assert server.client().zcard("penstock:{default}:limit:slots") == 0
+
+    with_store(server, work)
+
+
 def test_a_script_that_the_server_has_forgotten_is_told_again(server: Server) -> None:
     async def work(store: Shared) -> None:
         server.client().script_flush()
