@@ -108,9 +108,10 @@ def test_a_gateway_that_is_killed_gives_its_slots_back_and_what_it_had_open_is_t
     with redis.server(tmp_path / "redis") as store:
         config["redis"] = {"url": store.url}
         with gateways(1, tmp_path / "stays", config) as (survivor,):
-            doomed = stack = contextlib.ExitStack()
-            with contextlib.suppress(AssertionError), doomed:
-                victim = stack.enter_context(gateway(tmp_path / "doomed", config, PENSTOCK_HOME=str(tmp_path)))
+            with contextlib.ExitStack() as stack:
+                doomed = gateway(tmp_path / "doomed", config, PENSTOCK_HOME=str(tmp_path))
+                victim = doomed.__enter__()
+                stack.callback(_clean_up, doomed)
                 victim.wait_ready()
                 holding = [raw.connect(victim.port) for _ in range(3)]
                 for peer in holding:
@@ -149,6 +150,12 @@ def test_a_gateway_that_is_killed_gives_its_slots_back_and_what_it_had_open_is_t
             assert row["lost"] <= 2, "one for each client"
             assert seen["made"]["[[tokens 5]] by a"] - 5 * row["lost"] <= row["generated_tokens"] <= seen["made"]["[[tokens 5]] by a"]
             assert metric(survivor, "penstock_lost_requests_total") == 3 + row["lost"]
+
+
+def _clean_up(killed: contextlib.AbstractContextManager[Gateway]) -> None:
+    """What was killed does not end as a stop would, which its own fixture asserts; that alone is forgiven."""
+    with contextlib.suppress(AssertionError):
+        killed.__exit__(None, None, None)
 
 
 @pytest.mark.chaos

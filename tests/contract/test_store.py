@@ -228,7 +228,7 @@ def test_a_client_that_leaves_in_the_moment_of_its_grant_takes_nothing(server: S
             decided(*given)
             asking.cancel()
 
-        store._decided = and_then_it_leaves  # type: ignore[method-assign]
+        store._decided = and_then_it_leaves  # type: ignore[method-assign,assignment]
         asking = asyncio.create_task(store.admit(lease(1)))
         with pytest.raises(asyncio.CancelledError):
             await asking
