@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.peers import machine
-from gateway.balance import policies
-from gateway.balance.hosts import Health, Host, Hosts
 from gateway.plugin import Target, Verdict
+from gateway.serving.balance import policies
+from gateway.serving.balance.hosts import Health, Host, Hosts
 
 RESULTS = Path(__file__).parent / "results"
 PICKS, ROUNDS = 5000, 9

@@ -18,16 +18,17 @@ import psutil
 import uvloop
 
 from bench.peers import machine
-from gateway import calls, config
-from gateway.admission import Admission
+from gateway import config
+from gateway.access.admission import Admission
+from gateway.access.keys import Keys, hashed
+from gateway.access.limits.memory import Memory
+from gateway.access.limits.rules import Store
 from gateway.config import Settings
-from gateway.context import RequestContext
-from gateway.keys import Keys, hashed
-from gateway.limits.memory import Memory
-from gateway.limits.rules import Store
-from gateway.metrics import Metrics
 from gateway.plugin import Call, Endpoint, Usage
+from gateway.serving import calls
 from gateway.store.shared import Shared
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.record import Record
 from tests.support import redis
 
 REQUESTS, ROUNDS, CONNECTIONS = 4000, 5, 32
@@ -54,22 +55,22 @@ class Requests:
         self.admission = Admission(chosen, store, Metrics())
         self._caller = Keys(chosen).find(b"k")
 
-    def new(self) -> tuple[Call, RequestContext]:
-        record = RequestContext(dict(SCOPE))
+    def new(self) -> tuple[Call, Record]:
+        record = Record(dict(SCOPE))
         record.caller = self._caller
         record.status, record.first_event_at = 200, 1.0
         record.usage = Usage(140, 64)
         return calls.parse(Endpoint.CHAT, BODY), record
 
 
-async def one_by_one(of: Requests, made: list[tuple[Call, RequestContext]], settled: bool) -> None:
+async def one_by_one(of: Requests, made: list[tuple[Call, Record]], settled: bool) -> None:
     for call, record in made:
         await of.admission.admit(call, "m", record)
         if settled:
             of.admission.settle(record)
 
 
-async def at_once(of: Requests, made: list[tuple[Call, RequestContext]], settled: bool) -> None:
+async def at_once(of: Requests, made: list[tuple[Call, Record]], settled: bool) -> None:
     """As many clients as there are connections, one request after another each."""
 
     async def client() -> None:
@@ -82,7 +83,7 @@ async def at_once(of: Requests, made: list[tuple[Call, RequestContext]], settled
     await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
 
 
-async def cpu_us(of: Requests, way: Callable[[Requests, list[tuple[Call, RequestContext]], bool], Awaitable[None]], settled: bool) -> float:
+async def cpu_us(of: Requests, way: Callable[[Requests, list[tuple[Call, Record]], bool], Awaitable[None]], settled: bool) -> float:
     """Of one request, in microseconds."""
     made = [of.new() for _ in range(REQUESTS)]
     gc.collect()

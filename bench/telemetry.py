@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers import machine
-from gateway import calls, context, telemetry
 from gateway.config import Tracing
-from gateway.metrics import Metrics
 from gateway.plugin import Endpoint, Usage
+from gateway.serving import calls
+from gateway.telemetry import tracer as telemetry
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.record import CLIENT, FIRST_TOKEN, GENERATE, QUEUE, RETRY, Attempt, Record
 from tests.support.otlp import collector
 
 REQUESTS, ROUNDS = 2000, 7
@@ -24,27 +26,25 @@ SCOPE = {"type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 64, "temperature": 0.5}).encode()
 
 
-def record(sampling: int) -> context.RequestContext:
+def record(sampling: int) -> Record:
     """A stream that has ended, one attempt."""
-    made = context.RequestContext(dict(SCOPE), sampling)
+    made = Record(dict(SCOPE), sampling)
     made.call = calls.parse(Endpoint.CHAT, BODY)
     made.route, made.served, made.model, made.call_id, made.stream, made.status = CHAT, "m", "m", made.call.id, True, 200
     made.target = "10.0.0.1:30000"
-    for phase in (context.QUEUE, context.RETRY):
+    for phase in (QUEUE, RETRY):
         made.enter(phase)
-    attempt = context.Attempt(made.target, "00f067aa0ba902b7", made.mark)
+    attempt = Attempt(made.target, "00f067aa0ba902b7", made.mark)
     made.tried.append(attempt)
-    for phase in (context.FIRST_TOKEN, context.GENERATE, context.CLIENT):
+    for phase in (FIRST_TOKEN, GENERATE, CLIENT):
         made.enter(phase)
     attempt.connected_at = attempt.first_at = made.first_event_at = made.started_at + 1e-4
     made.usage, made.events, made.largest_gap_s = Usage(12, 64), 64, 0.01
-    made.ended_at = attempt.ended_at = made.enter(context.CLIENT)
+    made.ended_at = attempt.ended_at = made.enter(CLIENT)
     return made
 
 
-def cpu_us(
-    made: list[context.RequestContext], work: Callable[[context.RequestContext], Any], clock: Callable[[], float], after: Callable[[], Any]
-) -> float:
+def cpu_us(made: list[Record], work: Callable[[Record], Any], clock: Callable[[], float], after: Callable[[], Any]) -> float:
     gc.collect()
     gc.disable()
     started = clock()

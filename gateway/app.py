@@ -11,16 +11,17 @@ from litestar.exceptions import HTTPException
 
 import middleware
 import openapi
-from gateway import ledger, routes
-from gateway.admission import Admission
+from gateway import routes
+from gateway.access import ledger
+from gateway.access.admission import Admission
+from gateway.access.limits.memory import Memory
+from gateway.access.limits.rules import Store
 from gateway.config import Settings
 from gateway.errors import UnknownUrl
 from gateway.life import Life
-from gateway.limits.memory import Memory
-from gateway.limits.rules import Store
 from gateway.plugin import BackendEnv
-from gateway.pool import HostView
-from gateway.registry import Registry
+from gateway.serving.pool import HostView
+from gateway.serving.registry import Registry
 from gateway.wire.asgi import App, Receive, Scope, Send
 
 
@@ -60,10 +61,10 @@ def build(settings: Settings, env: BackendEnv, life: Life) -> Gateway:
     admission = life.admission = Admission(settings, _store(settings, life), life.metrics)
 
     if settings.tracing.on():
-        from gateway import telemetry  # 0.3 s that only a gateway with a collector has to spend
+        from gateway.telemetry import tracer  # 0.3 s that only a gateway with a collector has to spend
 
-        life.sampling = telemetry.bound(telemetry.ratio(settings.tracing))
-        life.tracer = telemetry.Tracer(settings.tracing, life.metrics)
+        life.sampling = tracer.bound(tracer.ratio(settings.tracing))
+        life.tracer = tracer.Tracer(settings.tracing, life.metrics)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:

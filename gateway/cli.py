@@ -15,11 +15,15 @@ import click
 import msgspec
 
 import gateway
-from gateway import admission, config, log, registry, remote
+from gateway import config
+from gateway.access import admission
+from gateway.admin import client as remote
 from gateway.errors import ConfigError
 from gateway.home import home
 from gateway.plugin import BackendEnv, CommandEnv, Service, ServiceState
 from gateway.processes import init, parent
+from gateway.serving import registry
+from gateway.telemetry import log
 
 CONFIG_OPTION = click.option(
     "-c", "--config", "path", type=click.Path(path_type=Path), help="A YAML (or JSON) file; every key is optional."

@@ -25,9 +25,10 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from gateway import calls, config, registry
+from gateway import config
 from gateway.errors import ConfigError
 from gateway.plugin import AttemptFailed, Backend, BackendEnv, Call, Endpoint, Plugin, Reply, Verdict
+from gateway.serving import calls, registry
 
 Work = Callable[[Backend, str], Awaitable[None]]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from gateway import ledger
-from gateway.admission import Admission
+from gateway.access import ledger
+from gateway.access.admission import Admission
+from gateway.access.keys import Keys
 from gateway.config import Settings
-from gateway.context import RequestContext
-from gateway.keys import Keys
-from gateway.metrics import Metrics
-from gateway.records import Ring
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.record import Record
+from gateway.telemetry.ring import Ring
 
 if TYPE_CHECKING:
-    from gateway.telemetry import Tracer
+    from gateway.telemetry.tracer import Tracer
 
 
 class Life:
@@ -27,7 +27,7 @@ class Life:
     def __init__(self, settings: Settings) -> None:
         self.ready = True
         self.keep = True
-        self.open: set[RequestContext] = set()
+        self.open: set[Record] = set()
         self.metrics = Metrics()
         self.keys = Keys(settings)
         self.admission: Admission | None = None

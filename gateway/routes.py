@@ -10,15 +10,16 @@ import msgspec
 from litestar import asgi
 from litestar.handlers import ASGIRouteHandler
 
-from gateway import context, dispatch
-from gateway.admission import Admission
+from gateway.access.admission import Admission
 from gateway.config import Settings
-from gateway.dispatch import Dispatcher
 from gateway.errors import MethodNotAllowed, Unavailable, UnknownUrl
 from gateway.life import Life
 from gateway.plugin import Endpoint
-from gateway.registry import Registry
-from gateway.relay import exchange
+from gateway.serving import dispatch
+from gateway.serving.dispatch import Dispatcher
+from gateway.serving.registry import Registry
+from gateway.serving.relay import exchange
+from gateway.telemetry.record import Record
 from gateway.wire import answers
 from gateway.wire.asgi import App, Receive, Scope, Send
 
@@ -60,7 +61,7 @@ def _guarded(route: Route) -> App:
     allowed = ["GET", "HEAD"] if route.method == "GET" else [route.method]
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
-        record = context.of(scope)
+        record = Record.of(scope)
         path = record.path
         if route.below and not f"{path}/".startswith(f"{route.path}/"):
             raise UnknownUrl(scope["method"], path)
@@ -82,7 +83,7 @@ async def _json(send: Send, value: object) -> None:
 def _models(registry: Registry) -> App:
     async def models(scope: Scope, receive: Receive, send: Send) -> None:
         # The server has decoded the path, so an id sent with %2F arrives with its slash, as it does when sent raw.
-        record = context.of(scope)
+        record = Record.of(scope)
         name, allowed = record.path.removeprefix("/v1/models").strip("/"), record.caller.models
         await _json(send, registry.model(name, allowed) if name else {"object": "list", "data": registry.models(allowed)})
 

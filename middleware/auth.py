@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gateway import context
+from gateway.access.keys import Caller
 from gateway.config import Settings
 from gateway.errors import InvalidKey, Shape
-from gateway.keys import Caller
 from gateway.life import Life
-from gateway.wire.asgi import App, Receive, Scope, Send
+from gateway.telemetry.record import Record
+from gateway.wire.asgi import App, Receive, Scope, Send, header
 
 # What a load balancer or a browser asks without a key; none of it says anything that is not public.
 OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs"})
@@ -22,7 +22,7 @@ class Auth:
         self._keys = life.keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = context.of(scope)
+        record = Record.of(scope)
         if self._keys.required and scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
             record.caller = self._caller(scope, record)
             record.key = record.caller.name
@@ -30,11 +30,11 @@ class Auth:
             record.caller = self._keys.nobody
         await self._app(scope, receive, send)
 
-    def _caller(self, scope: Scope, record: context.RequestContext) -> Caller:
+    def _caller(self, scope: Scope, record: Record) -> Caller:
         """Whose key this is; raises InvalidKey, the same for one that is missing, unknown, revoked or expired."""
-        scheme, _, secret = (context.header(scope, b"authorization") or b"").partition(b" ")
+        scheme, _, secret = (header(scope, b"authorization") or b"").partition(b" ")
         if not scheme and record.shape is Shape.ANTHROPIC:
-            scheme, secret = b"bearer", context.header(scope, b"x-api-key") or b""  # what Anthropic's SDKs send
+            scheme, secret = b"bearer", header(scope, b"x-api-key") or b""  # what Anthropic's SDKs send
         caller = self._keys.find(secret.strip())
         if scheme.lower() != b"bearer" or caller is None:
             raise InvalidKey

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from gateway import context
 from gateway.config import Settings
 from gateway.errors import Headers
 from gateway.life import Life
-from gateway.wire.asgi import App, Message, Receive, Scope, Send
+from gateway.wire.asgi import App, Message, Receive, Scope, Send, header
 
 # What a page may read beside the body: ids, and when to come again.
 _EXPOSED = b", ".join(
@@ -25,12 +24,12 @@ class Cors:
         self._max_age = b"%d" % settings.security.cors.max_age_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        origin = context.header(scope, b"origin") if self._origins else None
+        origin = header(scope, b"origin") if self._origins else None
         if origin is None:
             await self._app(scope, receive, send)
             return
         headers = self._allowed(origin)
-        if scope["method"] == "OPTIONS" and context.header(scope, b"access-control-request-method"):
+        if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method"):
             await send({"type": "http.response.start", "status": 204, "headers": headers + self._preflight(scope) if headers else []})
             await send({"type": "http.response.body", "body": b""})
             return
@@ -52,5 +51,5 @@ class Cors:
     def _preflight(self, scope: Scope) -> Headers:
         """Whatever headers a page asks to send may be sent: none but the key is read, and none but the trace's is passed on."""
         headers = [(b"access-control-allow-methods", _METHODS), (b"access-control-max-age", self._max_age), (b"vary", b"origin")]
-        asked = context.header(scope, b"access-control-request-headers")
+        asked = header(scope, b"access-control-request-headers")
         return [*headers, (b"access-control-allow-headers", asked)] if asked else headers

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from gateway import context
 from gateway.config import Settings
 from gateway.errors import ClientGone, as_gateway_error, render
 from gateway.life import Life
+from gateway.telemetry.record import Record
 from gateway.wire.asgi import App, Receive, Scope, Send
 
 log = logging.getLogger("penstock.errors")
@@ -23,7 +23,7 @@ class Errors:
         try:
             await self._app(scope, receive, send)
         except Exception as raised:
-            record = context.of(scope)
+            record = Record.of(scope)
             error = as_gateway_error(raised)
             record.outcome = error.code or type(error).__name__
             if isinstance(error, ClientGone):

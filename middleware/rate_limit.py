@@ -1,15 +1,15 @@
 """Innermost: what a request was admitted with is settled once, when its body has ended, however it ended.
 
-The decision itself comes later, when the body has been read (`gateway/admission.py`); the `x-ratelimit-*` headers stand in the record,
-from where every answer to it gets them, refusals and failures included.
+The decision itself comes later, when the body has been read (`gateway/access/admission.py`); the `x-ratelimit-*` headers stand in the
+record, from where every answer to it gets them, refusals and failures included.
 """
 
 from __future__ import annotations
 
-from gateway import context
 from gateway.config import Settings
 from gateway.errors import ClientGone, as_gateway_error
 from gateway.life import Life
+from gateway.telemetry.record import Record
 from gateway.wire.asgi import App, Receive, Scope, Send
 
 
@@ -21,7 +21,7 @@ class RateLimit:
         self._life = life
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = context.of(scope)
+        record = Record.of(scope)
         try:
             await self._app(scope, receive, send)
         except BaseException as raised:

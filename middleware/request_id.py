@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 
-from gateway import context, log
 from gateway.config import Settings
 from gateway.errors import Headers, Shape
 from gateway.life import Life
+from gateway.telemetry import log
+from gateway.telemetry.record import KEY, Record
 from gateway.wire.asgi import App, Message, Receive, Scope, Send
 
 # The version of OpenAI's API that has been in force since it began to say one.
 _VERSION = (b"openai-version", b"2020-10-01")
 
 
-def _headers(record: context.RequestContext) -> Headers:
+def _headers(record: Record) -> Headers:
     """`openai-processing-ms` is the time until the answer began, which for a stream is its first event."""
     request_id = record.request_id.encode("latin-1")
     headers = [
@@ -30,7 +31,7 @@ def _headers(record: context.RequestContext) -> Headers:
 
 
 class RequestId:
-    """Makes the RequestContext; nothing below may be without it."""
+    """Makes the Record; nothing below may be without it."""
 
     def __init__(self, app: App, settings: Settings, life: Life) -> None:
         self._app = app
@@ -38,7 +39,7 @@ class RequestId:
         self._life = life
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = scope[context.KEY] = context.RequestContext(scope, self._life.sampling)
+        record = scope[KEY] = Record(scope, self._life.sampling)
         self._life.open.add(record)
 
         async def send_with_headers(message: Message) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 import msgspec
 from swagger_ui_bundle import swagger_ui_path
 
-from gateway import __version__, calls, context
+from gateway import __version__
 from gateway.errors import UnknownUrl
 from gateway.plugin import Endpoint
 from gateway.routes import Route
+from gateway.serving import calls
+from gateway.telemetry.record import Record
 from gateway.wire import answers
 from gateway.wire.asgi import App, Receive, Scope, Send
 
@@ -167,7 +169,7 @@ def _files(files: dict[str, tuple[str, bytes]]) -> App:
     served = {name: _file(kind, content) for name, (kind, content) in files.items()}
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        path = context.of(scope).path
+        path = Record.of(scope).path
         found = served.get(path.removeprefix("/docs").strip("/"))
         if found is None:
             raise UnknownUrl(scope["method"], path)

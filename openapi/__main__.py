@@ -7,12 +7,12 @@ from pathlib import Path
 
 import openapi
 from gateway import config, routes
-from gateway.admission import Admission
+from gateway.access.admission import Admission
+from gateway.access.limits.memory import Memory
 from gateway.home import home
 from gateway.life import Life
-from gateway.limits.memory import Memory
 from gateway.plugin import BackendEnv
-from gateway.registry import Registry
+from gateway.serving.registry import Registry
 
 FILE = Path(__file__).with_name("openapi.json")
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import msgspec
 
 from backends.sglang_dsv3 import translate
-from gateway import config, registry
-from gateway.balance.hosts import Health
+from gateway import config
 from gateway.plugin import Endpoint
+from gateway.serving import registry
+from gateway.serving.balance.hosts import Health
 from gateway.wire import requests
 
 ROOT = Path(__file__).resolve().parents[1]

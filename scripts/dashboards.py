@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from gateway import metrics
+from gateway.telemetry import metrics
 
 GRAFANA = Path(__file__).resolve().parents[1] / "deploy" / "grafana"
 SOURCE = {"type": "prometheus", "uid": "prometheus"}

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway import log, metrics, telemetry
-from gateway.context import PHASES
+from gateway.telemetry import log, metrics
+from gateway.telemetry import tracer as telemetry
+from gateway.telemetry.record import PHASES
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "observability.md"
 

@@ -11,10 +11,9 @@ from tests.support.processes import Gateway, Rehearsal, gateway, rehearsal
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test says where it belongs, so that `make test-fast` can leave out what is slow and nothing is lost between."""
+    """A test's folder (unit, wire, engine, chaos) is its marker; what takes the whole machine or much patience says so itself."""
     for item in items:
-        if not {"unit", "wire", "engine", "chaos"} & {mark.name for mark in item.iter_markers()}:
-            raise pytest.UsageError(f"{item.nodeid} has none of the markers unit, wire, engine, chaos")
+        item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from gateway.access.keys import StoredKey
 from gateway.errors import Unavailable
-from gateway.keys import StoredKey
 
 T = TypeVar("T")
 # Status, content type, content.

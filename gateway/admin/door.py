@@ -19,18 +19,19 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from gateway import context, metrics, records
+from gateway.access.ledger import Rows
 from gateway.admin import usage
 from gateway.admin.asked import Answer, Asked, Handler, Shelf, as_json, from_store
 from gateway.admin.keys import Keys
 from gateway.config import Settings, admin_address, is_loopback
-from gateway.context import RequestContext
 from gateway.errors import GatewayError, InvalidKey, InvalidRequest, MethodNotAllowed, Unavailable, UnknownUrl, as_gateway_error, render
-from gateway.ledger import Rows
-from gateway.metrics import Exemplars, Snapshot
-from gateway.pool import HostView
+from gateway.serving.pool import HostView
+from gateway.telemetry import metrics
+from gateway.telemetry import ring as records
+from gateway.telemetry.metrics import Exemplars, Snapshot
+from gateway.telemetry.record import Record
 from gateway.wire import body
-from gateway.wire.asgi import App, Receive, Scope, Send
+from gateway.wire.asgi import App, Receive, Scope, Send, header
 
 log = logging.getLogger("penstock.admin")
 
@@ -115,7 +116,7 @@ def build(parent: Operated) -> App:
     table = _table(parent)
     slow = Slow()
 
-    async def answer(scope: Scope, receive: Receive, record: RequestContext) -> Answer:
+    async def answer(scope: Scope, receive: Receive, record: Record) -> Answer:
         method, path = scope["method"], record.path
         if path not in _OPEN:
             await _admit(scope, parent.settings, slow)
@@ -127,12 +128,12 @@ def build(parent: Operated) -> App:
                 raise MethodNotAllowed(method, path, list(handlers))
             content = await body.read(receive, _MAX_BODY, parent.settings.timeouts.body_s, None) if method == "POST" else b""
             query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
-            accept = (context.header(scope, b"accept") or b"").decode("latin-1")
+            accept = (header(scope, b"accept") or b"").decode("latin-1")
             return await handlers[method](Asked(found.groupdict(), query, content, accept))
         raise UnknownUrl(method, path)
 
     async def door(scope: Scope, receive: Receive, send: Send) -> None:
-        record = context.RequestContext(scope)
+        record = Record(scope)
         headers = [(b"x-request-id", record.request_id.encode("latin-1"))]
         try:
             status, kind, content = await answer(scope, receive, record)
@@ -258,7 +259,7 @@ async def _admit(scope: Scope, settings: Settings, slow: Slow) -> None:
     if not known:
         _refuse_pages(scope, settings)
         return
-    scheme, _, secret = (context.header(scope, b"authorization") or b"").partition(b" ")
+    scheme, _, secret = (header(scope, b"authorization") or b"").partition(b" ")
     digest = hashlib.sha256(secret.strip()).digest()
     if scheme.lower() != b"bearer" or not sum(hmac.compare_digest(digest, key) for key in known):
         await slow.failed(scope["client"][0] if scope.get("client") else "")
@@ -266,7 +267,7 @@ async def _admit(scope: Scope, settings: Settings, slow: Slow) -> None:
 
 
 def _refuse_pages(scope: Scope, settings: Settings) -> None:
-    host = (context.header(scope, b"host") or b"").decode("latin-1").rpartition(":")
+    host = (header(scope, b"host") or b"").decode("latin-1").rpartition(":")
     name = (host[0] if host[2].isdigit() else "".join(host)).strip("[]")
     address = admin_address(settings.listen)
     if not is_loopback(name) and (address is None or name != address[0]):

@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from gateway import config, keys
+from gateway import config
+from gateway.access import keys
+from gateway.access.keys import StoredKey
 from gateway.admin.asked import Answer, Asked, Shelf, as_json, from_store
 from gateway.config import Settings
 from gateway.errors import ConfigError, InvalidRequest
-from gateway.keys import StoredKey
 
 log = logging.getLogger("penstock.admin")
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Protocol
 
-from gateway import ledger
+from gateway.access import ledger
+from gateway.access.ledger import Rows
+from gateway.access.limits.rules import Row
 from gateway.admin.asked import Answer, Asked, Handler, as_json, from_store
 from gateway.config import Settings
 from gateway.errors import InvalidRequest
-from gateway.ledger import Rows
-from gateway.limits.rules import Row
 
 _PLACES = ("day", "key", "model")
 _ACCEPTED = ("from", "to", "key", "model", "by", "format")

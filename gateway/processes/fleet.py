@@ -15,12 +15,12 @@ from pathlib import Path
 
 import msgspec
 
-from gateway import metrics
 from gateway.config import Settings
-from gateway.metrics import Metrics, Snapshot
 from gateway.plugin import ServiceState
 from gateway.processes import children, protocol
 from gateway.processes.usage import Usage
+from gateway.telemetry import metrics
+from gateway.telemetry.metrics import Metrics, Snapshot
 
 log = logging.getLogger("penstock.parent")
 

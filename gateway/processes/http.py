@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway import context, errors
+from gateway import errors
 from gateway.config import Settings
 from gateway.life import Life
 from gateway.processes.protocol import Retire
+from gateway.telemetry.record import new_request_id
 from gateway.wire.asgi import App
 
 log = logging.getLogger("penstock.worker")
@@ -112,7 +113,7 @@ class Protocol(HttpToolsProtocol):
         self._stop_waiting()
         if self.transport.is_closing():
             return
-        request_id = context.new_request_id()
+        request_id = new_request_id()
         status, headers, content = errors.render(errors.InvalidRequest(message, status=status, code=code), request_id)
         lines = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode()), *(name + b": " + value for name, value in headers)]
         lines += [b"x-request-id: " + request_id.encode(), b"connection: close", b"", content]

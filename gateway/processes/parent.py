@@ -17,19 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway import ledger, lifeline, log, metrics, registry
+from gateway import lifeline
+from gateway.access import ledger
 from gateway.admin import door as admin
 from gateway.admin.door import Reloaded, WorkerView
 from gateway.config import Loaded, Settings, admin_address
 from gateway.errors import ConfigError
 from gateway.life import Life
-from gateway.metrics import Snapshot
 from gateway.plugin import Service, ServiceState
-from gateway.pool import HostView
 from gateway.processes import protocol
 from gateway.processes.fleet import Counts, Fleet
 from gateway.processes.services import Observer, Services
 from gateway.processes.usage import Usage
+from gateway.serving import registry
+from gateway.serving.pool import HostView
+from gateway.telemetry import log, metrics
+from gateway.telemetry.metrics import Snapshot
 
 if TYPE_CHECKING:
     from gateway.processes import http

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from gateway.metrics import Exemplars, Snapshot
 from gateway.plugin import ServiceState
-from gateway.pool import HostView
+from gateway.serving.pool import HostView
+from gateway.telemetry.metrics import Exemplars, Snapshot
 
 # A line is settings, states or counts: kilobytes. The bound keeps a confused peer from filling memory.
 _MAX_LINE = 8 << 20

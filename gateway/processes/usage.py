@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from gateway import ledger
+from gateway.access import ledger
 from gateway.config import LimitRules
 
 log = logging.getLogger("penstock.parent")

@@ -14,12 +14,14 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from gateway import app, ledger, lifeline, log, metrics
+from gateway import app, lifeline
+from gateway.access import ledger
 from gateway.config import Settings
 from gateway.life import Life
 from gateway.plugin import BackendEnv, ServiceState
-from gateway.pool import HostView
 from gateway.processes import http, protocol
+from gateway.serving.pool import HostView
+from gateway.telemetry import log, metrics
 
 REPORT_INTERVAL_S = 1.0
 

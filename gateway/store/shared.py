@@ -20,14 +20,15 @@ from typing import Any
 
 import msgspec
 
-from gateway import ledger, records
+from gateway.access import ledger
+from gateway.access.keys import Keys, StoredKey
+from gateway.access.limits.memory import NOTHING_ASKED, Memory
+from gateway.access.limits.rules import LEASE_S, QUOTA, RATE, SECOND, SLOTS, Ask, Decision, Lease, Limit, Row, State, StoreFailed
 from gateway.config import Redis, Settings
-from gateway.context import RequestContext
-from gateway.keys import Keys, StoredKey
-from gateway.limits.memory import NOTHING_ASKED, Memory
-from gateway.limits.rules import LEASE_S, QUOTA, RATE, SECOND, SLOTS, Ask, Decision, Lease, Limit, Row, State, StoreFailed
-from gateway.metrics import LOST, STORE_FAILURES, STORE_LATENCY, STORE_UP, Metrics
 from gateway.store.connect import FAILURES, Client, Script
+from gateway.telemetry import ring as records
+from gateway.telemetry.metrics import LOST, STORE_FAILURES, STORE_LATENCY, STORE_UP, Metrics
+from gateway.telemetry.record import Record
 
 log = logging.getLogger("penstock.store")
 
@@ -82,7 +83,7 @@ class Shared:
         self._gateways = 1
         self._waiting: list[tuple[Lease, asyncio.Future[Decision]]] = []
         self._owed = Owed()
-        self._untold: deque[RequestContext] = deque(maxlen=_UNTOLD)
+        self._untold: deque[Record] = deque(maxlen=_UNTOLD)
         self._batch = 0
         self._unsure: tuple[Script, list[bytes], list[Any]] | None = None
         self._open: dict[str, int] = {}
@@ -245,7 +246,7 @@ class Shared:
                 self._owe_rate(ask, -ask.cost)
         self._soon(0.0)
 
-    def remember(self, record: RequestContext) -> None:
+    def remember(self, record: Record) -> None:
         """What happened to a request, for whoever asks at whatever gateway; while the store is gone the oldest are forgotten."""
         self._untold.append(record)
         self._soon(GATHER_S)

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from gateway import ledger
+from gateway.access import ledger
+from gateway.access.keys import StoredKey
 from gateway.config import Settings
-from gateway.keys import StoredKey
 from gateway.store.connect import Client, Script
 from gateway.store.shared import stored
 

@@ -20,8 +20,6 @@ import pytest
 from tests.support import raw
 from tests.support.processes import Gateway, Rehearsal, gateway, rehearsal, until
 
-pytestmark = pytest.mark.chaos
-
 CHAT = "/v1/chat/completions"
 TEXT = "".join(f"token {number} " for number in range(8))
 TIMEOUTS = {"connect_s": 0.5, "first_token_s": 0.7, "between_tokens_s": 0.7, "request_s": 2}

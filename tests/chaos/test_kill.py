@@ -19,7 +19,7 @@ from tests.support import raw
 from tests.support.engine import sglang
 from tests.support.processes import ROOT, Gateway, command, ended, environment, gateway, gone, status, until
 
-pytestmark = [pytest.mark.chaos, pytest.mark.engine]
+pytestmark = pytest.mark.engine
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": "deepseek-v3-tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}

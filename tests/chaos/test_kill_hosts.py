@@ -21,7 +21,7 @@ import pytest
 from tests.support import raw
 from tests.support.processes import Gateway, Rehearsal, gateway, rehearsal
 
-pytestmark = [pytest.mark.chaos, pytest.mark.storm]
+pytestmark = pytest.mark.storm
 
 CHAT = "/v1/chat/completions"
 STREAMS, TOKENS, PACE_S, KILL_EVERY_S = 200, 100, 0.04, 2.0

@@ -21,8 +21,6 @@ import yaml
 from tests.support import raw
 from tests.support.processes import ROOT, Gateway, Rehearsal, command, ended, environment, gateway, gone, status, until
 
-pytestmark = pytest.mark.chaos
-
 CHAT = "/v1/chat/completions"
 
 

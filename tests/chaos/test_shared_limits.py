@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.keys import hashed
+from gateway.access.keys import hashed
 from tests.support import raw, redis
 from tests.support.processes import Gateway, Rehearsal, environment, gateway, rehearsal, until
 from tests.support.redis import Server
@@ -76,7 +76,6 @@ def came(clients: list[subprocess.Popen[bytes]]) -> dict[str, int]:
     return total
 
 
-@pytest.mark.chaos
 @pytest.mark.storm
 def test_four_gateways_and_eight_clients_get_what_one_limit_gives(engine: Rehearsal, tmp_path: Path) -> None:
     """20 s at 100 requests a second and, by another key, 2,000 tokens a second, each with 5 s worth at once: within 1 % of the limit (and
@@ -100,7 +99,6 @@ def test_four_gateways_and_eight_clients_get_what_one_limit_gives(engine: Rehear
         assert used(running[3], "requests")["ok"] == requests["200"], "every gateway has the same ledger"
 
 
-@pytest.mark.chaos
 def test_a_gateway_that_is_killed_gives_its_slots_back_and_what_it_had_open_is_told(engine: Rehearsal, tmp_path: Path) -> None:
     """The ledger agrees with what the engine made, request by request and token by token, but for those that were open on the dead one."""
     wide = {"max_in_flight": 100}
@@ -158,7 +156,6 @@ def _clean_up(killed: contextlib.AbstractContextManager[Gateway]) -> None:
         killed.__exit__(None, None, None)
 
 
-@pytest.mark.chaos
 @pytest.mark.parametrize("how", ["restart", "pause"])
 def test_while_redis_is_gone_each_gateway_enforces_its_share(engine: Rehearsal, tmp_path: Path, how: str) -> None:
     limits = {"requests": {"rpm": 1200}}  # 20 a second, 100 at once; alone half of that
@@ -195,7 +192,6 @@ def test_while_redis_is_gone_each_gateway_enforces_its_share(engine: Rehearsal, 
         assert ask(running[0], "requests").headers["x-ratelimit-limit-requests"] == "1200"
 
 
-@pytest.mark.chaos
 @pytest.mark.parametrize(("choice", "expected"), [("open", {200}), ("closed", {503})])
 def test_what_holds_while_redis_is_gone_is_a_choice(engine: Rehearsal, tmp_path: Path, choice: str, expected: set[int]) -> None:
     config = configuration(engine, {"url": "redis://127.0.0.1:1", "on_store_failure": choice}, requests={"rpm": 12})
@@ -207,7 +203,6 @@ def test_what_holds_while_redis_is_gone_is_a_choice(engine: Rehearsal, tmp_path:
             assert answers[0].headers["retry-after"] == "1"
 
 
-@pytest.mark.chaos
 def test_keys_from_the_file_work_with_redis_gone_from_the_start(engine: Rehearsal, tmp_path: Path) -> None:
     with gateways(1, tmp_path, configuration(engine, {"url": "redis://127.0.0.1:1"}, requests={"rpm": 12})) as (running,):
         assert [ask(running, "requests").status for _ in range(3)] == [200, 429, 429]
@@ -215,7 +210,6 @@ def test_keys_from_the_file_work_with_redis_gone_from_the_start(engine: Rehearsa
         assert ask(running, "free").status == 200
 
 
-@pytest.mark.chaos
 def test_a_replica_takes_over_and_sentinel_says_so(engine: Rehearsal, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         master = stack.enter_context(redis.server(tmp_path / "master"))
@@ -249,7 +243,6 @@ def _sentinel(folder: Path, master: Server) -> Iterator[Server]:
         running.stop()
 
 
-@pytest.mark.chaos
 def test_tls_and_a_user_with_a_password(engine: Rehearsal, tmp_path: Path) -> None:
     certificate, private = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
@@ -275,7 +268,6 @@ def test_tls_and_a_user_with_a_password(engine: Rehearsal, tmp_path: Path) -> No
         assert any("penstock" in str(line) for line in store.client().acl_list())
 
 
-@pytest.mark.chaos
 def test_a_cluster_keeps_a_deployment_in_one_slot(engine: Rehearsal, tmp_path: Path) -> None:
     buses = redis.free_port(), redis.free_port()
     with contextlib.ExitStack() as stack:

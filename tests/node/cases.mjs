@@ -1,4 +1,4 @@
-// Runs cases read from standard input through openai-node and prints what became of each, in the same words as tests/contract/test_sdks.py.
+// Runs cases read from standard input through openai-node and prints what became of each, in the same words as tests/wire/test_sdks.py.
 import OpenAI from 'openai';
 import { readFileSync } from 'node:fs';
 

@@ -14,8 +14,6 @@ from gateway.errors import BodyTooLarge, BodyTooSlow, ClientGone, InvalidRequest
 from gateway.wire import body
 from gateway.wire.asgi import Receive
 
-pytestmark = pytest.mark.unit
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -24,8 +24,6 @@ from tests.support import raw
 from tests.support.memory_net import Gateway, Loop
 from tests.support.processes import ROOT
 
-pytestmark = pytest.mark.unit
-
 BUDGET = ROOT / "bench" / "budget.json"
 CHAT = "/v1/chat/completions"
 # The event loop's own turns (uvloop's are C) and this test's.
@@ -166,7 +164,7 @@ def test_a_request_stays_within_its_budget(stack: Stack) -> None:
 
 
 def test_counting_is_repeatable_and_notices_a_few_calls_an_event(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gateway import relay
+    from gateway.serving import relay
 
     first, again = stack.taken(), stack.taken()
     assert {name: value for name, value in first.items() if name.endswith("calls")} == {

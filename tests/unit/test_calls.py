@@ -8,12 +8,10 @@ from typing import Any, get_type_hints
 import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming, CompletionCreateParamsStreaming
 
-from gateway import calls
 from gateway.errors import InvalidRequest
 from gateway.plugin import Call, Endpoint
+from gateway.serving import calls
 from gateway.wire.requests import ChatRequest
-
-pytestmark = pytest.mark.unit
 
 USER = {"role": "user", "content": "hi"}
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}

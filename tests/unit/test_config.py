@@ -8,10 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway import config, registry
+from gateway import config
 from gateway.errors import ConfigError
-
-pytestmark = pytest.mark.unit
+from gateway.serving import registry
 
 HASH = "sha256:" + "0" * 64
 

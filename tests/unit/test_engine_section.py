@@ -18,8 +18,6 @@ from backends.sglang_dsv3.engine.monitor import Gpu, Monitor
 from backends.sglang_dsv3.engine.supervise import Progress
 from tests.support.processes import ROOT, environment
 
-pytestmark = pytest.mark.unit
-
 EXAMPLES = ROOT / "deploy" / "engine"
 GOLDEN = ROOT / "tests" / "data" / "engine"
 
@@ -38,7 +36,7 @@ def configured(folder: Path, **section: Any) -> Path:
 
 @pytest.mark.parametrize("name", ["4xB300", "4xMI325X", "8xH200", "2x8xH100", "2x8xH100-node1"])
 def test_the_command_line_of_known_hosts_is_what_it_was(tmp_path: Path, name: str) -> None:
-    """`tests/e2e/test_plugin.py` asks the installed SGLang whether it knows each of them."""
+    """`tests/engine/test_plugin.py` asks the installed SGLang whether it knows each of them."""
     rank = {"PENSTOCK__BACKENDS__DSV3__ENGINE__NODE_RANK": "1"} if name.endswith("-node1") else {}
     shown = engine(
         "-c",

@@ -8,8 +8,6 @@ import pytest
 
 from gateway import errors
 
-pytestmark = pytest.mark.unit
-
 
 def test_the_body_has_openais_four_members() -> None:
     status, headers, body = errors.render(errors.UnknownModel("x", ["a", "b"]), "req_1")

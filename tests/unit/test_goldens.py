@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 
 from backends.sglang_dsv3 import stream
-from gateway import calls
 from gateway.plugin import AttemptFailed, Call, Endpoint, Usage
+from gateway.serving import calls
 from tests.support.processes import GOLDEN
-
-pytestmark = pytest.mark.unit
 
 USER = [{"role": "user", "content": "hi"}]
 SHOW = {"stream_options": {"include_usage": True}}

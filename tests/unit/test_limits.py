@@ -8,12 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.admission import duration, headers
-from gateway.limits import rules
-from gateway.limits.memory import SLOT_WAIT, Memory
-from gateway.limits.rules import SECOND, Ask, Limit, Unit
-
-pytestmark = pytest.mark.unit
+from gateway.access.admission import duration, headers
+from gateway.access.limits import rules
+from gateway.access.limits.memory import SLOT_WAIT, Memory
+from gateway.access.limits.rules import SECOND, Ask, Limit, Unit
 
 
 class Clock:

@@ -13,8 +13,6 @@ from gateway.lifeline import Backoff
 from gateway.plugin import Service, ServiceState
 from gateway.processes import children
 
-pytestmark = pytest.mark.unit
-
 
 def test_delays_double_up_to_half_a_minute_and_a_healthy_minute_resets_them() -> None:
     backoff = Backoff()

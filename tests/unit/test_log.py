@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import logging
 
-import pytest
-
-from gateway.log import Bounded
-
-pytestmark = pytest.mark.unit
+from gateway.telemetry.log import Bounded
 
 
 def line(at: float, message: str = "host %s is down", name: str = "penstock.pool", *args: object) -> logging.LogRecord:

@@ -8,15 +8,13 @@ from collections.abc import Sequence
 import pytest
 
 from backends.scripted import Config, Scripted
-from gateway.balance.hosts import Health, Host, NoHost
-from gateway.balance.policies import First, RoundRobin
+from gateway.access.keys import Caller
 from gateway.config import Admission, KeyEntry, Retry, Settings
 from gateway.errors import Unavailable
-from gateway.keys import Caller
 from gateway.plugin import Target, Verdict
-from gateway.pool import Pool
-
-pytestmark = pytest.mark.unit
+from gateway.serving.balance.hosts import Health, Host, NoHost
+from gateway.serving.balance.policies import First, RoundRobin
+from gateway.serving.pool import Pool
 
 PLAIN = Health(slow_start_s=0)
 

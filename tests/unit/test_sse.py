@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from gateway.wire.sse import EventTooLarge, Splitter
 from tests.support.processes import GOLDEN
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize("file", sorted(GOLDEN.glob("*.sse")), ids=lambda file: file.stem)
 def test_events_are_the_same_at_every_split_position(file: object) -> None:

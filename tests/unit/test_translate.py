@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 
 from backends.sglang_dsv3 import stream, translate
-from gateway import calls
 from gateway.errors import InvalidRequest
 from gateway.plugin import AttemptFailed, Call, Endpoint, Verdict
+from gateway.serving import calls
 from tests.support.processes import GOLDEN
-
-pytestmark = pytest.mark.unit
 
 
 def call(**fields: Any) -> Call:

@@ -1,7 +1,7 @@
 """How bytes get to a host and back: one verb, two clients behind it, chosen by URL.
 
 `http1` is our own, for plain HTTP on a network of one's own: it is where a gateway's cost per event is decided (docs/performance.md).
-`library` is aiohttp, for what ours does not do: TLS, proxies, unix sockets. Both pass tests/contract/test_transport.py.
+`library` is aiohttp, for what ours does not do: TLS, proxies, unix sockets. Both pass tests/wire/test_transport.py.
 """
 
 from __future__ import annotations

@@ -1,0 +1,152 @@
+"""Who may call: keys from the configuration and keys that were made while the gateway runs, found by the SHA-256 of what a client sends."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+import msgspec
+
+from gateway.access.limits import rules
+from gateway.access.limits.rules import Limit, Unit
+from gateway.config import KeyEntry, Limits, Settings
+
+# Of a new key: what it begins with, so that a scanner for leaked secrets knows it, and its random bytes.
+PREFIX = "sk-penstock-"
+_BYTES = 32
+
+
+class StoredKey(KeyEntry, kw_only=True, frozen=True):
+    """A key that was made while the gateway runs. After a rotation the former one works on until `old_until` (seconds since 1970)."""
+
+    created: float = 0.0
+    old_hash: str | None = None
+    old_until: float = 0.0
+
+
+class Caller:
+    """A key ready for use: who it is, what it may, and its limits by model."""
+
+    __slots__ = ("_by_model", "_entry", "_limits", "_models", "expires_at", "max_grammar_bytes", "max_n", "max_prompt_bytes",
+                 "max_tokens", "models", "name", "priority", "salt")  # fmt: skip
+
+    def __init__(self, entry: KeyEntry | None, settings: Settings) -> None:
+        entry = entry or KeyEntry(name="", hash="")
+        self._entry = entry
+        self.name = entry.name
+        self.models = frozenset(entry.models) if entry.models is not None else None
+        self.max_n, self.max_tokens = entry.max_n, entry.max_tokens
+        self.max_prompt_bytes, self.max_grammar_bytes = entry.max_prompt_bytes, entry.max_grammar_bytes
+        self.priority = entry.priority
+        self.expires_at = instant(entry.expires) if entry.expires is not None else float("inf")
+        isolated = entry.name and settings.limits.isolate_prefix_cache
+        # Whoever shares a prefix cache can tell by its speed what others have asked. The name would do; its hash cannot be guessed at.
+        self.salt = hashlib.sha256(f"penstock:{entry.name}:{entry.hash}".encode()).hexdigest()[:32] if isolated else ""
+        self._limits, self._models = settings.limits, settings.models
+        self._by_model: dict[str, tuple[Limit, ...]] = {}
+
+    def limits(self, model: str) -> tuple[Limit, ...]:
+        """Every limit that a request for this (configured) model must pass, the model's own included."""
+        found = self._by_model.get(model)
+        if found is None:
+            found = self._by_model[model] = tuple(self._compile(model))
+        return found
+
+    def _compile(self, model: str) -> Iterable[Limit]:
+        entry, burst_s = self._entry, self._limits.burst_s
+        if self.name:
+            yield from compiled(f"key/{self.name}", f"key '{self.name}'", entry, burst_s)
+            if entry.budget is not None:
+                money = entry.budget.amount * rules.NANO
+                yield rules.quota(f"key/{self.name}/budget", f"key '{self.name}'", Unit.MONEY, money, entry.budget.per)
+            if model in entry.per_model:
+                whose = f"key '{self.name}' on model '{model}'"
+                yield from compiled(f"key/{self.name}/model/{model}", whose, entry.per_model[model], burst_s)
+        yield from compiled(f"model/{model}", f"model '{model}'", self._models[model].limits, burst_s)
+
+
+def compiled(key: str, whose: str, limits: Limits, burst_s: float) -> Iterable[Limit]:
+    """What of rpm, tpm, max_in_flight and tokens_per_day is set, as limits."""
+    if limits.rpm is not None:
+        yield rules.rate(f"{key}/rpm", whose, Unit.REQUESTS, limits.rpm, burst_s)
+    if limits.tpm is not None:
+        yield rules.rate(f"{key}/tpm", whose, Unit.TOKENS, limits.tpm, burst_s)
+    if limits.max_in_flight is not None:
+        yield rules.slots(f"{key}/in_flight", whose, limits.max_in_flight)
+    if limits.tokens_per_day is not None:
+        yield rules.quota(f"{key}/day", whose, Unit.DAY, limits.tokens_per_day, "day")
+
+
+class Keys:
+    """Every key that is known now. Revoking one is not knowing it any more."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.required = settings.keys_required()
+        self.nobody = Caller(None, settings)
+        self._configured = [
+            (bytes.fromhex(entry.hash.removeprefix("sha256:")), Caller(entry, settings), float("inf")) for entry in settings.keys
+        ]
+        self._by_start: dict[bytes, list[tuple[bytes, Caller, float]]] = {}
+        self._stored: dict[str, tuple[StoredKey, Caller]] = {}
+        self._index()
+
+    def learn(self, entries: Mapping[str, StoredKey]) -> None:
+        """These are the stored keys from now on. One that has a configured key's name is not used."""
+        configured = {entry.name for entry in self._settings.keys}
+        known: dict[str, tuple[StoredKey, Caller]] = {}
+        for name, entry in entries.items():
+            before = self._stored.get(name)
+            if name not in configured:
+                known[name] = before if before is not None and before[0] == entry else (entry, Caller(entry, self._settings))
+        self._stored = known
+        self._index()
+
+    def _index(self) -> None:
+        self._by_start = {}
+        rows = list(self._configured)
+        for entry, caller in self._stored.values():
+            rows.append((bytes.fromhex(entry.hash.removeprefix("sha256:")), caller, float("inf")))
+            if entry.old_hash is not None:
+                rows.append((bytes.fromhex(entry.old_hash.removeprefix("sha256:")), caller, entry.old_until))
+        for row in rows:
+            self._by_start.setdefault(row[0][:8], []).append(row)
+
+    def find(self, secret: bytes) -> Caller | None:
+        """Whose key this is. Keys are found by the beginning of their hash, which tells nothing of the key, and compared in constant
+        time."""
+        digest = hashlib.sha256(secret).digest()
+        found: Caller | None = None
+        for expected, caller, until in self._by_start.get(digest[:8], ()):
+            if hmac.compare_digest(digest, expected) and time.time() < min(until, caller.expires_at):
+                found = caller
+        return found
+
+
+def new_secret() -> tuple[str, str]:
+    """A new key, and what is kept of it."""
+    secret = PREFIX + secrets.token_urlsafe(_BYTES)
+    return secret, hashed(secret)
+
+
+def hashed(secret: str) -> str:
+    """What is kept of a key."""
+    return f"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"
+
+
+def instant(text: str) -> float:
+    """Seconds since 1970 of an ISO 8601 date and time; without a zone it is UTC. Raises ValueError."""
+    found = datetime.fromisoformat(text)
+    return (found if found.tzinfo is not None else datetime.fromisoformat(f"{text}+00:00")).timestamp()
+
+
+def shown(entry: KeyEntry, origin: str) -> dict[str, object]:
+    """A key as `/admin/keys` shows it: everything but hashes."""
+    tree: dict[str, object] = msgspec.to_builtins(entry)
+    for name in ("hash", "old_hash"):
+        tree.pop(name, None)
+    return {**{name: value for name, value in tree.items() if value not in (None, {}, [])}, "origin": origin}

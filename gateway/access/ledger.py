@@ -1,0 +1,206 @@
+"""What was used, by key, model and day: counted when a request ends, in Redis where there is one, else by the parent in a file.
+
+*Generated* is what engines made; limits count it. *Delivered* is what reached the client; money counts it. The rest was *wasted*: the
+client had left, or the host died with it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from gateway.access.limits import rules
+from gateway.access.limits.rules import Row
+from gateway.config import Price
+from gateway.telemetry.record import Record
+
+# Requests by how they ended. `lost`: they were open at a gateway that died, and what they used is not known.
+OUTCOMES = ("ok", "failed", "client_gone", "lost")
+# `estimated`: those completion tokens among the generated that no engine reported. `cost`: in thousand-millionths of the currency's unit.
+COLUMNS = (*OUTCOMES, "prompt", "cached", "generated", "delivered", "wasted_client", "wasted_host", "estimated", "cost")
+# day, key, model -> counts by column
+Rows = dict[tuple[str, str, str], dict[str, int]]
+
+_JOIN = "\x1f"
+
+
+class Used(msgspec.Struct, frozen=True):
+    """One row as `/admin/usage` shows it."""
+
+    day: str
+    key: str
+    model: str
+    requests: int
+    ok: int
+    failed: int
+    client_gone: int
+    lost: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    delivered_tokens: int
+    wasted_client_tokens: int
+    wasted_host_tokens: int
+    estimated_tokens: int
+    cost: float
+
+
+class Days:
+    """Calendar days and months in a time zone."""
+
+    def __init__(self, zone: str) -> None:
+        self._zone = ZoneInfo(zone)
+        self._until = 0.0
+        self._periods: dict[str, tuple[str, float]] = {}
+
+    def at(self, now: float) -> Mapping[str, tuple[str, float]]:
+        """`day` and `month` at that time (seconds since 1970): what they are called, and when they end."""
+        if now >= self._until or not self._periods:
+            here = datetime.fromtimestamp(now, self._zone)
+            day = here.replace(hour=0, minute=0, second=0, microsecond=0)
+            month = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
+            tomorrow = (day + timedelta(days=1)).timestamp()
+            self._periods = {"day": (f"{day:%Y-%m-%d}", tomorrow), "month": (f"{day:%Y-%m}", month.timestamp())}
+            self._until = tomorrow
+        return self._periods
+
+
+def cost(price: Price | None, prompt: int, cached: int, completion: int) -> int:
+    """In thousand-millionths; prices are for a million tokens, cached ones cost as much as others unless it is said."""
+    if price is None:
+        return 0
+    of_cached = price.prompt if price.cached is None else price.cached
+    return round(((prompt - cached) * price.prompt + cached * of_cached + completion * price.completion) * rules.NANO / 1e6)
+
+
+def counts(record: Record, generated: int, estimated: int, price: Price | None) -> dict[str, int]:
+    """What a finished request adds; `generated` counts all its attempts."""
+    usage = record.usage
+    delivered = min(record.delivered, generated)
+    wasted = generated - delivered
+    gone = record.status == 499 or record.outcome == "ClientGone"
+    outcome = "client_gone" if gone else "ok" if not record.outcome else "failed"
+    # Without an answer there is nothing to pay for, whatever the engine did.
+    served = usage is not None and record.first_event_at > 0
+    prompt, cached = (usage.prompt_tokens, usage.cached_tokens or 0) if usage is not None and served else (0, 0)
+    found = {
+        outcome: 1,
+        "prompt": prompt,
+        "cached": cached,
+        "generated": generated,
+        "delivered": delivered,
+        "wasted_client" if gone else "wasted_host": wasted,
+        "estimated": estimated,
+        "cost": cost(price, prompt, cached, delivered) if served else 0,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def add(rows: Rows, row: Row) -> None:
+    """Count a settled request."""
+    into = rows.setdefault((row.day, row.key, row.model), {})
+    for name, value in row.counts.items():
+        into[name] = into.get(name, 0) + value
+
+
+def merge(rows: Rows, more: Rows) -> None:
+    """Add all of `more`."""
+    for (day, key, model), found in more.items():
+        add(rows, Row(day, key, model, found))
+
+
+def shown(rows: Rows) -> list[Used]:
+    """For people, the latest day first."""
+    ordered = sorted(rows.items(), key=lambda item: (item[0][0], item[0][1:]))
+    ordered.sort(key=lambda item: item[0][0], reverse=True)
+    return [_used(place, {name: found.get(name, 0) for name in COLUMNS}) for place, found in ordered]
+
+
+def _used(place: tuple[str, str, str], of: dict[str, int]) -> Used:
+    requests = sum(of[name] for name in OUTCOMES)
+    return Used(
+        *place, requests, of["ok"], of["failed"], of["client_gone"], of["lost"], of["prompt"], of["cached"], of["generated"],
+        of["delivered"], of["wasted_client"], of["wasted_host"], of["estimated"], of["cost"] / rules.NANO,
+    )  # fmt: skip
+
+
+def as_csv(rows: Iterable[Used]) -> bytes:
+    """The same as a table, with a header line."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(Used.__struct_fields__)
+    for row in rows:
+        # A key's name is the operator's own, but a spreadsheet would still run what begins like a formula.
+        writer.writerow(
+            [f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" and value else value for value in msgspec.structs.astuple(row)]
+        )
+    return out.getvalue().encode()
+
+
+def packed(rows: Rows) -> dict[str, dict[str, int]]:
+    """Rows under one name each, for a file or a line between processes."""
+    return {_JOIN.join(place): found for place, found in rows.items()}
+
+
+def unpacked(content: Mapping[str, dict[str, int]]) -> Rows:
+    """The reverse."""
+    rows: Rows = {}
+    for name, found in content.items():
+        day, key, model = name.split(_JOIN)
+        rows[day, key, model] = dict(found)
+    return rows
+
+
+class File:
+    """The ledger of a gateway without Redis, between one life and the next."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> Rows:
+        """What was written last; nothing where nothing was. Raises OSError or ValueError."""
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        return unpacked(msgspec.json.decode(content, type=dict[str, dict[str, int]]))
+
+    def write(self, rows: Rows) -> None:
+        """All or nothing: whoever reads it finds the whole of what was written before, or the whole of this."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._path.with_suffix(".new")
+        with fresh.open("wb") as out:
+            out.write(msgspec.json.encode(packed(rows)))
+            out.flush()
+            os.fsync(out.fileno())
+        fresh.replace(self._path)
+
+
+def forget(rows: Rows, days: int, today: str) -> None:
+    """Drop what is older than so many days."""
+    oldest = (datetime.fromisoformat(today).replace(tzinfo=UTC) - timedelta(days=days)).date().isoformat()
+    for place in [place for place in rows if place[0] < oldest]:
+        del rows[place]
+
+
+def quotas(rows: Rows, days: Days) -> dict[str, float]:
+    """What the quotas of the present day and month had used, by the names that `keys.Caller` gives them."""
+    found: dict[str, float] = {}
+    for period, (name, _) in days.at(time.time()).items():
+        for (day, key, model), of in rows.items():
+            if day.startswith(name):
+                if period == "day":
+                    tokens = of.get("prompt", 0) + of.get("generated", 0)
+                    for place in (f"key/{key}/day", f"key/{key}/model/{model}/day", f"model/{model}/day"):
+                        found[f"{place}/{name}"] = found.get(f"{place}/{name}", 0.0) + tokens
+                place = f"key/{key}/budget/{name}"
+                found[place] = found.get(place, 0.0) + of.get("cost", 0)
+    return found

@@ -1,0 +1,132 @@
+"""Limits as numbers, what a request asks of them, what it is told, and the contract of a store that keeps them.
+
+A *rate* is a GCRA (generic cell rate algorithm): a bucket that holds `burst` and drains at an even rate, kept as one number, the time at
+which it will be empty. There are no windows, so there are no edges to gather at. *Slots* are leases that expire by themselves. A *quota*
+is a counter for a calendar day or month. All times here are microseconds, which a double keeps exactly until the year 2255.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+# A lease is renewed four times before it would expire; a gateway that was killed gives its slots back after this.
+LEASE_S = 10.0
+# Money is counted in whole thousand-millionths of its unit.
+NANO = 1e9
+SECOND = 1_000_000.0
+
+# How a limit is kept; the numbers are what the scripts in `gateway/store` know.
+RATE, SLOTS, QUOTA = 1, 2, 3
+
+
+class Unit(enum.StrEnum):
+    """What is counted; the value is the setting's name."""
+
+    REQUESTS = "rpm"
+    TOKENS = "tpm"
+    IN_FLIGHT = "max_in_flight"
+    DAY = "tokens_per_day"
+    MONEY = "budget"
+
+
+class Limit(NamedTuple):
+    """One bound. `key` names its state in a store; a quota's `period` is `day` or `month`, and stands in the key while it lasts.
+
+    A rate of `amount` a minute: `interval` is the time one unit takes to drain, `tolerance` the time a full burst takes, `burst` what may
+    be taken at once. `each`: whether every request takes one, whatever it holds.
+    """
+
+    key: str
+    whose: str
+    unit: Unit
+    kind: int
+    amount: float
+    interval: float = 0.0
+    tolerance: float = 0.0
+    burst: float = 0.0
+    period: str = ""
+    each: bool = False
+
+
+def rate(key: str, whose: str, unit: Unit, per_minute: float, burst_s: float) -> Limit:
+    """So much a minute, evenly; at once as much as comes in `burst_s` seconds, and never less than one."""
+    interval = 60 * SECOND / per_minute
+    tolerance = max(burst_s * SECOND, interval)
+    return Limit(key, whose, unit, RATE, per_minute, interval, tolerance, tolerance / interval, each=unit is Unit.REQUESTS)
+
+
+def slots(key: str, whose: str, amount: int) -> Limit:
+    """So many at once."""
+    return Limit(key, whose, Unit.IN_FLIGHT, SLOTS, amount, each=True)
+
+
+def quota(key: str, whose: str, unit: Unit, amount: float, period: str) -> Limit:
+    """So much a calendar day or month."""
+    return Limit(key, whose, unit, QUOTA, amount, period=period)
+
+
+class Ask(NamedTuple):
+    """What a request wants of one limit. `key`: the limit's, with a quota's period; `ends_s`: seconds until that period ends."""
+
+    key: str
+    limit: Limit
+    cost: float
+    ends_s: float = 0.0
+
+
+# How a limit stands after a decision: what is left, and the microseconds until nothing of it is used.
+State = tuple[float, float]
+
+
+class Decision(NamedTuple):
+    """Granted when `refused` is None; else the limit in the way, and the microseconds after which the same request would pass (rates)."""
+
+    refused: Limit | None
+    wait: float
+    states: Sequence[State]
+
+
+class Lease:
+    """What a granted request holds until it is settled. `local` says who granted it: our own memory, or the shared store."""
+
+    __slots__ = ("asks", "id", "key", "local", "model", "place")
+
+    def __init__(self, id: str, key: str, model: str, asks: Sequence[Ask]) -> None:
+        self.id = id
+        self.key = key
+        self.model = model
+        # Under which name it is counted while it is open.
+        self.place = f"{key}\x1f{model}"
+        self.asks = asks
+        self.local = True
+
+
+class Row(NamedTuple):
+    """What a settled request adds to the ledger: `counts` by column of `gateway.access.ledger`."""
+
+    day: str
+    key: str
+    model: str
+    counts: Mapping[str, int]
+
+
+class StoreFailed(Exception):
+    """The shared store does not answer."""
+
+
+class Store(Protocol):
+    """Where limits are kept. `admit` takes all or nothing; `settle` corrects what was taken, gives slots back and counts."""
+
+    async def open(self) -> None:
+        """Get ready; succeeds with the shared store down."""
+
+    async def admit(self, lease: Lease) -> Decision:
+        """Take what the lease asks for, or say which limit is in the way. Raises StoreFailed."""
+
+    def settle(self, lease: Lease, costs: Sequence[float], row: Row) -> None:
+        """The true costs, in the order of the lease's asks. Never fails and never waits."""
+
+    async def aclose(self) -> None:
+        """Write what is owed, and let go."""

@@ -1,0 +1,269 @@
+"""What a pool knows of its targets, and who may be asked next: decisions only, with the clock passed in.
+
+A target is *eligible* when it is ready, not drained by the operator, not down by its probe, not ejected by its breaker, and not full. Of
+the eligible ones those of the lowest `priority` number are candidates (a lower tier is for when the upper has none), and among these the
+policy picks. When there is none the reason decides: somebody is FULL (wait), or all are SICK (`all_sick`), or there is NOBODY.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Collection, Iterator, Sequence
+from typing import Literal
+
+import msgspec
+
+from gateway.plugin import Target, Verdict
+from gateway.serving.balance.breaker import Breaker, Limits, State
+from gateway.serving.balance.policies import Policy
+
+# A target that said it is busy is left alone for so long, while others can be asked.
+BUSY_S = 1.0
+# Of its weight, for a target that has just come back.
+SLOW_START_SHARE = 0.1
+
+
+class Health(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """`backends.NAME.health`; times in seconds, shares between 0 and 1.
+
+    A breaker opens when, of at least `min_sample` outcomes within `window_s`, `failure_ratio` were the target's fault; at most
+    `max_ejected_share` of the pool's weight is ever ejected. `all_sick`: with nobody eligible, ask the sick ones or fail at once.
+    A target that streams nothing for `wedged_s` while others do is asked to prove itself. One that comes back gets its full share after
+    `slow_start_s`.
+    """
+
+    probe_s: float = 1.0
+    min_sample: int = 5
+    failure_ratio: float = 0.5
+    window_s: float = 10.0
+    ejection_s: float = 5.0
+    max_ejection_s: float = 300.0
+    max_ejected_share: float = 0.5
+    all_sick: Literal["try_all", "fail_fast"] = "try_all"
+    wedged_s: float = 10.0
+    slow_start_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("probe_s", "window_s", "ejection_s", "max_ejection_s", "wedged_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0")
+        for name in ("failure_ratio", "max_ejected_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1")
+        if self.min_sample < 1 or self.slow_start_s < 0:
+            raise ValueError("min_sample must be at least 1, slow_start_s at least 0")
+
+
+_UNBOUNDED = 1 << 60
+
+
+class NoHost(enum.Enum):
+    """Why nobody was picked."""
+
+    FULL = "full"
+    SICK = "sick"
+    NOBODY = "nobody"
+
+
+class Host:
+    """One target and its state. `share` is its weight as the policy shall see it now."""
+
+    __slots__ = (
+        "breaker", "busy_until", "capacity", "drained", "in_flight", "last_event_at", "limit", "recovered_at", "share", "target", "up",
+        "verified_at", "why",
+    )  # fmt: skip
+
+    def __init__(self, target: Target, breaker: Breaker) -> None:
+        self.target = target
+        self.breaker = breaker
+        self.in_flight = 0
+        self.share = target.weight
+        self.capacity: int | None = None
+        self.limit = _UNBOUNDED
+        self.up = True
+        self.drained = False
+        self.busy_until = 0.0
+        self.recovered_at = float("-inf")
+        self.last_event_at = 0.0
+        self.verified_at = float("-inf")
+        self.why = ""
+
+
+class Hosts:
+    """The targets of one pool. `divided`: among how many workers a target's capacity is shared out."""
+
+    def __init__(self, health: Health, chance: random.Random, divided: int = 1) -> None:
+        self._health = health
+        self._chance = chance
+        self._divided = divided
+        limits = Limits(health.min_sample, health.failure_ratio, health.window_s, health.ejection_s, health.max_ejection_s)
+        self._limits = limits
+        self._by_id: dict[str, Host] = {}
+        self._ordered: list[Host] = []
+        self.drained: frozenset[str] = frozenset()
+        # Who is eligible, while that does not change.
+        self._calm: list[Host] = []
+        self._settled_until = 0.0
+
+    def __iter__(self) -> Iterator[Host]:
+        return iter(self._ordered)
+
+    def get(self, target: str) -> Host | None:
+        """By the target's id."""
+        return self._by_id.get(target)
+
+    def update(self, targets: Sequence[Target], now: float) -> None:
+        """The backend's latest snapshot; states of those that stay are kept."""
+        known = self._by_id
+        self._by_id = {}
+        for target in targets:
+            host = known.get(target.id) or Host(target, Breaker(self._limits, self._chance.random))
+            self._by_id[target.id] = host
+            drained = target.id in self.drained
+            if host.target == target and host.drained == drained and target.id in known:
+                continue
+            if target.ready and not host.target.ready:
+                host.recovered_at = now
+            host.target, host.drained, host.share = target, drained, target.weight
+            host.capacity = None if target.capacity is None else max(1, -(-target.capacity // self._divided))
+            host.limit = host.capacity if host.capacity is not None else _UNBOUNDED
+            self._settled_until = 0.0
+        if len(self._by_id) != len(known):
+            self._settled_until = 0.0
+        self._ordered = sorted(self._by_id.values(), key=lambda host: host.target.priority)
+
+    def choose(self, policy: Policy, key: bytes, tried: Collection[str], now: float) -> Host | NoHost:
+        """The next host that was not tried yet, or why there is none. What it costs is in docs/performance.md."""
+        if now < self._settled_until and not tried:
+            # Nothing has changed but how full they are: the same list is passed, so that a policy may keep what it has made of it.
+            calm = self._calm
+            for host in calm:
+                if host.in_flight >= host.limit:
+                    break
+            else:
+                return policy.pick(calm, key)
+        return self._choose(policy, key, tried, now)
+
+    def _choose(self, policy: Policy, key: bytes, tried: Collection[str], now: float) -> Host | NoHost:
+        candidates: list[Host] = []
+        calm: list[Host] = []
+        full = False
+        sick: list[Host] = []
+        tier = 0
+        settled_until = float("inf")
+        slow_s = self._health.slow_start_s
+        for host in self._ordered:
+            target = host.target
+            if candidates and target.priority != tier:
+                break
+            if not target.ready or host.drained or target.id in tried:
+                continue
+            state = host.breaker.state
+            if state is not State.CLOSED:
+                settled_until = min(settled_until, host.breaker.until if state is State.OPEN else now)
+            if not host.up or (state is not State.CLOSED and not self._may_prove_itself(host, now)):
+                sick.append(host)
+                continue
+            if host.in_flight >= host.limit:
+                full = True
+                continue
+            since_s = now - host.recovered_at
+            if since_s >= slow_s:
+                host.share = target.weight
+            else:
+                host.share = target.weight * max(SLOW_START_SHARE, since_s / slow_s)
+                settled_until = now
+            tier = target.priority
+            candidates.append(host)
+            if host.busy_until <= now:
+                calm.append(host)
+            else:
+                settled_until = min(settled_until, host.busy_until)
+        if candidates:
+            candidates = calm or candidates
+            # With somebody full or tried the list is this pick's own; else it holds until something changes.
+            self._settled_until = settled_until if not full and not tried else 0.0
+            self._calm = candidates
+            return policy.pick(candidates, key)
+        if full:
+            return NoHost.FULL
+        if sick:
+            return policy.pick(sick, key) if self._health.all_sick == "try_all" else NoHost.SICK
+        return NoHost.NOBODY
+
+    def _may_prove_itself(self, host: Host, now: float) -> bool:
+        return host.breaker.look(now) is not State.OPEN and host.in_flight == 0
+
+    def begin(self, host: Host, now: float) -> None:
+        """A request goes there."""
+        if host.in_flight == 0:
+            host.last_event_at = now  # silence counts from here
+        host.in_flight += 1
+
+    def end(self, host: Host, verdict: Verdict | None, now: float, connected: bool = True) -> None:
+        """It is over. `verdict` None: it says nothing (the client left). `connected` False: nobody is there at all."""
+        host.in_flight -= 1
+        if verdict is not Verdict.OK or host.breaker.state is not State.CLOSED:
+            self._settled_until = 0.0
+        if verdict is Verdict.BUSY:
+            host.busy_until = now + BUSY_S
+        elif verdict is Verdict.SICK:
+            if not connected:
+                host.up, host.why = False, "no connection"
+            if host.breaker.outcome(True, now) and self._may_be_ejected(host):
+                self.eject(host, "too many failures", now)
+        elif verdict is Verdict.OK:
+            was = host.breaker.state
+            host.breaker.outcome(False, now)
+            if was is State.PROBATION:
+                host.recovered_at = now
+
+    def probed(self, host: Host, up: bool, now: float) -> None:
+        """What its probe said."""
+        if up != host.up:
+            self._settled_until = 0.0
+        if up and not host.up:
+            host.recovered_at = now
+        host.up = up
+        host.why = "" if up else host.why or "its probe fails"
+
+    def eject(self, host: Host, why: str, now: float) -> None:
+        """Open its breaker, whatever the counts say."""
+        host.breaker.trip(now)
+        host.why = why
+        self._settled_until = 0.0
+
+    def _may_be_ejected(self, host: Host) -> bool:
+        total = ejected = 0.0
+        for other in self._ordered:
+            total += other.target.weight
+            if other.breaker.state is not State.CLOSED and other is not host:
+                ejected += other.target.weight
+        return ejected + host.target.weight <= self._health.max_ejected_share * total
+
+    def wedged(self, now: float) -> list[Host]:
+        """Hosts with requests in flight that have sent nothing for a while, though others have."""
+        limit = now - self._health.wedged_s
+        quiet = [host for host in self._ordered if host.in_flight and host.last_event_at < limit]
+        others = any(host.last_event_at >= limit and host.in_flight for host in self._ordered)
+        return quiet if others else []
+
+    def state(self, host: Host, now: float) -> tuple[str, str]:
+        """A word for people, and why."""
+        if not host.target.ready:
+            return "not ready", host.target.reason
+        if host.drained:
+            return ("draining" if host.in_flight else "drained"), "by the operator"
+        if not host.up:
+            return "down", host.why
+        state = host.breaker.look(now)
+        if state is State.OPEN:
+            return "ejected", f"{host.why}; tried again in {max(0.0, host.breaker.until - now):.0f} s"
+        if state is State.PROBATION:
+            return "probation", host.why
+        if host.capacity is not None and host.in_flight >= host.capacity:
+            return "full", f"{host.in_flight} of {host.capacity} in flight"
+        if host.busy_until > now:
+            return "ok", "said a moment ago that it is busy"
+        return "ok", "slow start" if now - host.recovered_at < self._health.slow_start_s else ""

@@ -1,0 +1,219 @@
+"""One backend at work: which of its targets is next (decided in `balance`), who waits for a place, and how each of them is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Collection, Sequence
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from gateway.access.keys import Caller
+from gateway.config import Admission, Retry
+from gateway.errors import GatewayError, Unavailable
+from gateway.plugin import Backend, Target, Verdict
+from gateway.serving.balance.hosts import Health, Host, Hosts, NoHost
+from gateway.serving.balance.policies import Policy
+from gateway.serving.balance.queue import Queue, Ticket
+from gateway.serving.balance.retries import Budget
+
+log = logging.getLogger("penstock.pool")
+
+# The backend's snapshot may be so old when a target is picked.
+REFRESH_S = 0.1
+# A probe that generates costs a token and, on a hung engine, a long wait: one target is asked at most so often.
+VERIFY_INTERVAL_S = 15.0
+# Of so many hosts a request's record says how they stood.
+_SHOWN = 8
+
+
+class HostView(msgspec.Struct, frozen=True):
+    """A host as `/admin/hosts` shows it."""
+
+    id: str
+    backend: str
+    weight: float
+    priority: int
+    state: str
+    why: str
+    in_flight: int
+    capacity: int | None
+    details: dict[str, Any] = {}
+
+
+class Pool:
+    """A backend, the states of its targets, and the queue before them."""
+
+    def __init__(self, name: str, backend: Backend, health: Health, admission: Admission, retry: Retry, divided: int = 1) -> None:
+        self.name = name
+        self.backend = backend
+        self.endpoints = backend.endpoints()
+        self._health = health
+        self.hosts = Hosts(health, random.Random(), divided)  # noqa: S311 - a balance is no secret
+        self.budget = Budget(retry.budget_share, retry.reserve_tokens)
+        self.queue = Queue(admission.max_queue)
+        self._called: dict[Ticket, asyncio.Future[None]] = {}
+        self._refreshed_at = float("-inf")
+        self._verifying: set[asyncio.Task[None]] = set()
+
+    def refresh(self, now: float | None = None) -> None:
+        """Take the backend's snapshot of its targets."""
+        self._refreshed_at = time.monotonic() if now is None else now
+        self.hosts.update(self.backend.targets(), self._refreshed_at)
+
+    def drain(self, drained: frozenset[str]) -> None:
+        """These targets get no new requests; those they have go on."""
+        self.hosts.drained = drained
+        self.refresh()
+        self._call_all()
+
+    def choose(self, policy: Policy, key: bytes, tried: Collection[str]) -> Host | NoHost:
+        """The next host, or why there is none."""
+        now = time.monotonic()
+        if now - self._refreshed_at > REFRESH_S:
+            self.refresh(now)
+        return self.hosts.choose(policy, key, tried, now)
+
+    async def place(self, policy: Policy, key: bytes, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
+        """A host to send to, begun; waits for one while all are full. Raises Unavailable when the wait is hopeless or over."""
+        found: Host | NoHost = NoHost.FULL
+        if not self.queue.waiting:  # nobody is overtaken
+            found = self.choose(policy, key, tried)
+        if found is NoHost.FULL:
+            found = await self._wait(policy, key, tried, caller, wait_s)
+        if isinstance(found, Host):
+            self.hosts.begin(found, time.monotonic())
+        return found
+
+    async def _wait(self, policy: Policy, key: bytes, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
+        ticket = Ticket(caller.priority, caller.name, time.monotonic() + wait_s)
+        again = False
+        while True:
+            if not self.queue.enter(ticket, time.monotonic(), again):
+                raise self._no_place("Every engine is full, and so is the queue.")
+            future = self._called[ticket] = asyncio.get_running_loop().create_future()
+            self._call_all()
+            try:
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + max(0.0, ticket.deadline - time.monotonic())):
+                    await future
+            except TimeoutError:
+                raise self._no_place(f"Every engine was full for {wait_s:g} s.") from None
+            except asyncio.CancelledError:
+                if ticket.called:  # the place it was called to is another's now
+                    asyncio.get_running_loop().call_soon(self._call_all)
+                raise
+            finally:
+                self.queue.leave(ticket)
+                self._called.pop(ticket, None)
+            found = self.choose(policy, key, tried)
+            if found is not NoHost.FULL:
+                return found
+            again = True
+
+    def _no_place(self, message: str) -> GatewayError:
+        return Unavailable(message, code="engine_overloaded", retry_after_s=self.queue.retry_after_s())
+
+    def _call_all(self) -> None:
+        """Call as many of the waiting as there are free places."""
+        free = self._free()
+        while free > 0 and (ticket := self.queue.call()) is not None:
+            free -= 1
+            future = self._called.get(ticket)
+            if future is not None and not future.done():
+                future.set_result(None)
+
+    def _free(self) -> int:
+        """Free places, less those that somebody was called to and has not taken yet."""
+        places = 0
+        for host in self.hosts:
+            if host.target.ready and host.up and not host.drained:
+                places += self.queue.waiting if host.capacity is None else max(0, host.capacity - host.in_flight)
+        return places - sum(ticket.called for ticket in self._called)
+
+    def considered(self, picked: Host) -> list[tuple[str, str]]:
+        """How every host stood when one was picked, for people; of very many only the first."""
+        now = time.monotonic()
+        found = []
+        for host in islice(self.hosts, _SHOWN):
+            state, why = self.hosts.state(host, now)
+            words = f"{state}{f' ({why})' if why else ''}, weight {host.target.weight:g}, {host.in_flight} in flight"
+            found.append((host.target.id, f"{words}{', picked' if host is picked else ''}"))
+        return found
+
+    def end(self, host: Host, verdict: Verdict | None, connected: bool = True) -> None:
+        """A request there is over; see `Hosts.end`."""
+        now = time.monotonic()
+        self.hosts.end(host, verdict, now, connected)
+        if self.queue.waiting or host.capacity is not None:
+            self.queue.freed(now)
+            self._call_all()
+
+    def waiting_for(self) -> Target | None:
+        """The target that will be ready first, when none is."""
+        self.refresh()
+        targets = [host.target for host in self.hosts if not host.drained] or [host.target for host in self.hosts]
+        return min(targets, key=lambda target: target.retry_after_s, default=None)
+
+    def available(self) -> bool:
+        """Whether any target would take a request now, or in a while: full is not down."""
+        self.refresh()
+        return any(host.target.ready and host.up and not host.drained for host in self.hosts)
+
+    def view(self) -> Sequence[HostView]:
+        """Every host, for people."""
+        now = time.monotonic()
+        self.refresh(now)
+        rows = []
+        for host in self.hosts:
+            state, why = self.hosts.state(host, now)
+            target = host.target
+            known = target.details
+            rows.append(HostView(target.id, self.name, target.weight, target.priority, state, why, host.in_flight, host.capacity, known))
+        return rows
+
+    async def probe_forever(self) -> None:
+        """Ask every ready target once an interval, and whoever looks wedged for a proof; one log line per change."""
+        while True:
+            self.refresh()
+            asked = [host for host in self.hosts if host.target.ready]
+            answers = await asyncio.gather(*(self.backend.probe(host.target.id) for host in asked), return_exceptions=True)
+            now = time.monotonic()
+            for host, answer in zip(asked, answers, strict=True):
+                up = answer is True
+                if host.up != up:
+                    log.info("target %s is %s", host.target.id, "back" if up else "down")
+                self.hosts.probed(host, up, now)
+            for host in self.hosts.wedged(now):
+                self._suspect(host, now)
+            self._call_all()
+            await asyncio.sleep(self._health.probe_s)
+
+    def _suspect(self, host: Host, now: float) -> None:
+        if now - host.verified_at < VERIFY_INTERVAL_S:
+            return
+        host.verified_at = now
+        task = asyncio.get_running_loop().create_task(self._verify(host))
+        self._verifying.add(task)
+        task.add_done_callback(self._verifying.discard)
+
+    async def _verify(self, host: Host) -> None:
+        log.warning("target %s streams nothing while others do; asking it for a token", host.target.id)
+        try:
+            well = await self.backend.verify(host.target.id)
+        except Exception as error:
+            log.warning("target %s: the probe that generates failed: %r", host.target.id, error)
+            well = False
+        if not well:
+            self.hosts.eject(host, "wedged: it accepts requests and generates nothing", time.monotonic())
+            log.error("target %s is wedged and taken out", host.target.id)
+
+    async def aclose(self) -> None:
+        """Stop asking, and close the backend."""
+        for task in self._verifying:
+            task.cancel()
+        await asyncio.gather(*self._verifying, return_exceptions=True)
+        await self.backend.aclose()

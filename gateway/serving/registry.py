@@ -1,0 +1,192 @@
+"""From configuration to live backends: entry point -> config -> build -> open -> aclose, and who serves which model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import random
+import time
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+import msgspec
+
+from gateway.config import Loaded, ModelEntry, Settings, convert, leaves, masked
+from gateway.errors import ConfigError, NotServed, UnknownModel
+from gateway.plugin import ENTRY_POINT_GROUP, BackendEnv, Endpoint, Model, Plugin, Service, Target
+from gateway.serving.balance import policies
+from gateway.serving.balance.hosts import Health
+from gateway.serving.balance.policies import Policy
+from gateway.serving.pool import HostView, Pool
+
+
+def plugins() -> dict[str, Plugin]:
+    """Every installed plugin by its kind; built-ins come through the same door as strangers."""
+    found: dict[str, Plugin] = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        plugin: Plugin = entry.load()
+        found[plugin.kind] = plugin
+    return found
+
+
+class Configured(NamedTuple):
+    """A backend's plugin, its own checked section, and what the core itself reads in it."""
+
+    plugin: Plugin
+    section: msgspec.Struct
+    health: Health
+
+
+def configured(settings: Settings) -> dict[str, Configured]:
+    """Every backend's configuration by name; raises ConfigError with the path of what is wrong."""
+    known = plugins()
+    result: dict[str, Configured] = {}
+    for name, section in settings.backends.items():
+        kind = section.get("kind")
+        if not isinstance(kind, str) or kind not in known:
+            near = difflib.get_close_matches(str(kind), known, n=1)
+            hint = f", did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"backends.{name}.kind", f"unknown kind {kind!r}{hint} (installed: {', '.join(sorted(known))})")
+        plugin = known[kind]
+        rest = {key: value for key, value in section.items() if key not in ("kind", "health")}
+        health = convert(section.get("health") or {}, Health, f"backends.{name}.health")
+        result[name] = Configured(plugin, convert(rest, plugin.Config, f"backends.{name}"), health)
+    for model, entry in settings.models.items():
+        if entry.backend not in result:
+            raise ConfigError(f"models.{model}.backend", f"no backend is called '{entry.backend}' (have: {', '.join(result) or 'none'})")
+    return result
+
+
+def rows(loaded: Loaded) -> list[dict[str, Any]]:
+    """Every effective value, defaults of the backends included, with its origin; secrets masked."""
+    tree = msgspec.to_builtins(loaded.settings)
+    for name, (plugin, section, health) in configured(loaded.settings).items():
+        tree["backends"][name] = {"kind": plugin.kind, **msgspec.to_builtins(section), "health": msgspec.to_builtins(health)}
+    return [{"key": leaf, "value": masked(leaf, value), "origin": loaded.origins.get(leaf, "default")} for leaf, value in leaves(tree)]
+
+
+async def rehearse(settings: Settings, env: BackendEnv, check: bool = False) -> list[str]:
+    """Open every backend once, as a worker will, and close it again; with `check`, its own findings. Raises ConfigError."""
+    live = Registry(settings, env)
+    try:
+        await live.open()
+    except OSError as error:
+        raise ConfigError("backends", f"cannot be opened: {error}") from None
+    try:
+        return await live.check() if check else []
+    finally:
+        await live.aclose()
+
+
+def services(settings: Settings, env: BackendEnv) -> list[Service]:
+    """Every process that the parent must run for the configured backends."""
+    return [service for name, (plugin, config, _) in configured(settings).items() for service in plugin.services(name, config, env)]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a model's name stands for: its pool, whose turn it is there, and what its configuration says of answers."""
+
+    name: str
+    pool: Pool
+    policy: Policy
+    entry: ModelEntry
+
+
+class Registry:
+    """All pools, and the models they serve."""
+
+    def __init__(self, settings: Settings, env: BackendEnv) -> None:
+        self._pools: dict[str, Pool] = {}
+        self._models: dict[str, Served] = {}
+        self._listed: list[Model] = []
+        self._probes: list[asyncio.Task[None]] = []
+        for name, (plugin, config, health) in configured(settings).items():
+            backend = plugin.build(name, config, env)
+            self._pools[name] = Pool(name, backend, health, settings.admission, settings.retry, settings.listen.workers)
+        created = int(time.time())
+        for model, entry in settings.models.items():
+            served = Served(model, self._pools[entry.backend], policies.make(entry.balance, random.Random()), entry)  # noqa: S311
+            for alias in (model, *entry.aliases):
+                self._models[alias] = served
+                self._listed.append(Model(id=alias, created=created))
+
+    async def open(self) -> None:
+        """Open every backend and begin to probe; on failure everything opened so far is closed again."""
+        try:
+            for pool in self._pools.values():
+                await pool.backend.open()
+                self._probes.append(asyncio.create_task(pool.probe_forever(), name=f"probe {pool.name}"))
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Stop probing and close every backend, each in spite of the others' failures."""
+        for task in self._probes:
+            task.cancel()
+        await asyncio.gather(*self._probes, return_exceptions=True)
+        for pool in self._pools.values():
+            with contextlib.suppress(Exception):
+                await pool.aclose()
+
+    def serving(self, model: str, endpoint: Endpoint, allowed: Container[str] | None = None) -> Served:
+        """Who serves this model on this endpoint; raises UnknownModel (also for one that is not `allowed`) or NotServed, which names those
+        that would."""
+        found = self._models.get(model)
+        if found is None or not (allowed is None or model in allowed or found.name in allowed):
+            raise UnknownModel(model, [info.id for info in self.models(allowed)])
+        if endpoint not in found.pool.endpoints:
+            raise NotServed(self._not_served(model, found.pool, endpoint))
+        return found
+
+    def _not_served(self, model: str, pool: Pool, endpoint: Endpoint) -> str:
+        others = sorted(name for name, served in self._models.items() if endpoint in served.pool.endpoints)
+        would = f"it is served for: {', '.join(others)}" if others else f"no backend here serves it; '{pool.name}' would, if its engine can"
+        return f"{endpoint.value} is not served for the model '{model}' (backend '{pool.name}'); {would}."
+
+    def models(self, allowed: Container[str] | None = None) -> Sequence[Model]:
+        """Every name a client may use, aliases included; of a key that may use some only, those."""
+        if allowed is None:
+            return self._listed
+        return [model for model in self._listed if model.id in allowed or self._models[model.id].name in allowed]
+
+    def model(self, name: str, allowed: Container[str] | None = None) -> Model:
+        """One of them; raises UnknownModel."""
+        models = self.models(allowed)
+        for model in models:
+            if model.id == name:
+                return model
+        raise UnknownModel(name, [model.id for model in models])
+
+    def not_ready(self) -> Mapping[str, Target | None]:
+        """Pools that cannot take a request now, with what they are waiting for. Empty means ready."""
+        return {name: pool.waiting_for() for name, pool in self._pools.items() if not pool.available()}
+
+    def waiting(self) -> dict[str, int]:
+        """Requests that wait for a place, by backend."""
+        return {name: pool.queue.waiting for name, pool in self._pools.items()}
+
+    def hosts(self) -> list[HostView]:
+        """Every host of every backend, for people."""
+        return [row for pool in self._pools.values() for row in pool.view()]
+
+    def drain(self, drained: frozenset[str]) -> None:
+        """Targets that get no new requests, by the operator's word."""
+        for pool in self._pools.values():
+            pool.drain(drained)
+
+    async def check(self) -> list[str]:
+        """Every backend's own findings, for `penstock check`."""
+        findings: list[str] = []
+        for name, pool in self._pools.items():
+            findings += [f"backends.{name}: {finding}" for finding in await pool.backend.check()]
+        return findings
+
+
+def commands() -> list[Any]:
+    """Commands that plugins bring, for the CLI to mount."""
+    return [command for plugin in plugins().values() for command in plugin.commands()]

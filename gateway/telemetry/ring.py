@@ -1,0 +1,137 @@
+"""What happened to each of the last requests, for `penstock explain`: a bounded ring in every worker, without a prompt or a key in it."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from gateway.telemetry.record import PHASES, Record
+
+# Kept in each worker; about 3 kB each.
+KEPT = 2000
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """A finished request as plain values; times in milliseconds."""
+    usage = record.usage
+    held = record.held
+    return {
+        "id": record.call_id,
+        "request_id": record.request_id,
+        "trace_id": record.trace.id,
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - time.monotonic() + record.started_at)),
+        "method": record.method,
+        "path": record.path,
+        "client": record.client,
+        "key": record.key,
+        "model": record.model,
+        "stream": record.stream,
+        "status": record.status,
+        "outcome": record.outcome or "ok",
+        "ms": _ms(record.ended_at - record.started_at),
+        "phases_ms": {name: _ms(seconds) for name, seconds in zip(PHASES, record.phases, strict=True) if seconds},
+        "first_event_ms": _ms(record.first_event_at - record.started_at) if record.first_event_at else None,
+        "largest_gap_ms": _ms(record.largest_gap_s) if record.events else None,
+        "attempts": [
+            {
+                "host": attempt.target,
+                "began_ms": _ms(attempt.started_at - record.started_at),
+                "first_event_ms": _ms(attempt.first_at - record.started_at) if attempt.first_at else None,
+                "result": attempt.result,
+                "considered": [list(one) for one in attempt.considered],
+            }
+            for attempt in record.tried
+        ],
+        "continuations": record.continuations,
+        "limits": [
+            {"limit": f"{ask.limit.whose}: {ask.limit.unit}", "reserved": ask.cost, "left": state[0]}
+            for ask, state in zip(held.lease.asks, held.states, strict=False)  # none where limits are open
+        ]
+        if held is not None
+        else [],
+        "prompt_tokens": usage.prompt_tokens if usage is not None else None,
+        "cached_tokens": usage.cached_tokens if usage is not None else None,
+        "completion_tokens": usage.completion_tokens if usage is not None else None,
+        "finish_reasons": list(record.finishes),
+        "cost": held.cost if held is not None else 0.0,
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 2)
+
+
+class Ring:
+    """The last requests, found by our own id or by the client's. Records are kept as they are, less the call with its prompt, and put into
+    words when somebody asks."""
+
+    def __init__(self, size: int = KEPT) -> None:
+        self._size = size
+        self._kept: OrderedDict[str, Record] = OrderedDict()
+        self._ids: dict[str, str] = {}
+        # Who else wants to know, where several gateways share a store.
+        self.share: Callable[[Record], None] = lambda record: None
+
+    def keep(self, record: Record) -> None:
+        """A request that has ended, if it was one for a model."""
+        if not record.model:
+            return
+        record.call = None
+        self._kept[record.call_id] = record
+        self._ids[record.request_id] = record.call_id
+        self.share(record)
+        if len(self._kept) > self._size:
+            name, old = self._kept.popitem(last=False)
+            if self._ids.get(old.request_id) == name:
+                del self._ids[old.request_id]
+
+    def find(self, name: str) -> dict[str, Any] | None:
+        """By either id."""
+        found = self._kept.get(name) or self._kept.get(self._ids.get(name, ""))
+        return summary(found) if found is not None else None
+
+
+def readable(found: dict[str, Any]) -> str:
+    """One screen for a person."""
+    lines = [
+        f"{found['id'] or found['request_id']}  {found['method']} {found['path']}  {found['status']}  {found['outcome']}",
+        f"  {found['at']}  from {found['client']}  key {found['key'] or '-'}  {found['model']}  {'stream' if found['stream'] else ''}",
+        f"  request id {found['request_id']}   trace {found['trace_id']}",
+        "",
+        f"  {found['ms']:>10.1f} ms in all"
+        + (f", the first event after {found['first_event_ms']:.1f} ms" if found["first_event_ms"] is not None and found["stream"] else ""),
+    ]
+    for name, spent in found["phases_ms"].items():
+        share = spent / found["ms"] if found["ms"] else 0.0
+        lines.append(f"  {spent:>10.1f} ms {_WORDS[name]:<42} {'#' * round(share * 30)}")
+    for number, attempt in enumerate(found["attempts"], 1):
+        lines.append("")
+        lines.append(f"  attempt {number} after {attempt['began_ms']:.1f} ms on {attempt['host']}: {attempt['result']}")
+        lines += [f"      {host:<32} {why}" for host, why in attempt["considered"]]
+    if found["continuations"]:
+        lines.append(f"  continued on another host {found['continuations']} times")
+    if found["limits"]:
+        lines.append("")
+        lines += [f"  {row['limit']:<44} took {row['reserved']:.0f}, {row['left']:.0f} left" for row in found["limits"]]
+    if found["prompt_tokens"] is not None:
+        cached = f" ({found['cached_tokens']} cached)" if found["cached_tokens"] else ""
+        ended = f", ended by {', '.join(found['finish_reasons'])}" if found["finish_reasons"] else ""
+        cost = f", cost {found['cost']:.6f}" if found["cost"] else ""
+        lines += ["", f"  {found['prompt_tokens']}{cached} prompt and {found['completion_tokens']} completion tokens{ended}{cost}"]
+        if found["largest_gap_ms"]:
+            lines.append(f"  the longest the engine took between two events: {found['largest_gap_ms']:.1f} ms")
+    return "\n".join(lines)
+
+
+_WORDS = {
+    "read": "reading the request",
+    "limits": "deciding limits",
+    "queue": "waiting for a host",
+    "retry": "attempts that failed",
+    "connect": "connecting",
+    "first_token": "engine: queue and prefill",
+    "generate": "engine: generating",
+    "client": "waiting for the client to read",
+}

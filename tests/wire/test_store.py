@@ -1,0 +1,266 @@
+"""The scripts in a real Redis, the oldest that is promised and Debian's: they decide as the memory does, and give everything back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway import config
+from gateway.access.keys import Keys
+from gateway.access.limits import rules
+from gateway.access.limits.memory import Memory
+from gateway.access.limits.rules import SECOND, Ask, Decision, Lease, Limit, Row, Unit
+from gateway.store.shared import Shared
+from gateway.telemetry.metrics import Metrics
+from tests.support import redis
+from tests.support.redis import Server
+
+START = 1_700_000_000 * SECOND
+RPM = rules.rate("rpm", "k", Unit.REQUESTS, 90, 20)
+TPM = rules.rate("tpm", "k", Unit.TOKENS, 1700, 45)
+SLOTS = rules.slots("slots", "k", 5)
+DAY = rules.quota("day", "k", Unit.DAY, 4000, "day")
+
+
+@pytest.fixture(scope="module", params=["debian", "oldest"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    binary = redis.DEBIAN if request.param == "debian" else redis.oldest()
+    with redis.server(tmp_path_factory.mktemp("redis"), binary) as running:
+        if request.param == "oldest":
+            assert running.client().info("server")["redis_version"].startswith("6.2.")
+        yield running
+
+
+def configured(server: Server, **more: Any) -> config.Settings:
+    return config.load(environment={}, overrides={"redis": {"url": server.url, "store_timeout_ms": 5000, **more}}).settings
+
+
+def with_store(server: Server, work: Callable[[Shared], Coroutine[Any, Any, None]], **more: Any) -> None:
+    """Run `work` with an open store; a clock that it sets is the scripts' clock."""
+
+    async def run() -> None:
+        chosen = configured(server, **more)
+        store = Shared(chosen, Keys(chosen), Metrics())
+        await store.open()
+        try:
+            await work(store)
+        finally:
+            await store.aclose()
+
+    asyncio.run(run())
+
+
+class Step(NamedTuple):
+    after_s: float
+    cost: int
+    truth: int
+    held_for: int
+
+
+steps = st.lists(st.builds(Step, st.floats(0, 1.5), st.integers(0, 900), st.integers(0, 1500), st.integers(0, 6)), min_size=1, max_size=30)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps)
+def test_both_stores_decide_alike(server: Server, arrivals: list[Step]) -> None:
+    server.client().flushall()
+
+    async def work(store: Shared) -> None:
+        clock = START
+        memory = Memory(now=lambda: clock)
+        open_: list[tuple[int, Lease, float]] = []
+        for number, step in enumerate(arrivals):
+            clock += round(step.after_s * SECOND)
+            store.now = clock
+            for item in [item for item in open_ if item[0] <= number]:
+                _, lease, truth = item
+                costs = [1.0, truth, 1.0, truth]
+                memory.correct(lease.asks, costs)
+                store.settle(lease, costs, Row("2023-11-14", "k", "m", {"ok": 1}))
+                await store._flush()
+                open_.remove(item)
+            asks = [
+                Ask("rpm", RPM, 1.0),
+                Ask("tpm", TPM, float(step.cost)),
+                Ask("slots", SLOTS, 1.0),
+                Ask("day", DAY, float(step.cost), 9000.0),
+            ]
+            lease = Lease(f"id-{number}", "k", "m", asks)
+            here, there = memory.decide(asks), await store.admit(lease)
+            assert not lease.local
+            _alike(here, there)
+            if here.refused is None:
+                open_.append((number + step.held_for, lease, float(step.truth)))
+
+    with_store(server, work)
+
+
+def _alike(here: Decision, there: Decision) -> None:
+    assert (here.refused and here.refused.key) == (there.refused and there.refused.key)
+    assert here.wait == pytest.approx(there.wait, abs=2)
+    for one, two in zip(here.states, there.states, strict=True):
+        assert one[0] == pytest.approx(two[0], abs=1)  # it is rounded down, and a microsecond can tip it
+        assert one[1] == pytest.approx(two[1], abs=2)
+
+
+def lease(number: int = 0, limit: Limit = SLOTS, cost: float = 1.0) -> Lease:
+    return Lease(f"id-{number}", "k", "m", [Ask(limit.key, limit, cost, 3600.0)])
+
+
+def test_what_ended_leaves_nothing_behind_but_the_ledger(server: Server) -> None:
+    server.client().flushall()
+
+    async def work(store: Shared) -> None:
+        held = [lease(number) for number in range(5)]
+        assert all([(await store.admit(one)).refused is None for one in held])
+        assert (await store.admit(lease(9))).refused is SLOTS
+        assert server.client().zcard("penstock:{default}:limit:slots") == 5
+        for one in held:
+            store.settle(one, [1.0], Row("2026-11-25", "k", "m", {"ok": 1, "prompt": 7}))
+        assert (await store.admit(lease(10))).refused is None, "what is given back goes before what is asked"
+        store.settle(lease(10), [1.0], Row("2026-11-25", "k", "m", {"client_gone": 1}))
+        await store._flush()
+        found = server.client().hgetall("penstock:{default}:usage:2026-11-25")
+        assert found == {b"k\x1fm\x1fok": b"5", b"k\x1fm\x1fprompt": b"35", b"k\x1fm\x1fclient_gone": b"1"}
+
+    with_store(server, work)
+    left = {key.decode().split(":")[2] for key in server.client().scan_iter()}
+    assert left == {"usage"}, "limits, open requests and gateways are gone"
+    assert all(server.client().ttl(key) > 0 for key in server.client().scan_iter())
+
+
+def test_everything_of_ours_has_one_slot_of_a_cluster_and_an_end(server: Server) -> None:
+    server.client().flushall()
+
+    async def work(store: Shared) -> None:
+        for number, limit in enumerate((RPM, TPM, SLOTS, DAY)):
+            await store.admit(lease(number, limit))
+        keys = [key.decode() for key in server.client().scan_iter()]
+        assert all(key.startswith("penstock:{team-a}:") for key in keys)
+        assert all(server.client().ttl(key) > 0 for key in keys if ":limit:" in key or ":open:" in key)
+
+    with_store(server, work, prefix="team-a")
+
+
+def test_a_batch_that_was_done_is_not_done_again(server: Server) -> None:
+    """After a broken connection nobody knows whether the last batch arrived: it is sent again, and counts once."""
+    server.client().flushall()
+
+    async def work(store: Shared) -> None:
+        one = lease(1)
+        await store.admit(one)
+        store.settle(one, [1.0], Row("2026-11-25", "k", "m", {"ok": 1}))
+        sent: list[Any] = []
+        run = store._client.run
+
+        async def lossy(commands: Any) -> Any:
+            sent.append(commands)
+            await run(commands)
+            raise ConnectionError("the answer was lost")
+
+        store._client.run = lossy  # type: ignore[method-assign]
+        await store._flush()
+        assert not store._up
+        store._client.run = run  # type: ignore[method-assign]
+        await store._live()
+        await store._flush()
+        assert server.client().hgetall("penstock:{default}:usage:2026-11-25") == {b"k\x1fm\x1fok": b"1"}
+
+    with_store(server, work)
+
+
+def test_many_decisions_of_a_moment_share_a_round_trip(server: Server) -> None:
+    server.client().flushall()
+
+    async def work(store: Shared) -> None:
+        trips = 0
+        run = store._client.run
+
+        async def counting(commands: Any) -> Any:
+            nonlocal trips
+            trips += 1
+            return await run(commands)
+
+        store._client.run = counting  # type: ignore[method-assign]
+        decisions = await asyncio.gather(*(store.admit(lease(number, RPM)) for number in range(200)))
+        assert sum(decision.refused is None for decision in decisions) == 30, "each is decided for itself"
+        assert trips <= 3
+
+    with_store(server, work)
+
+
+def test_a_client_that_leaves_while_it_is_decided_takes_nothing(server: Server) -> None:
+    server.client().flushall()
+
+    async def work(store: Shared) -> None:
+        asking = asyncio.create_task(store.admit(lease(1)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if not store._busy and not store._owed and not store._waiting:
+                break
+        assert server.client().zcard("penstock:{default}:limit:slots") == 0
+
+    with_store(server, work)
+
+
+def test_a_client_that_leaves_in_the_moment_of_its_grant_takes_nothing(server: Server) -> None:
+    """The decision is there and its task has not gone on yet: nobody will settle that lease, and the heartbeat must not renew it."""
+    server.client().flushall()
+
+    async def work(store: Shared) -> None:
+        decided = store._decided
+
+        def and_then_it_leaves(*given: Any) -> None:
+            decided(*given)
+            asking.cancel()
+
+        store._decided = and_then_it_leaves  # type: ignore[method-assign,assignment]
+        asking = asyncio.create_task(store.admit(lease(1)))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await asyncio.sleep(0)
+        if store._flushing is not None:
+            await store._flushing
+        await store._flush()
+        assert (store._open, store._held) == ({}, {})
+        assert server.client().zcard("penstock:{default}:limit:slots") == 0
+
+    with_store(server, work)
+
+
+def test_a_script_that_the_server_has_forgotten_is_told_again(server: Server) -> None:
+    async def work(store: Shared) -> None:
+        server.client().script_flush()
+        assert (await store.admit(lease(1, DAY))).refused is None
+
+    server.client().flushall()
+    with_store(server, work)
+
+
+def test_a_gateway_that_died_is_buried_by_another_with_what_it_had_open(server: Server, tmp_path: Path) -> None:
+    server.client().flushall()
+
+    async def work(store: Shared) -> None:
+        client = server.client()
+        client.zadd("penstock:{default}:gateways", {"dead": 1})
+        client.hset("penstock:{default}:open:dead", mapping={"k\x1fm": 3, "other\x1fm": 1})
+        await store._live()
+        day = store._days.at(time.time())["day"][0]
+        assert client.hgetall(f"penstock:{{default}}:usage:{day}") == {b"k\x1fm\x1flost": b"3", b"other\x1fm\x1flost": b"1"}
+        assert client.zrange("penstock:{default}:gateways", 0, -1) == [store._me.encode()]
+        await store._live()
+        assert client.hget(f"penstock:{{default}}:usage:{day}", "k\x1fm\x1flost") == b"3", "once"
+
+    with_store(server, work)
