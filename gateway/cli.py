@@ -16,7 +16,6 @@ import msgspec
 
 import gateway
 from gateway import config
-from gateway.access import admission
 from gateway.admin import client as remote
 from gateway.errors import ConfigError
 from gateway.home import home
@@ -24,6 +23,7 @@ from gateway.plugin import BackendEnv, CommandEnv, Service, ServiceState
 from gateway.processes import init, parent
 from gateway.serving import registry
 from gateway.telemetry import log
+from middleware import rate_limit
 
 CONFIG_OPTION = click.option(
     "-c", "--config", "path", type=click.Path(path_type=Path), help="A YAML (or JSON) file; every key is optional."
@@ -106,7 +106,7 @@ async def _plan(loaded: config.Loaded) -> parent.Plan:
 
 async def _rehearse(settings: config.Settings) -> list[str]:
     """Tokenizers and the way to Redis, as a worker will need them; what an operator should know of. Raises ConfigError."""
-    admission.verify(settings)
+    rate_limit.verify(settings)
     if settings.redis.url is None:
         return []
     from gateway.store.connect import FAILURES, Client

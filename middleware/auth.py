@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.access.keys import Caller
-from gateway.config import Settings
+from gateway.access.keys import Caller, Keys
 from gateway.errors import InvalidKey, Shape
-from gateway.life import Life
 from gateway.telemetry.record import Record
 from gateway.wire.asgi import App, Receive, Scope, Send, header
 
@@ -17,9 +15,9 @@ OPEN_BELOW = "/docs/"
 class Auth:
     """Lets a request pass when its key is known, or when none is required (loopback only, see config)."""
 
-    def __init__(self, app: App, settings: Settings, life: Life) -> None:
+    def __init__(self, app: App, keys: Keys) -> None:
         self._app = app
-        self._keys = life.keys
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = Record.of(scope)

@@ -81,25 +81,22 @@ def cost(price: Price | None, prompt: int, cached: int, completion: int) -> int:
     return round(((prompt - cached) * price.prompt + cached * of_cached + completion * price.completion) * rules.NANO / 1e6)
 
 
-def counts(record: Record, generated: int, estimated: int, price: Price | None) -> dict[str, int]:
-    """What a finished request adds; `generated` counts all its attempts."""
-    usage = record.usage
+def counts(record: Record, prompt: int, generated: int, estimated: int, price: Price | None) -> dict[str, int]:
+    """What a finished request adds; `prompt` and `generated` are what engines worked on in all its attempts."""
+    usage, gone = record.usage, record.client_gone
     delivered = min(record.delivered, generated)
-    wasted = generated - delivered
-    gone = record.status == 499 or record.outcome == "ClientGone"
-    outcome = "client_gone" if gone else "ok" if not record.outcome else "failed"
-    # Without an answer there is nothing to pay for, whatever the engine did.
-    served = usage is not None and record.first_event_at > 0
-    prompt, cached = (usage.prompt_tokens, usage.cached_tokens or 0) if usage is not None and served else (0, 0)
+    # A host's failure costs the client nothing, unless an answer had begun; a client that leaves pays for the work it asked for.
+    charged = gone or record.first_event_at > 0
+    cached = (usage.cached_tokens or 0) if usage is not None else 0
     found = {
-        outcome: 1,
+        "client_gone" if gone else "ok" if record.outcome == "ok" else "failed": 1,
         "prompt": prompt,
         "cached": cached,
         "generated": generated,
         "delivered": delivered,
-        "wasted_client" if gone else "wasted_host": wasted,
+        "wasted_client" if gone else "wasted_host": generated - delivered,
         "estimated": estimated,
-        "cost": cost(price, prompt, cached, delivered) if served else 0,
+        "cost": cost(price, prompt, cached, delivered) if charged else 0,
     }
     return {name: value for name, value in found.items() if value}
 
@@ -109,6 +106,22 @@ def add(rows: Rows, row: Row) -> None:
     into = rows.setdefault((row.day, row.key, row.model), {})
     for name, value in row.counts.items():
         into[name] = into.get(name, 0) + value
+
+
+class Unreported:
+    """What a worker has counted since it last told its parent (without a shared store)."""
+
+    def __init__(self) -> None:
+        self._rows: Rows = {}
+
+    def add(self, row: Row) -> None:
+        """Count a settled request."""
+        add(self._rows, row)
+
+    def take(self) -> Rows:
+        """All of it; from now on it is told."""
+        taken, self._rows = self._rows, {}
+        return taken
 
 
 def merge(rows: Rows, more: Rows) -> None:

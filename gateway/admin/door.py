@@ -145,7 +145,7 @@ def build(parent: Operated) -> App:
             status, rendered, content = render(error, record.request_id)
             headers += rendered
         if record.path.startswith("/admin"):
-            log.info("%s %s from %s: %d", record.method, record.target_sent, record.client, status, extra={"fields": {"audit": True}})
+            log.info("%s %s from %s: %d", record.method, record.url, record.client, status, extra={"fields": {"audit": True}})
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway import errors
 from gateway.config import Settings
-from gateway.life import Life
+from gateway.lifecycle import Lifecycle
 from gateway.processes.protocol import Retire
 from gateway.telemetry.record import new_request_id
 from gateway.wire.asgi import App
@@ -36,7 +36,7 @@ class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 with bounds on a request's head, in time and in bytes, and answers of its own in OpenAI's shape."""
 
     head_s: ClassVar[float]
-    life: ClassVar[Life]
+    life: ClassVar[Lifecycle]
     idle_since = 0.0
     _in_head = True
     _head_bytes = 0
@@ -124,7 +124,7 @@ class Protocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """uvicorn that leaves signals to the parent, says when it serves, and ends as it is told to."""
 
-    def __init__(self, config: uvicorn.Config, life: Life, serving: Callable[[bool], None]) -> None:
+    def __init__(self, config: uvicorn.Config, life: Lifecycle, serving: Callable[[bool], None]) -> None:
         super().__init__(config)
         self._life = life
         self._serving = serving
@@ -178,7 +178,7 @@ class Server(uvicorn.Server):
         await asyncio.sleep(0)
 
 
-def server(app: App, settings: Settings, life: Life, serving: Callable[[bool], None], **more: Any) -> Server:
+def server(app: App, settings: Settings, life: Lifecycle, serving: Callable[[bool], None], **more: Any) -> Server:
     """A server of `app`, to be run with `serve(sockets=[...])`."""
     protocol = type("BoundProtocol", (Protocol,), {"head_s": settings.timeouts.head_s, "life": life})
     options: dict[str, Any] = {

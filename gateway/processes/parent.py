@@ -23,7 +23,7 @@ from gateway.admin import door as admin
 from gateway.admin.door import Reloaded, WorkerView
 from gateway.config import Loaded, Settings, admin_address
 from gateway.errors import ConfigError
-from gateway.life import Life
+from gateway.lifecycle import Lifecycle
 from gateway.plugin import Service, ServiceState
 from gateway.processes import protocol
 from gateway.processes.fleet import Counts, Fleet
@@ -160,9 +160,7 @@ class Parent:
             return None
         from gateway.processes import http  # 0.1 s, during which the workers start already
 
-        server = http.server(
-            admin.build(self), self.settings, Life(self.settings), lambda accepting: None, lifespan="off", proxy_headers=False
-        )
+        server = http.server(admin.build(self), self.settings, Lifecycle(), lambda accepting: None, lifespan="off", proxy_headers=False)
         self._door_served = asyncio.create_task(server.serve(sockets=[self._door]))
         return server
 
@@ -286,7 +284,7 @@ class Parent:
             counts[metrics.WORKERS.name].setdefault(str(view.generation), [0.0])[0] += view.state != "starting"
         workers = float(sum(view.resident_bytes for view in views))
         counts[metrics.MEMORY.name] = {"parent": [float(lifeline.resident_bytes())], "workers": [workers]}
-        counts.update(metrics.of_hosts((row.backend, row.id, row.state, row.in_flight, row.details) for row in self._rows()))
+        counts.update(metrics.of_hosts((row.backend, row.id, row.state, row.in_flight, row.stats) for row in self._rows()))
         return counts
 
     def exemplars(self) -> metrics.Exemplars:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from gateway.errors import InvalidRequest
-from gateway.plugin import Call, Endpoint
+from gateway.plugin import BOUNDS, Call, Endpoint
 from gateway.wire import answers, body, requests
+from gateway.wire.trace import new_id
 
 # Content types a JSON body is accepted under; the SDKs send the first, curl -d without a header the last.
 _JSON_TYPES = (b"", b"application/json", b"application/x-www-form-urlencoded")
@@ -22,14 +22,12 @@ _DEPRECATED = {"functions": "tools", "function_call": "tool_choice"}
 class Spec:
     """One endpoint as data.
 
-    `request` says what its bodies hold, `answer` what comes back where it is no stream; `id_prefix` begins the public id; `limits` are the
-    parameters that bound an answer's tokens, the one that a default is written to first.
+    `request` says what its bodies hold, `answer` what comes back where it is no stream; `id_prefix` begins the public id.
     """
 
     request: type[msgspec.Struct]
     answer: Any
     id_prefix: str = "call-"
-    limits: tuple[str, ...] = ()
 
     @property
     def streams(self) -> bool:
@@ -38,11 +36,11 @@ class Spec:
 
 
 SPECS = {
-    Endpoint.CHAT: Spec(requests.ChatRequest, answers.ChatCompletion, "chatcmpl-", ("max_completion_tokens", "max_tokens")),
-    Endpoint.COMPLETIONS: Spec(requests.CompletionRequest, answers.TextCompletion, "cmpl-", ("max_tokens",)),
+    Endpoint.CHAT: Spec(requests.ChatRequest, answers.ChatCompletion, "chatcmpl-"),
+    Endpoint.COMPLETIONS: Spec(requests.CompletionRequest, answers.TextCompletion, "cmpl-"),
     Endpoint.EMBEDDINGS: Spec(requests.EmbeddingsRequest, answers.EmbeddingList),
-    Endpoint.RESPONSES: Spec(requests.ResponsesRequest, answers.Response, "resp_", ("max_output_tokens",)),
-    Endpoint.MESSAGES: Spec(requests.MessagesRequest, answers.MessageAnswer, "msg_", ("max_tokens",)),
+    Endpoint.RESPONSES: Spec(requests.ResponsesRequest, answers.Response, "resp_"),
+    Endpoint.MESSAGES: Spec(requests.MessagesRequest, answers.MessageAnswer, "msg_"),
     Endpoint.RERANK: Spec(requests.RerankRequest, list[answers.Ranked]),
     Endpoint.SCORE: Spec(requests.ScoreRequest, answers.Scores),
     Endpoint.TOKENIZE: Spec(requests.TokenizeRequest, answers.Tokens),
@@ -71,7 +69,7 @@ def parse(endpoint: Endpoint, raw: bytes, content_type: bytes = b"") -> Call:
     options = getattr(request, "stream_options", None)
     return Call(
         endpoint=endpoint,
-        id=SPECS[endpoint].id_prefix + os.urandom(16).hex(),
+        id=SPECS[endpoint].id_prefix + new_id(),
         model=request.model,
         fields=fields,
         stream=getattr(request, "stream", None) or False,
@@ -81,16 +79,9 @@ def parse(endpoint: Endpoint, raw: bytes, content_type: bytes = b"") -> Call:
     )
 
 
-def limit(call: Call, tokens: int | None) -> None:
-    """Bound the answer of a request that names no bound itself."""
-    names = SPECS[call.endpoint].limits
-    if tokens is not None and names and not any(name in call.fields for name in names):
-        call.fields[names[0]] = body.encode(tokens)
-
-
 def bounding(call: Call) -> str:
     """The parameter by which a call bounds its answer, or ""."""
-    return next((name for name in SPECS[call.endpoint].limits if name in call.fields), "")
+    return next((name for name in BOUNDS.get(call.endpoint, ()) if name in call.fields), "")
 
 
 def bound(call: Call) -> int | None:

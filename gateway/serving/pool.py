@@ -15,7 +15,7 @@ import msgspec
 from gateway.access.keys import Caller
 from gateway.config import Admission, Retry
 from gateway.errors import GatewayError, Unavailable
-from gateway.plugin import Backend, Target, Verdict
+from gateway.plugin import Backend, Stats, Target, Verdict
 from gateway.serving.balance.hosts import Health, Host, Hosts, NoHost
 from gateway.serving.balance.policies import Policy
 from gateway.serving.balance.queue import Queue, Ticket
@@ -42,6 +42,7 @@ class HostView(msgspec.Struct, frozen=True):
     why: str
     in_flight: int
     capacity: int | None
+    stats: Stats | None = None
     details: dict[str, Any] = {}
 
 
@@ -78,7 +79,7 @@ class Pool:
             self.refresh(now)
         return self.hosts.choose(policy, key, tried, now)
 
-    async def place(self, policy: Policy, key: bytes, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
+    async def host(self, policy: Policy, key: bytes, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
         """A host to send to, begun; waits for one while all are full. Raises Unavailable when the wait is hopeless or over."""
         found: Host | NoHost = NoHost.FULL
         if not self.queue.waiting:  # nobody is overtaken
@@ -171,8 +172,20 @@ class Pool:
         for host in self.hosts:
             state, why = self.hosts.state(host, now)
             target = host.target
-            known = target.details
-            rows.append(HostView(target.id, self.name, target.weight, target.priority, state, why, host.in_flight, host.capacity, known))
+            rows.append(
+                HostView(
+                    target.id,
+                    self.name,
+                    target.weight,
+                    target.priority,
+                    state,
+                    why,
+                    host.in_flight,
+                    host.capacity,
+                    target.stats,
+                    target.details,
+                )
+            )
         return rows
 
     async def probe_forever(self) -> None:

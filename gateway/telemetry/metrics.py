@@ -10,8 +10,9 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from gateway.plugin import Stats
 from gateway.telemetry.record import GENERATE, PHASES, Record
 
 # Family -> label values joined by US (0x1f) -> numbers: one for counters and gauges, for histograms a count a bucket and the sum.
@@ -34,6 +35,11 @@ _USED = ("prompt", "cached", "generated", "delivered", "wasted_client", "wasted_
 _DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
+
+
+def operation(route: str) -> str:
+    """What OpenTelemetry calls what a route does."""
+    return OPERATIONS.get(route) or route.rsplit("/", 1)[-1]
 
 
 class Family(NamedTuple):
@@ -198,41 +204,42 @@ class Metrics:
         """All that a finished request adds."""
         model = record.served
         self.add(REQUESTS, (record.route, model, str(record.status), record.outcome))
-        for attempt in record.tried:
+        for attempt in record.attempts:
             self.add(ATTEMPTS, (attempt.target, attempt.result))
         if not model:
             return
         if record.continuations:
             self.add(CONTINUATIONS, (model,), record.continuations)
-        for before, after in zip(record.tried, record.tried[1:], strict=False):
-            if not before.first_at and after is not before:
-                self.add(RETRIES, (model, before.result))
+        if len(record.attempts) > 1:
+            for before in record.attempts[:-1]:
+                if not before.first_at:
+                    self.add(RETRIES, (model, before.result))
         self._phases(record, model)
-        labels = (OPERATIONS.get(record.route, record.route.rsplit("/", 1)[-1]), model)
+        labels = (operation(record.route), model)
         trace = record.trace.id if record.trace.sampled else ""
         self.observe(DURATION, labels, record.ended_at - record.started_at, trace)
         if record.stream and record.first_event_at:
             self.observe(FIRST_TOKEN, labels, record.first_event_at - record.started_at, trace)
-        if record.usage is not None and not record.usage.estimated:
-            self.add(TOKENS, (model, "prompt"), record.usage.prompt_tokens)
-            self.add(TOKENS, (model, "completion"), record.usage.completion_tokens)
+        usage = record.usage
+        if usage is not None and not usage.estimated:
+            self.add(TOKENS, (model, "prompt"), usage.prompt_tokens)
+            self.add(TOKENS, (model, "completion"), usage.completion_tokens)
+        if record.events:
+            self.observe(GAP, (model,), record.largest_gap_s)
+            if usage is not None and usage.completion_tokens > 1:
+                self.observe(PER_TOKEN, labels, record.phases[GENERATE] / (usage.completion_tokens - 1))
 
     def _phases(self, record: Record, model: str) -> None:
-        outcome = "ok" if not record.outcome else "client_gone" if record.outcome == "ClientGone" else "failed"
+        ending, target = record.ending, record.target
         for number, name in _OBSERVED:
-            if record.phases[number] > 0:
-                place = (name, model, record.target, outcome)
+            spent = record.phases[number]
+            if spent > 0:
+                place = (name, model, target, ending)
                 series = self._phase_series.get(place)
                 if series is None:
                     series = self._phase_series[place] = self._series(PHASE, place, len(_PHASE_S) + 2)
-                series[bisect_left(_PHASE_S, record.phases[number])] += 1
-                series[-1] += record.phases[number]
-        if record.events:
-            self.observe(GAP, (model,), record.largest_gap_s)
-            tokens = record.usage.completion_tokens if record.usage is not None else 0
-            if tokens > 1:
-                labels = (OPERATIONS.get(record.route, record.route.rsplit("/", 1)[-1]), model)
-                self.observe(PER_TOKEN, labels, record.phases[GENERATE] / (tokens - 1))
+                series[bisect_left(_PHASE_S, spent)] += 1
+                series[-1] += spent
 
     def snapshot(self) -> Snapshot:
         """The numbers as they are now; not a copy."""
@@ -292,35 +299,23 @@ def _pair(name: str, value: str) -> str:
     return f'{name}="{value}"'
 
 
-def of_hosts(rows: Iterable[tuple[str, str, str, int, Mapping[str, Any]]]) -> Snapshot:
-    """Gauges of hosts, from (backend, host, state, in flight, what is known of it)."""
+def of_hosts(rows: Iterable[tuple[str, str, str, int, Stats | None]]) -> Snapshot:
+    """Gauges of hosts, from (backend, host, state, in flight, what is known of its engine and its machine)."""
     found: Snapshot = {}
 
-    def put(family: Family, value: object, *labels: str) -> None:
-        if isinstance(value, int | float):
+    def put(family: Family, value: float | None, *labels: str) -> None:
+        if value is not None:
             found.setdefault(family.name, {})[_JOIN.join(labels)] = [float(value)]
 
-    for backend, host, state, in_flight, details in rows:
+    for backend, host, state, in_flight, stats in rows:
         put(HOST_STATE, 1, backend, host, state)
         put(HOST_IN_FLIGHT, in_flight, backend, host)
-        for name, value in details.get("engine", {}).items():
-            put(ENGINE[name], value, backend, host)
-        if "state" in details:
-            put(ENGINE["ready"], details["state"] == "ready", backend, host)
-        machine = details.get("machine")
-        if machine:
-            put(MACHINE["memory_used_ratio"], machine["memory_used"] / machine["memory_total"], backend, host)
-            put(MACHINE["swap_used_bytes"], machine["swap_used"], backend, host)
-            put(MACHINE["disk_free_bytes"], machine["disk_free"], backend, host)
-            for gpu in machine["gpus"]:
-                of = (backend, host, str(gpu["index"]))
-                put(GPU["utilisation_ratio"], gpu["utilisation"], *of)
-                if gpu["memory_total"]:
-                    put(GPU["memory_used_ratio"], (gpu["memory_used"] or 0) / gpu["memory_total"], *of)
-                put(GPU["temperature_celsius"], gpu["temperature"], *of)
-                put(GPU["power_watts"], gpu["power"], *of)
-                put(GPU["ecc_uncorrected"], gpu["ecc_uncorrected"], *of)
-                put(GPU["throttled"], int(bool(gpu["throttled"])), *of)
+        if stats is not None:
+            for name, family in (*ENGINE.items(), *MACHINE.items()):
+                put(family, getattr(stats, name), backend, host)
+            for gpu in stats.gpus:
+                for name, family in GPU.items():
+                    put(family, getattr(gpu, name), backend, host, str(gpu.index))
     return found
 
 

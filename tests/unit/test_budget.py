@@ -164,15 +164,15 @@ def test_a_request_stays_within_its_budget(stack: Stack) -> None:
 
 
 def test_counting_is_repeatable_and_notices_a_few_calls_an_event(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gateway.serving import relay
+    from gateway.serving import watch
 
     first, again = stack.taken(), stack.taken()
     assert {name: value for name, value in first.items() if name.endswith("calls")} == {
         name: value for name, value in again.items() if name.endswith("calls")
     }
-    found: dict[str, Any] = {"plain": relay.Watch.to_engine}
-    exec(compile("def slower(watch):\n    plain(watch)\n    len('')", "elsewhere.py", "exec"), found)
-    monkeypatch.setattr(relay.Watch, "to_engine", found["slower"])
+    found: dict[str, Any] = {"plain": watch.Watch.to_engine}
+    exec(compile("def slower(watch, until):\n    plain(watch, until)\n    len('')", "elsewhere.py", "exec"), found)
+    monkeypatch.setattr(watch.Watch, "to_engine", found["slower"])
     assert stack.taken()["event_calls"] >= first["event_calls"] + 2
 
 

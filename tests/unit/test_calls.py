@@ -190,27 +190,6 @@ def test_choices_are_counted_over_prompts(prompt: Any, n: int, choices: int) -> 
     assert parse(Endpoint.COMPLETIONS, model="m", prompt=prompt, n=n).choices == choices
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "fields", "given"),
-    [
-        (Endpoint.CHAT, {"messages": [USER]}, {"max_completion_tokens": 7}),
-        (Endpoint.CHAT, {"messages": [USER], "max_tokens": None}, {"max_completion_tokens": 7}),
-        (Endpoint.CHAT, {"messages": [USER], "max_tokens": 3}, {}),
-        (Endpoint.CHAT, {"messages": [USER], "max_completion_tokens": 3}, {}),
-        (Endpoint.COMPLETIONS, {"prompt": "x"}, {"max_tokens": 7}),
-        (Endpoint.RESPONSES, {"input": "x"}, {"max_output_tokens": 7}),
-        (Endpoint.TOKENIZE, {"prompt": "x"}, {}),
-    ],
-)
-def test_a_default_bound_is_set_where_the_client_names_none(endpoint: Endpoint, fields: dict[str, Any], given: dict[str, Any]) -> None:
-    call = parse(endpoint, model="m", **fields)
-    before = dict(call.fields)
-    calls.limit(call, None)
-    assert call.fields == before
-    calls.limit(call, 7)
-    assert {name: json.loads(bytes(value)) for name, value in call.fields.items() if name not in before} == given
-
-
 def test_a_foreign_content_type_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="application/json"):
         calls.parse(Endpoint.CHAT, b'{"model":"m","messages":[]}', b"text/plain; charset=utf-8")

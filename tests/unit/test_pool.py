@@ -93,7 +93,7 @@ def test_the_drained_get_nothing_new_and_come_back() -> None:
 
 async def place(found: Pool, whose: str = "", wait_s: float = 5.0, priority: int = 0) -> Host:
     caller = Caller(KeyEntry(name=whose or "nobody", hash="", priority=priority), Settings())
-    host = await found.place(First(), b"", (), caller, wait_s)
+    host = await found.host(First(), b"", (), caller, wait_s)
     assert isinstance(host, Host)
     return host
 

@@ -40,10 +40,10 @@ def test_one_scrape_is_the_whole_gateway(guarded: Gateway) -> None:
     assert raw.call(guarded.port, "POST", CHAT, {**raw.chat("x"), "model": "nope"}).status == 404
     lines = guarded.admin("/metrics", headers=BAR).body.decode().splitlines()
     route, model = f'route="{CHAT}"', 'model="deepseek-v3"'
-    assert f'penstock_requests_total{{{route},{model},status="200",outcome=""}} 21' in lines
-    assert f'penstock_requests_total{{{route},{model},status="503",outcome="engine_overloaded"}} 1' in lines
-    assert 'penstock_requests_total{route="",model="",status="404",outcome="unknown_url"} 1' in lines, "a path nobody knows is no label"
-    assert f'penstock_requests_total{{{route},model="",status="404",outcome="model_not_found"}} 1' in lines
+    assert f'penstock_requests_total{{{route},{model},status="200",outcome="ok"}} 21' in lines
+    assert f'penstock_requests_total{{{route},{model},status="503",outcome="overloaded"}} 1' in lines
+    assert 'penstock_requests_total{route="",model="",status="404",outcome="refused"} 1' in lines, "a path nobody knows is no label"
+    assert f'penstock_requests_total{{{route},model="",status="404",outcome="refused"}} 1' in lines
     operation = 'gen_ai_operation_name="chat",gen_ai_request_model="deepseek-v3"'
     assert f'gen_ai_server_request_duration_seconds_bucket{{{operation},le="+Inf"}} 22' in lines
     assert f"gen_ai_server_time_to_first_token_seconds_count{{{operation}}} 1" in lines
