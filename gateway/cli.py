@@ -105,7 +105,8 @@ async def _plan(loaded: config.Loaded) -> parent.Plan:
 
 
 async def _rehearse(settings: config.Settings) -> list[str]:
-    """Tokenizers and the way to Redis, as a worker will need them; what an operator should know of. Raises ConfigError."""
+    """Certificates, tokenizers and the way to Redis, as a worker will need them; what an operator should know of. Raises ConfigError."""
+    config.verify_files(settings)
     rate_limit.verify(settings)
     if settings.redis.url is None:
         return []

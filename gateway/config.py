@@ -10,6 +10,7 @@ import difflib
 import ipaddress
 import os
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -30,13 +31,24 @@ _ORIGIN = re.compile(r"^[a-z][a-z0-9+.-]*://[^/\s,]+$")
 T = TypeVar("T")
 
 
+class Tls(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The certificate chain and private key (PEM files) of the public listener; with `client_ca_file` clients must show a certificate that
+    one of those authorities has signed."""
+
+    cert_file: str
+    key_file: str
+    client_ca_file: str | None = None
+
+
 class Listen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where the public listener binds, how many worker processes serve it, and where the operator's door is (`HOST:PORT`, or `off`)."""
+    """Where the public listener binds, how many worker processes serve it, and where the operator's door is (`HOST:PORT`, or `off`).
+    `tls`: the public listener speaks TLS; plain HTTP without it."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
     admin: str | bool = "127.0.0.1:9464"  # a bare `off` is false in YAML
+    tls: Tls | None = None
 
 
 class Admin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -83,6 +95,7 @@ class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     Told to stop, the gateway serves on for `grace_s` while load balancers take notice, then open answers have `drain_s`. The
     client has `head_s` to send a request's head, `body_s` for its body, and may leave an answer unread for `client_s`.
+    `keepalive_s`: a stream whose engine is silent before its first event gets an SSE comment every so often.
     """
 
     head_s: float = 20.0
@@ -92,6 +105,7 @@ class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     queue_s: float = 30.0
     first_token_s: float = 300.0
     between_tokens_s: float = 120.0
+    keepalive_s: float | None = None
     request_s: float = 600.0
     grace_s: float = 5.0
     drain_s: float = 30.0
@@ -205,9 +219,12 @@ class Cors(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Security(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Bounds on what a client may send, and whose word counts. `require_keys`: whether clients need one (by default where there are keys or
     Redis, and always beyond loopback). `trusted_proxies`: addresses and networks whose `x-forwarded-for` and
-    `x-forwarded-proto` are believed."""
+    `x-forwarded-proto` are believed. `body_memory_mb`: the sum of the request bodies that one worker is reading or parsing.
+    `strict_parameters`: OpenAI's own rules for parameters, where they are stricter than the engine's."""
 
     body_limit_mb: int = 32
+    body_memory_mb: int = 256
+    strict_parameters: bool = False
     require_keys: bool | None = None
     trusted_proxies: list[str] = []
     cors: Cors = Cors()
@@ -406,7 +423,7 @@ def _verify(settings: Settings) -> None:
     if not 1 <= listen.workers <= 64:
         raise ConfigError("listen.workers", f"{listen.workers} is out of range; accepted: 1 to 64")
     for name, seconds in msgspec.structs.asdict(settings.timeouts).items():
-        if not (0 < seconds <= 86400 or (name == "grace_s" and seconds == 0)):
+        if seconds is not None and not (0 < seconds <= 86400 or (name == "grace_s" and seconds == 0)):
             raise ConfigError(f"timeouts.{name}", f"{seconds} is out of range; accepted: above 0, up to 86400 seconds")
     for field, value, accepted in (
         ("level", settings.log.level, ("debug", "info", "warning", "error")),
@@ -443,6 +460,11 @@ def _verify(settings: Settings) -> None:
 def _verify_security(security: Security) -> None:
     if not 1 <= security.body_limit_mb <= 1024:
         raise ConfigError("security.body_limit_mb", f"{security.body_limit_mb} is out of range; accepted: 1 to 1024")
+    if not security.body_limit_mb <= security.body_memory_mb <= 1 << 20:
+        raise ConfigError(
+            "security.body_memory_mb",
+            f"{security.body_memory_mb} is out of range; accepted: {security.body_limit_mb} (security.body_limit_mb) to {1 << 20}",
+        )
     for index, proxy in enumerate(security.trusted_proxies):
         try:
             ipaddress.ip_network(proxy)
@@ -580,6 +602,32 @@ def _verify_admin(settings: Settings) -> None:
         raise ConfigError("listen.admin", "must differ from the public address")
     if settings.admin.key_hash is None and not is_loopback(address[0]):
         raise ConfigError("listen.admin", f"without admin.key_hash the operator's door opens on loopback only, not on {address[0]}")
+
+
+def verify_files(settings: Settings) -> None:
+    """Raises ConfigError when the listener's certificate and key cannot be read or do not belong together; reads the files, so it is asked
+    where the gateway will run."""
+    tls = settings.listen.tls
+    if tls is None:
+        return
+    for name in ("cert_file", "key_file", "client_ca_file"):
+        if (file := getattr(tls, name)) is not None:
+            try:
+                Path(file).read_bytes()
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"listen.tls.{name}", f"cannot be read: {error}") from None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.cert_file, tls.key_file, password=lambda: "")  # without it OpenSSL would ask at the terminal
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError("listen.tls", f"cert_file and key_file are no PEM certificate and its unencrypted key ({reason})") from None
+    try:
+        if tls.client_ca_file is not None:
+            context.load_verify_locations(tls.client_ca_file)
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError("listen.tls.client_ca_file", f"holds no PEM certificate ({reason})") from None
 
 
 def is_loopback(host: str) -> bool:
