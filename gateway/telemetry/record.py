@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from gateway import errors
 from gateway.errors import Headers
 from gateway.plugin import Call, Usage
+from gateway.serving.calls import SHAPES
 from gateway.wire.asgi import Scope, header
+from gateway.wire.error import Shape
 from gateway.wire.trace import Trace, new_span
 
 KEY = "penstock.record"
@@ -89,7 +90,7 @@ class Record:
         # As it was sent: a decoded path may hold line ends.
         self.target_sent: str = scope["raw_path"].decode("latin-1")
         self.client: str = scope["client"][0] if scope.get("client") else ""
-        self.shape = errors.shape_of(self.path)
+        self.shape = SHAPES.get(self.path, Shape.OPENAI)
         self.trace = Trace(header(scope, b"traceparent"), header(scope, b"tracestate"), sampling)
         # Our own span, under which attempts lie.
         self.span = new_span()

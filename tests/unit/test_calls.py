@@ -91,6 +91,14 @@ def chat(**fields: Any) -> Call:
     return parse(**{"model": "m", "messages": [USER], **fields})
 
 
+def test_an_endpoint_is_one_row() -> None:
+    assert set(calls.SPECS) == set(Endpoint)
+    assert set(calls.SHAPES) == set(calls.OPERATIONS) == {endpoint.value for endpoint in Endpoint}
+    for spec in calls.SPECS.values():
+        assert set(spec.prompt) <= set(spec.request.__struct_fields__), "a prompt stands where the endpoint has a parameter"
+        assert spec.generates == bool(spec.limits), "what generates can be bounded"
+
+
 def test_the_table_holds_every_parameter_the_sdk_knows() -> None:
     sdk = set(get_type_hints(CompletionCreateParamsNonStreaming)) | set(get_type_hints(CompletionCreateParamsStreaming))
     assert set(CHAT) == sdk == set(ChatRequest.__struct_fields__)
