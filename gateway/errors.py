@@ -6,10 +6,11 @@ own words, a path, a traceback) goes into `detail`, which is logged and never re
 
 from __future__ import annotations
 
-import enum
 import math
 
 import msgspec
+
+from gateway.wire.error import AnthropicError, AnthropicErrorDetail, Error, ErrorDetail, ResponsesErrorEvent, Shape
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -179,15 +180,6 @@ class ConfigError(Exception):
         self.problem = problem
 
 
-class Shape(enum.Enum):
-    """Whose words an endpoint's errors are told in: its clients parse no other."""
-
-    OPENAI = "openai"
-    RESPONSES = "responses"
-    ANTHROPIC = "anthropic"
-
-
-_SHAPES = {"/v1/responses": Shape.RESPONSES, "/v1/messages": Shape.ANTHROPIC}
 # Anthropic's error types by status (its API reference); what is not listed is `invalid_request_error` below 500 and `api_error` above.
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -199,60 +191,24 @@ _ANTHROPIC_TYPES = {
 }
 
 
-def shape_of(path: str) -> Shape:
-    """The shape for a request to `path`."""
-    return _SHAPES.get(path, Shape.OPENAI)
-
-
-class _Body(msgspec.Struct):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class _Envelope(msgspec.Struct):
-    error: _Body
-
-
-class _ResponsesEvent(msgspec.Struct, tag_field="type", tag="error"):
-    """OpenAI's own members, and `error` beside them: without it openai-python takes the event for one of many."""
-
-    code: str | None
-    message: str
-    param: str | None
-    sequence_number: int
-    error: _Body
-
-
-class _AnthropicBody(msgspec.Struct):
-    type: str
-    message: str
-
-
-class _AnthropicEnvelope(msgspec.Struct, tag_field="type", tag="error"):
-    error: _AnthropicBody
-    request_id: str
-
-
 _encoder = msgspec.json.Encoder()
 
 
-def _body(error: GatewayError, request_id: str) -> _Body:
+def _body(error: GatewayError, request_id: str) -> ErrorDetail:
     message = error.message
     if request_id and error.status >= 500:
         message = f"{message} (request id: {request_id})"  # so that a report can be traced
-    return _Body(message, error.type, error.param, error.code)
+    return ErrorDetail(message, error.type, error.param, error.code)
 
 
-def _anthropic(error: GatewayError, request_id: str) -> _AnthropicEnvelope:
+def _anthropic(error: GatewayError, request_id: str) -> AnthropicError:
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return _AnthropicEnvelope(_AnthropicBody(kind, _body(error, request_id).message), request_id)
+    return AnthropicError(AnthropicErrorDetail(kind, _body(error, request_id).message), request_id)
 
 
 def render(error: GatewayError, request_id: str = "", shape: Shape = Shape.OPENAI) -> tuple[int, Headers, bytes]:
     """Status, headers and JSON body of an answer that has not begun yet: `{"error": {message, type, param, code}}` but for Anthropic."""
-    content = _encoder.encode(_anthropic(error, request_id) if shape is Shape.ANTHROPIC else _Envelope(_body(error, request_id)))
+    content = _encoder.encode(_anthropic(error, request_id) if shape is Shape.ANTHROPIC else Error(_body(error, request_id)))
     headers: Headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(content)),
@@ -275,11 +231,11 @@ def event(error: GatewayError, request_id: str = "", shape: Shape = Shape.OPENAI
     """
     body = _body(error, request_id)
     if shape is Shape.RESPONSES:
-        named = _ResponsesEvent(body.code, body.message, body.param, number, body)
+        named = ResponsesErrorEvent(body.code, body.message, body.param, number, body)
         return b"event: error\ndata: " + _encoder.encode(named) + b"\n\n"
     if shape is Shape.ANTHROPIC:
         return b"event: error\ndata: " + _encoder.encode(_anthropic(error, request_id)) + b"\n\n"
-    return b"data: " + _encoder.encode(_Envelope(body)) + b"\n\n"
+    return b"data: " + _encoder.encode(Error(body)) + b"\n\n"
 
 
 def as_gateway_error(error: BaseException) -> GatewayError:

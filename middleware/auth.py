@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from gateway.access.keys import Caller, Keys
-from gateway.errors import InvalidKey, Shape
+from gateway.errors import InvalidKey
 from gateway.telemetry.record import Record
 from gateway.wire.asgi import App, Receive, Scope, Send, header
+from gateway.wire.error import Shape
 
 # What a load balancer or a browser asks without a key; none of it says anything that is not public.
 OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs"})

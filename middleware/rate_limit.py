@@ -111,7 +111,7 @@ class Admitted:
         self._call = None  # a prompt must not outlive its answer
         caller: Caller = record.caller
         estimator = limits.estimators[model]
-        self._size, prompt = await estimator.prompt(call.fields)
+        self._size, prompt = await estimator.prompt(call.fields, calls.SPECS[call.endpoint].prompt)
         self._prompt_tokens = prompt
         bound = _bound(call, caller, self._served.entry.default_max_tokens) if call.endpoint in BOUNDS else None
         _refuse_excess(call, caller, self._size)

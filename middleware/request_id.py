@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 
-from gateway.errors import Headers, Shape
+from gateway.errors import Headers
 from gateway.lifecycle import Lifecycle
 from gateway.telemetry.observe import Observer
 from gateway.telemetry.record import KEY, Record
 from gateway.wire.asgi import App, Message, Receive, Scope, Send
+from gateway.wire.error import Shape
 
 # The version of OpenAI's API that has been in force since it began to say one.
 _VERSION = (b"openai-version", b"2020-10-01")

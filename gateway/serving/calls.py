@@ -10,6 +10,7 @@ import msgspec
 from gateway.errors import InvalidRequest
 from gateway.plugin import BOUNDS, Call, Endpoint
 from gateway.wire import answers, body, requests
+from gateway.wire.error import Shape
 from gateway.wire.trace import new_id
 
 # Content types a JSON body is accepted under; the SDKs send the first, curl -d without a header the last.
@@ -22,12 +23,18 @@ _DEPRECATED = {"functions": "tools", "function_call": "tool_choice"}
 class Spec:
     """One endpoint as data.
 
-    `request` says what its bodies hold, `answer` what comes back where it is no stream; `id_prefix` begins the public id.
+    `request` says what its bodies hold, `answer` what comes back where it is no stream; `operation` is its `gen_ai.operation.name`, `prompt`
+    where the words of a prompt stand, `id_prefix` begins the public id, `shape` whose words its errors are told in; `generates`: tokens
+    come out, not only in. What bounds them is in `plugin.BOUNDS`, since backends need it too.
     """
 
     request: type[msgspec.Struct]
     answer: Any
+    operation: str
+    prompt: tuple[str, ...]
     id_prefix: str = "call-"
+    generates: bool = False
+    shape: Shape = Shape.OPENAI
 
     @property
     def streams(self) -> bool:
@@ -36,15 +43,48 @@ class Spec:
 
 
 SPECS = {
-    Endpoint.CHAT: Spec(requests.ChatRequest, answers.ChatCompletion, "chatcmpl-"),
-    Endpoint.COMPLETIONS: Spec(requests.CompletionRequest, answers.TextCompletion, "cmpl-"),
-    Endpoint.EMBEDDINGS: Spec(requests.EmbeddingsRequest, answers.EmbeddingList),
-    Endpoint.RESPONSES: Spec(requests.ResponsesRequest, answers.Response, "resp_"),
-    Endpoint.MESSAGES: Spec(requests.MessagesRequest, answers.MessageAnswer, "msg_"),
-    Endpoint.RERANK: Spec(requests.RerankRequest, list[answers.Ranked]),
-    Endpoint.SCORE: Spec(requests.ScoreRequest, answers.Scores),
-    Endpoint.TOKENIZE: Spec(requests.TokenizeRequest, answers.Tokens),
+    Endpoint.CHAT: Spec(
+        requests.ChatRequest,
+        answers.ChatCompletion,
+        operation="chat",
+        prompt=("messages", "tools"),
+        id_prefix="chatcmpl-",
+        generates=True,
+    ),
+    Endpoint.COMPLETIONS: Spec(
+        requests.CompletionRequest,
+        answers.TextCompletion,
+        operation="text_completion",
+        prompt=("prompt",),
+        id_prefix="cmpl-",
+        generates=True,
+    ),
+    Endpoint.EMBEDDINGS: Spec(requests.EmbeddingsRequest, answers.EmbeddingList, operation="embeddings", prompt=("input",)),
+    Endpoint.RESPONSES: Spec(
+        requests.ResponsesRequest,
+        answers.Response,
+        operation="responses",
+        prompt=("input", "instructions", "tools"),
+        id_prefix="resp_",
+        generates=True,
+        shape=Shape.RESPONSES,
+    ),
+    Endpoint.MESSAGES: Spec(
+        requests.MessagesRequest,
+        answers.MessageAnswer,
+        operation="messages",
+        prompt=("system", "messages", "tools"),
+        id_prefix="msg_",
+        generates=True,
+        shape=Shape.ANTHROPIC,
+    ),
+    Endpoint.RERANK: Spec(requests.RerankRequest, list[answers.Ranked], operation="rerank", prompt=("query", "documents", "instruct")),
+    Endpoint.SCORE: Spec(requests.ScoreRequest, answers.Scores, operation="score", prompt=("query", "items")),
+    Endpoint.TOKENIZE: Spec(requests.TokenizeRequest, answers.Tokens, operation="tokenize", prompt=("prompt", "messages")),
 }
+# By path, for those who know a request before its endpoint.
+SHAPES = {endpoint.value: spec.shape for endpoint, spec in SPECS.items()}
+OPERATIONS = {endpoint.value: spec.operation for endpoint, spec in SPECS.items()}
 _decoders = {endpoint: msgspec.json.Decoder(spec.request) for endpoint, spec in SPECS.items()}
 
 

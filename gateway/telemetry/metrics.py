@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from gateway.plugin import Stats
+from gateway.serving.calls import OPERATIONS
 from gateway.telemetry.record import GENERATE, PHASES, Record
 
 # Family -> label values joined by US (0x1f) -> numbers: one for counters and gauges, for histograms a count a bucket and the sum.
@@ -34,12 +35,11 @@ _USED = ("prompt", "cached", "generated", "delivered", "wasted_client", "wasted_
 # OpenTelemetry's advice for gen_ai.server.* (semantic conventions 1.41), and three more for a time to first token behind a queue.
 _DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
-OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
 
 
 def operation(route: str) -> str:
     """What OpenTelemetry calls what a route does."""
-    return OPERATIONS.get(route) or route.rsplit("/", 1)[-1]
+    return OPERATIONS.get(route, route)
 
 
 class Family(NamedTuple):

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gateway.errors import ClientGone, GatewayError, Headers, shape_of
+from gateway.errors import ClientGone, GatewayError, Headers
 from gateway.plugin import AttemptFailed, Call, Reply, Usage, Verdict
 from gateway.serving.balance.hosts import Host
+from gateway.serving.calls import SHAPES
 from gateway.wire.asgi import Scope, header
+from gateway.wire.error import Shape
 from gateway.wire.trace import Trace, new_id, new_span
 
 KEY = "penstock.record"
@@ -141,7 +143,7 @@ class Record:
         self.url: str = scope["raw_path"][:MAX_URL].decode("latin-1")
         client = scope.get("client")
         self.client: str = client[0] if client else ""
-        self.shape = shape_of(self.path)
+        self.shape = SHAPES.get(self.path, Shape.OPENAI)
         self.trace = Trace(header(scope, b"traceparent"), header(scope, b"tracestate"), sampling)
         # Our own span, under which attempts lie.
         self.span = new_span()

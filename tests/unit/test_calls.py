@@ -9,7 +9,7 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming, CompletionCreateParamsStreaming
 
 from gateway.errors import InvalidRequest
-from gateway.plugin import Call, Endpoint
+from gateway.plugin import BOUNDS, Call, Endpoint
 from gateway.serving import calls
 from gateway.wire.requests import ChatRequest
 
@@ -89,6 +89,14 @@ def parse(endpoint: Endpoint = Endpoint.CHAT, **fields: Any) -> Call:
 
 def chat(**fields: Any) -> Call:
     return parse(**{"model": "m", "messages": [USER], **fields})
+
+
+def test_an_endpoint_is_one_row() -> None:
+    assert set(calls.SPECS) == set(Endpoint)
+    assert set(calls.SHAPES) == set(calls.OPERATIONS) == {endpoint.value for endpoint in Endpoint}
+    for endpoint, spec in calls.SPECS.items():
+        assert set(spec.prompt) <= set(spec.request.__struct_fields__), "a prompt stands where the endpoint has a parameter"
+        assert spec.generates == (endpoint in BOUNDS), "what generates can be bounded"
 
 
 def test_the_table_holds_every_parameter_the_sdk_knows() -> None:

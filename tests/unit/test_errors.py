@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import msgspec
 import pytest
 
 from gateway import errors
+from gateway.wire.error import AnthropicError, Error, ResponsesErrorEvent, Shape
 
 
 def test_the_body_has_openais_four_members() -> None:
@@ -43,3 +46,18 @@ def test_an_event_is_one_line_that_the_sdks_raise_on() -> None:
     assert event.startswith(b'data: {"error":{')
     assert event.endswith(b"\n\n")
     assert event.count(b"\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "whole", "event"),
+    [
+        (Shape.OPENAI, Error, Error),
+        (Shape.RESPONSES, Error, ResponsesErrorEvent),
+        (Shape.ANTHROPIC, AnthropicError, AnthropicError),
+    ],
+)
+def test_every_shape_is_the_documented_one(shape: Shape, whole: Any, event: Any) -> None:
+    refused = errors.UnknownModel("x", [])
+    assert msgspec.json.decode(errors.render(refused, "req_1", shape)[2], type=whole).error.message == refused.message
+    data = errors.event(refused, "req_1", shape, 7).split(b"data: ")[1]
+    assert msgspec.json.decode(data, type=event).error.message == refused.message
