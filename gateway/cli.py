@@ -16,11 +16,12 @@ import msgspec
 
 import gateway
 from gateway import config
-from gateway.admin import client as remote
+from gateway.admin import commands
 from gateway.errors import ConfigError
 from gateway.home import home
 from gateway.plugin import BackendEnv, CommandEnv, Service, ServiceState
 from gateway.processes import init, parent
+from gateway.processes.tree import Plan
 from gateway.serving import registry
 from gateway.telemetry import log
 from middleware import rate_limit
@@ -79,7 +80,7 @@ def serve(path: Path | None, host: str | None, port: int | None, workers: int | 
     given = {"listen.host": host, "listen.port": port, "listen.workers": workers}
     overrides = {key: value for key, value in given.items() if value is not None}
 
-    async def load() -> parent.Plan:
+    async def load() -> Plan:
         return await _plan(config.load(path, overrides=overrides))
 
     init.step_aside()
@@ -89,19 +90,19 @@ def serve(path: Path | None, host: str | None, port: int | None, workers: int | 
         log.setup(settings.log.level, settings.log.format)
         listener = parent.listen(settings.listen.host, settings.listen.port, "listen", settings.timeouts.client_s)
         address = config.admin_address(settings.listen)
-        door = parent.listen(*address, "listen.admin") if address is not None else None
+        admin = parent.listen(*address, "listen.admin") if address is not None else None
     except ConfigError as error:
         _refuse(error)
-    narrator = Narrator(settings, _url(listener) + "/v1", _url(door) if door is not None else "", plan.services)
-    asyncio.run(_run(parent.Parent(plan, home(), listener, door, load, narrator.observe), narrator))
+    console = Console(settings, _url(listener) + "/v1", _url(admin) if admin is not None else "", plan.services)
+    asyncio.run(_run(parent.Parent(plan, home(), listener, admin, load, console.observe), console))
 
 
-async def _plan(loaded: config.Loaded) -> parent.Plan:
+async def _plan(loaded: config.Loaded) -> Plan:
     """What can be served, or ConfigError: the same check for a start and for a reload."""
     env = BackendEnv(home())
     await registry.rehearse(loaded.settings, env)
     await _rehearse(loaded.settings)
-    return parent.Plan(loaded, registry.services(loaded.settings, env))
+    return Plan(loaded, registry.services(loaded.settings, env))
 
 
 async def _rehearse(settings: config.Settings) -> list[str]:
@@ -127,10 +128,10 @@ def _url(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _run(process: parent.Parent, narrator: Narrator) -> None:
+async def _run(process: parent.Parent, console: Console) -> None:
     async def announce() -> None:
         await process.serving.wait()
-        narrator.listening()
+        console.listening()
 
     greeting = asyncio.create_task(announce())
     try:
@@ -139,21 +140,21 @@ async def _run(process: parent.Parent, narrator: Narrator) -> None:
         greeting.cancel()
 
 
-class Narrator:
-    """Says on standard output what is going on while it goes on, and at last what to copy."""
+class Console:
+    """Says on standard output what happens while it happens, and at last what to copy."""
 
-    def __init__(self, settings: config.Settings, url: str, door: str, services: Sequence[Service]) -> None:
+    def __init__(self, settings: config.Settings, url: str, admin_url: str, services: Sequence[Service]) -> None:
         self._settings = settings
         self._url = url
-        self._door = door
+        self._admin_url = admin_url
         self._waiting = {service.name for service in services}
         self._greeted = False
 
     def listening(self) -> None:
         """The listener is up."""
         _say(f"listening on {self._url}")
-        if self._door:
-            _say(f"metrics and /admin on {self._door}")
+        if self._admin_url:
+            _say(f"metrics and /admin on {self._admin_url}")
         if self._waiting:
             _say("until the engine is ready, requests are answered 503 'the engine is loading'")
         self._greet()
@@ -233,9 +234,9 @@ def _table(rows: list[dict[str, Any]]) -> None:
         click.echo(f"{row['key']:<{width}}  {value:<{value_width}}  {row['origin']}")
 
 
-main.add_command(remote.keys)
-main.add_command(remote.usage)
-main.add_command(remote.explain)
+main.add_command(commands.keys)
+main.add_command(commands.usage)
+main.add_command(commands.explain)
 
 
 if __name__ == "__main__":

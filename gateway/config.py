@@ -41,7 +41,7 @@ class Tls(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Listen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where the public listener binds, how many worker processes serve it, and where the operator's door is (`HOST:PORT`, or `off`).
+    """Where the public listener binds, how many worker processes serve it, and where the admin API listens (`HOST:PORT`, or `off`).
     `tls`: the public listener speaks TLS; plain HTTP without it."""
 
     host: str = "127.0.0.1"
@@ -52,7 +52,7 @@ class Listen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Admin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Who may use the operator's door: SHA-256 of a key for all of it, and of one that only reads `/metrics`."""
+    """Who may use the admin API: SHA-256 of a key for all of it, and of one that only reads `/metrics`."""
 
     key_hash: str | None = None
     metrics_key_hash: str | None = None
@@ -581,7 +581,7 @@ def _verify_redis(redis: Redis) -> None:
 
 
 def admin_address(listen: Listen) -> tuple[str, int] | None:
-    """Where the operator's door is; None when it is off. Raises ConfigError."""
+    """Where the admin API listens; None when it is off. Raises ConfigError."""
     if listen.admin in ("off", False):
         return None
     host, _, port = str(listen.admin).rpartition(":")
@@ -601,7 +601,7 @@ def _verify_admin(settings: Settings) -> None:
     if address == (settings.listen.host, settings.listen.port) and address[1] != 0:
         raise ConfigError("listen.admin", "must differ from the public address")
     if settings.admin.key_hash is None and not is_loopback(address[0]):
-        raise ConfigError("listen.admin", f"without admin.key_hash the operator's door opens on loopback only, not on {address[0]}")
+        raise ConfigError("listen.admin", f"without admin.key_hash the admin API listens on loopback only, not on {address[0]}")
 
 
 def verify_files(settings: Settings) -> None:

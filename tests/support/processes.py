@@ -40,7 +40,7 @@ def until(what: str, probe: Callable[[], T], timeout_s: float = 20.0, every_s: f
 def environment(**more: str) -> dict[str, str]:
     """A clean one: none of the developer's own PENSTOCK settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK", "OPENAI"))}
-    # Any free port for the operator's door, and nobody in front who would have to take notice of a stop.
+    # Any free port for the admin API, and nobody in front who would have to take notice of a stop.
     ours = {"PENSTOCK_HOME": str(ROOT), "PENSTOCK__LISTEN__ADMIN": "127.0.0.1:0", "PENSTOCK__TIMEOUTS__GRACE_S": "0"}
     return {**kept, **ours, "PYTHONUNBUFFERED": "1", **more}
 
@@ -71,15 +71,15 @@ class Gateway:
         return int(self.root.rsplit(":", 1)[1])
 
     @property
-    def door(self) -> str:
-        """The operator's door."""
-        return until("the door is open", lambda: self._line("metrics and /admin on ")).rsplit(" ", 1)[1]
+    def admin_url(self) -> str:
+        """Where the admin API is."""
+        return until("the admin API listens", lambda: self._line("metrics and /admin on ")).rsplit(" ", 1)[1]
 
     def admin(
         self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None, content: dict[str, Any] | None = None
     ) -> raw.Answer:
-        """Ask there."""
-        return raw.call(int(self.door.rsplit(":", 1)[1]), method, path, b"" if content is None else content, dict(headers or {}))
+        """Ask the admin API."""
+        return raw.call(int(self.admin_url.rsplit(":", 1)[1]), method, path, b"" if content is None else content, dict(headers or {}))
 
     def wait_all_hosts(self, timeout_s: float = 20.0) -> None:
         """Until every host is well, and what it serves is known."""

@@ -1,4 +1,4 @@
-"""The operator's door: what it shows, who may pass, and that it is nowhere else."""
+"""The admin API: what it shows, who may use it, and that it is nowhere else."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_request_is_explained_on_one_screen(guarded: Gateway) -> None:
         assert words in shown
     unknown = guarded.admin("/admin/requests/chatcmpl-nobody", headers=FOO)
     assert (unknown.status, unknown.error()["code"]) == (404, "unknown_request")
-    done = penstock("explain", "my-own-id", "--admin", guarded.door, folder=guarded.log.parent, PENSTOCK_ADMIN_KEY="foo")
+    done = penstock("explain", "my-own-id", "--admin", guarded.admin_url, folder=guarded.log.parent, PENSTOCK_ADMIN_KEY="foo")
     assert done.returncode == 0, done.stderr
     assert public_id in done.stdout
 
@@ -180,7 +180,7 @@ def test_without_a_key_a_web_page_is_kept_out_by_its_host(wired: Gateway) -> Non
     assert wired.admin("/admin/workers", headers={"host": "[::1]:9464"}).status == 200
 
 
-def test_the_public_listener_has_no_such_door(wired: Gateway) -> None:
+def test_the_public_listener_has_no_admin_api(wired: Gateway) -> None:
     for path in ("/metrics", "/admin/workers", "/admin/config"):
         assert raw.call(wired.port, "GET", path).status == 404
     assert raw.call(wired.port, "POST", "/admin/reload").status == 404
@@ -195,7 +195,7 @@ def test_the_configuration_is_shown_with_origins_and_without_secrets(guarded: Ga
     assert HASHES["key_hash"][7:] not in answer.body.decode()
 
 
-def test_every_use_of_the_door_is_logged(wired: Gateway) -> None:
+def test_every_use_is_logged(wired: Gateway) -> None:
     wired.admin("/admin/workers", headers={"user-agent": "op"})
     until("it is", lambda: any(
         json.loads(line).get("audit") and "GET /admin/workers from 127.0.0.1: 200" in line
@@ -206,11 +206,11 @@ def test_every_use_of_the_door_is_logged(wired: Gateway) -> None:
 @pytest.mark.parametrize(
     ("listen", "words"),
     [
-        ({"admin": "0.0.0.0:0"}, "listen.admin: without admin.key_hash the operator's door opens on loopback only"),
+        ({"admin": "0.0.0.0:0"}, "listen.admin: without admin.key_hash the admin API listens on loopback only"),
         ({"admin": "here"}, "listen.admin: 'here' is no address; accepted: HOST:PORT, or off"),
     ],
 )
-def test_a_door_that_would_stand_open_is_refused(tmp_path: Path, listen: dict[str, str], words: str) -> None:
+def test_an_address_that_it_cannot_have_is_refused(tmp_path: Path, listen: dict[str, str], words: str) -> None:
     from tests.wire.test_command import penstock
 
     done = penstock("check", folder=tmp_path, PENSTOCK__LISTEN__ADMIN=listen["admin"])

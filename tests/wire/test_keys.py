@@ -129,23 +129,23 @@ def test_what_cannot_be_made_is_refused_with_its_reason(pair: tuple[Gateway, Gat
 
 
 def test_the_command_does_the_same(pair: tuple[Gateway, Gateway]) -> None:
-    door = ["--admin", pair[0].door]
-    made = penstock("keys", "create", "erin", "--rpm", "600", "--set", 'metadata={"team":"red"}', *door)
+    where = ["--admin", pair[0].admin_url]
+    made = penstock("keys", "create", "erin", "--rpm", "600", "--set", 'metadata={"team":"red"}', *where)
     assert made.returncode == 0, made.stderr
     secret = made.stdout.strip()
     assert "shown once" in made.stderr
     until("it works", lambda: ask(pair[1], secret).status == 200, 5)
-    listed = penstock("keys", "list", *door)
+    listed = penstock("keys", "list", *where)
     row = next(line for line in listed.stdout.splitlines() if line.startswith("erin "))
     assert "rpm=600" in row
     assert '"team":"red"' in row
     assert secret not in listed.stdout
-    rotated = penstock("keys", "rotate", "erin", "--overlap", "0", *door).stdout.strip()
+    rotated = penstock("keys", "rotate", "erin", "--overlap", "0", *where).stdout.strip()
     assert rotated.startswith("sk-penstock-")
-    usage = penstock("usage", "--by", "key", *door).stdout
+    usage = penstock("usage", "--by", "key", *where).stdout
     assert any(line.split()[:1] == ["erin"] for line in usage.splitlines())
-    assert penstock("keys", "revoke", "erin", *door).returncode == 0
-    refused = penstock("keys", "revoke", "erin", *door)
+    assert penstock("keys", "revoke", "erin", *where).returncode == 0
+    refused = penstock("keys", "revoke", "erin", *where)
     assert (refused.returncode, refused.stderr) == (1, "penstock: There is no key 'erin'.\n")
     nobody = penstock("keys", "list", "--admin", "http://127.0.0.1:1")
     assert (nobody.returncode, nobody.stdout) == (1, "")

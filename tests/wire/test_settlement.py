@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ def explained(by: Gateway, request_id: str) -> dict[str, Any]:
     return dict(answer.json()) if answer.status == 200 else {}
 
 
+def has_more(engine: Rehearsal, than: int) -> bool:
+    return int(engine.seen()["requests"]) > than
+
+
+def line_of(gateway: Gateway, request_id: str) -> dict[str, Any]:
+    """Its line in the log, once it is there."""
+    return until(f"the line of {request_id}", lambda: next((row for row in gateway.requests() if row["request_id"] == request_id), {}))
+
+
 def usage(of: Gateway, key: str) -> dict[str, Any]:
     rows = [row for row in of.admin("/admin/usage").json()["usage"] if row["key"] == key]
     return dict(rows[0]) if rows else {}
@@ -56,9 +66,7 @@ def test_a_bound_reserves_the_same_whoever_says_it(keyed: Gateway) -> None:
     ids = {"by its key": "reserve-key", "by the client": "reserve-client"}
     assert ask(keyed, "bounded", headers={"x-request-id": ids["by its key"]}).status == 200
     assert ask(keyed, "plain", headers={"x-request-id": ids["by the client"]}, max_tokens=10).status == 200
-    took = {
-        who: [row["reserved"] for row in explained(keyed, name)["limits"] if row["limit"].endswith("tpm")] for who, name in ids.items()
-    }
+    took = {who: [row["reserved"] for row in explained(keyed, name)["limits"] if row["limit"].endswith("tpm")] for who, name in ids.items()}
     assert took["by its key"] == took["by the client"]
     assert took["by its key"][0] < 40, "not what answers usually take"
 
@@ -73,7 +81,7 @@ def test_a_prompt_counts_from_the_moment_that_an_engine_has_it(keyed: Gateway, s
         asked = scripted_sglang.seen()["requests"]
         with raw.connect(keyed.port) as peer:
             peer.sendall(raw.request("POST", CHAT, content, {"authorization": "Bearer sk-plain"}))
-            until("the engine has it", lambda asked=asked: scripted_sglang.seen()["requests"] > asked)
+            until("the engine has it", partial(has_more, scripted_sglang, asked))
     until("both are settled", lambda: usage(keyed, "plain").get("client_gone", 0) == left + 2)
     found = usage(keyed, "plain")
     assert found["prompt_tokens"] - before >= 2 * 4000, found
@@ -105,23 +113,21 @@ def test_everybody_says_the_same_word(keyed: Gateway, name: str) -> None:
     answer = ask(keyed, "plain", prompt, {"x-request-id": request_id}, **more)
     assert answer.status == status
     assert outcome in OUTCOMES
-    line = until("its line", lambda: next((row for row in keyed.requests() if row["request_id"] == request_id), None))
+    line = line_of(keyed, request_id)
     assert line["outcome"] == outcome
     assert explained(keyed, request_id)["outcome"] == outcome
     counted = keyed.admin("/metrics").body.decode().splitlines()
     model = "" if more.get("model") else "deepseek-v3"
     assert any(
-        row.startswith(f'penstock_requests_total{{route="{CHAT}",model="{model}",status="{status}",outcome="{outcome}"}}') for row in counted
+        row.startswith(f'penstock_requests_total{{route="{CHAT}",model="{model}",status="{status}",outcome="{outcome}"}}')
+        for row in counted
     )
 
 
 def test_strangers_and_the_limited_are_told_apart(keyed: Gateway) -> None:
     assert ask(keyed, "unknown", headers={"x-request-id": "word-stranger"}).status == 401
     assert [ask(keyed, "once", headers={"x-request-id": f"word-once-{n}"}).status for n in range(2)] == [200, 429]
-    found = until("their lines", lambda: {row["request_id"]: row["outcome"] for row in keyed.requests()})
-    until("the last of them", lambda: any(row["request_id"] == "word-once-1" for row in keyed.requests()))
-    found = {row["request_id"]: row["outcome"] for row in keyed.requests()}
-    assert (found["word-stranger"], found["word-once-1"]) == ("unauthorized", "limited")
+    assert [line_of(keyed, name)["outcome"] for name in ("word-stranger", "word-once-1")] == ["unauthorized", "limited"]
 
 
 def test_the_longest_that_a_client_may_say_weighs_little_wherever_it_is_kept(keyed: Gateway) -> None:
@@ -129,12 +135,12 @@ def test_the_longest_that_a_client_may_say_weighs_little_wherever_it_is_kept(key
     answer = ask(keyed, "plain", headers={"x-request-id": "i" * 128}, model=long)
     assert answer.status == 404
     assert len(answer.body) < 2000
-    line = until("its line", lambda: next((row for row in keyed.requests() if row["request_id"] == "i" * 128), None))
+    line = line_of(keyed, "i" * 128)
     assert len(line["model"]) == MAX_MODEL
     assert len(json.dumps(line)) < 2000
     assert len(json.dumps(explained(keyed, "i" * 128))) < 3000
     until("the path's line", lambda: raw.call(keyed.port, "GET", "/" + "p" * 30_000, headers={"x-request-id": "long-path"}).status == 404)
-    line = until("its line", lambda: next((row for row in keyed.requests() if row["request_id"] == "long-path"), None))
+    line = line_of(keyed, "long-path")
     assert len(json.dumps(line)) < MAX_URL + 1000
 
 
@@ -147,10 +153,9 @@ def test_control_characters_of_a_client_are_shown_and_not_obeyed(keyed: Gateway)
 
 
 def test_one_clients_request_id_does_not_hide_anothers(keyed: Gateway) -> None:
-    ids = []
-    for key in ("plain", "bounded"):
-        ids.append(ask(keyed, key, headers={"x-request-id": "the-same"}).json()["id"])
-    found = until("both are kept", lambda: (explained(keyed, "the-same").get("also") and explained(keyed, "the-same")) or None)
+    ids = [ask(keyed, key, headers={"x-request-id": "the-same"}).json()["id"] for key in ("plain", "bounded")]
+    until("both are kept", lambda: explained(keyed, "the-same").get("also"))
+    found = explained(keyed, "the-same")
     assert [found["id"], *found["also"]] == list(reversed(ids)), "the newest first, and the other named"
     assert [explained(keyed, one)["key"] for one in ids] == ["plain", "bounded"]
 
@@ -184,6 +189,6 @@ def test_an_answer_that_is_settled_late_is_explained_with_its_cost_at_every_gate
                 peer.sendall(raw.request("POST", CHAT, content, {"authorization": "Bearer sk-plain", "x-request-id": "late"}))
                 peer.recv(4096)
             for at in (one, two):
-                found = until("it is explained", lambda at=at: explained(at, "late") or None)
+                found = until("it is explained", partial(explained, at, "late"))
                 assert found["outcome"] == "client_gone"
                 assert found["cost"] > 0

@@ -1,4 +1,4 @@
-"""What the handlers behind the door are given, and what they give back."""
+"""What a handler of the admin API is given, and what it gives back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 Answer = tuple[int, bytes, bytes]
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """Parts of the path by name, the query, the body, and what the client accepts."""
 
     parts: Mapping[str, str]
@@ -24,11 +24,11 @@ class Asked(NamedTuple):
     accept: str = ""
 
 
-Handler = Callable[[Asked], Awaitable[Answer]]
+Handler = Callable[[Request], Awaitable[Answer]]
 
 
-class Shelf(Protocol):
-    """Where keys are kept that are made while the gateway runs."""
+class StoredKeys(Protocol):
+    """The keys that were made while gateways run."""
 
     async def keys(self) -> dict[str, StoredKey]:
         """All of them, by name."""
