@@ -31,8 +31,8 @@ class Exchanges:
         self._rate_limit = rate_limit
         self._dispatcher = Dispatcher(settings)
         self._watches = Watches()
-        self._body_bytes, self._body_s = settings.security.body_limit_mb << 20, settings.timeouts.body_s
-        self._silence_s = settings.timeouts.between_tokens_s
+        self._timeouts = settings.timeouts
+        self._body_bytes = settings.security.body_limit_mb << 20
 
     def of(self, endpoint: Endpoint) -> App:
         """The handler of one endpoint."""
@@ -45,7 +45,7 @@ class Exchanges:
     async def handle(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, from the client's bytes to the client's bytes."""
         record = Record.of(scope)
-        raw = await body.read(receive, self._body_bytes, self._body_s, header(scope, b"content-length"))
+        raw = await body.read(receive, self._body_bytes, self._timeouts.body_s, header(scope, b"content-length"))
         call = calls.parse(endpoint, raw, header(scope, b"content-type") or b"")
         del raw
         record.asks(call)
@@ -56,11 +56,10 @@ class Exchanges:
             async with self._rate_limit.admitted(call, served, record) as terms:
                 with Watch(self._watches, scope, receive) as watch:
                     exchange = Exchange(call, terms, served, record, watch)
-                    attempt = await self._dispatcher.begin(exchange)
-                    if attempt.reply is not None and attempt.reply.streams:
-                        await relay.Stream(exchange, self._dispatcher, self._silence_s, send).run(attempt)
+                    if call.stream:
+                        await relay.Stream(exchange, self._dispatcher, self._timeouts, send).run()
                     else:
-                        await relay.whole(exchange, attempt, send)
+                        await relay.whole(exchange, await self._dispatcher.begin(exchange), send)
         except (AttemptFailed, GatewayError) as error:
             if not record.status:
                 raise  # nothing has been sent: the errors middleware answers

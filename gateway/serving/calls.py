@@ -24,8 +24,8 @@ class Spec:
     """One endpoint as data.
 
     `request` says what its bodies hold, `answer` what comes back where it is no stream; `operation` is its `gen_ai.operation.name`,
-    `prompt` where the words of a prompt stand, `id_prefix` begins the public id, `shape` whose words its errors are told in; `generates`: tokens
-    come out, not only in. What bounds them is in `plugin.BOUNDS`, since backends need it too.
+    `prompt` where the words of a prompt stand, `id_prefix` begins the public id, `shape` whose words its errors are told in;
+    `generates`: tokens come out, not only in. What bounds them is in `plugin.BOUNDS`, since backends need it too.
     """
 
     request: type[msgspec.Struct]

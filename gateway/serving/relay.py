@@ -8,6 +8,7 @@ import re
 import time
 
 from gateway import errors
+from gateway.config import Timeouts
 from gateway.errors import GatewayError, Unavailable
 from gateway.plugin import AttemptFailed, Reply, Verdict
 from gateway.serving.dispatch import Dispatcher, Exchange
@@ -22,6 +23,8 @@ _NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,9})\b')
 MAX_KEPT_BYTES = 4 << 20
 # What stands in a stream where another host took over; to every client a comment.
 _CONTINUED = b": continued on another host\n\n"
+# And while nothing has come yet, where `timeouts.keepalive_s` is set.
+_WAITING = b": waiting for the engine\n\n"
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -48,23 +51,26 @@ class Stream:
     """Event by event to the client. What breaks after the first event is continued on another host where that can be done without a seam,
     and otherwise ends in an honest error event, never in `[DONE]`."""
 
-    def __init__(self, exchange: Exchange, dispatcher: Dispatcher, silence_s: float, send: Send) -> None:
+    def __init__(self, exchange: Exchange, dispatcher: Dispatcher, timeouts: Timeouts, send: Send) -> None:
         self._exchange = exchange
         self._dispatcher = dispatcher
-        self._silence_s = silence_s
+        self._silence_s = timeouts.between_tokens_s
+        self._keepalive_s = timeouts.keepalive_s
         self._send = send
         # What the client was given, while the answer may have to be continued; nothing is decoded before that happens.
         self._kept: list[bytes] | None = [] if exchange.terms.keep else None
         self._kept_bytes = 0
         self._last = b""
 
-    async def run(self, attempt: Attempt) -> None:
-        """To the answer's end; raises what ended it early, when the client has been told."""
+    async def run(self) -> None:
+        """From the first attempt to the answer's end; raises what ended it early, when the client has been told."""
         send, watch, record = self._send, self._exchange.watch, self._exchange.record
-        assert attempt.reply is not None
-        await send({"type": "http.response.start", "status": attempt.reply.status, "headers": list(_STREAM_HEADERS)})
+        attempt: Attempt | None = None
         last = b""
         try:
+            attempt = await (self._dispatcher.begin(self._exchange) if self._keepalive_s is None else self._begin_and_keep_alive())
+            if not record.status:
+                await send({"type": "http.response.start", "status": 200, "headers": list(_STREAM_HEADERS)})
             while True:
                 reply = attempt.reply
                 assert reply is not None
@@ -87,9 +93,28 @@ class Stream:
             raise
         finally:
             watch.end()
-            attempt.end(None, "given up")
-            if watch.reason != "client gone":
+            if attempt is not None:
+                attempt.end(None, "given up")
+            if record.status and watch.reason != "client gone":
                 await send({"type": "http.response.body", "body": last})
+
+    async def _begin_and_keep_alive(self) -> Attempt:
+        """The same as `Dispatcher.begin`, with comments for the client while it takes long: from the first of them on the answer is a 200,
+        and a refusal can only be an event of it."""
+        keeper = asyncio.get_running_loop().create_task(self._keep_alive())
+        try:
+            return await self._dispatcher.begin(self._exchange)
+        finally:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+
+    async def _keep_alive(self) -> None:
+        assert self._keepalive_s is not None
+        while True:
+            await asyncio.sleep(self._keepalive_s)
+            if not self._exchange.record.status:
+                await self._send({"type": "http.response.start", "status": 200, "headers": list(_STREAM_HEADERS)})
+            await self._send({"type": "http.response.body", "body": _WAITING, "more_body": True})
 
     async def _relay(self, attempt: Attempt, reply: Reply) -> None:
         record, watch, send = self._exchange.record, self._exchange.watch, self._send
