@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from gateway.config import Settings
-from gateway.errors import GatewayError
+from gateway.errors import BodyTooLarge, GatewayError
 from gateway.plugin import AttemptFailed, Endpoint
 from gateway.serving import calls, relay
 from gateway.serving.dispatch import Dispatcher, Exchange
@@ -17,7 +17,7 @@ from gateway.serving.registry import Registry
 from gateway.serving.watch import Watch, Watches
 from gateway.telemetry.record import LIMITS, Record
 from gateway.wire import body
-from gateway.wire.asgi import App, Receive, Scope, Send, header
+from gateway.wire.asgi import CONNECTION, App, Connection, Receive, Scope, Send, header
 from middleware.rate_limit import RateLimit
 
 log = logging.getLogger("penstock.exchange")
@@ -45,7 +45,12 @@ class Exchanges:
     async def handle(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, from the client's bytes to the client's bytes."""
         record = Record.of(scope)
-        raw = await body.read(receive, self._body_bytes, self._timeouts.body_s, header(scope, b"content-length"))
+        connection: Connection | None = scope.get(CONNECTION)
+        raw = connection.body() if connection is not None else None
+        if raw is None:
+            raw = await body.read(receive, self._body_bytes, self._timeouts.body_s, header(scope, b"content-length"))
+        elif len(raw) > self._body_bytes:
+            raise BodyTooLarge(self._body_bytes)
         call = calls.parse(endpoint, raw, header(scope, b"content-type") or b"")
         del raw
         record.asks(call)
@@ -54,10 +59,10 @@ class Exchanges:
         record.enter(LIMITS)
         try:
             async with self._rate_limit.admitted(call, served, record) as terms:
-                with Watch(self._watches, scope, receive) as watch:
+                with Watch(self._watches, connection, receive) as watch:
                     exchange = Exchange(call, terms, served, record, watch)
                     if call.stream:
-                        await relay.Stream(exchange, self._dispatcher, self._timeouts, send).run()
+                        await relay.Stream(exchange, self._dispatcher, self._timeouts, connection, send).run()
                     else:
                         await relay.whole(exchange, await self._dispatcher.begin(exchange), send)
         except (AttemptFailed, GatewayError) as error:

@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 from gateway.errors import ClientGone, GatewayTimeout
 from gateway.plugin import AttemptFailed
-from gateway.wire.asgi import Connection, Receive, Scope
+from gateway.wire.asgi import Connection, Receive
 
 # How often all of them are looked at.
 TICK_S = 0.05
@@ -70,9 +70,9 @@ class Watch:
         "until",
     )
 
-    def __init__(self, watches: Watches, scope: Scope, receive: Receive) -> None:
+    def __init__(self, watches: Watches, connection: Connection | None, receive: Receive) -> None:
         self._watches = watches
-        self._connection: Connection | None = scope.get("penstock.connection")
+        self._connection = connection
         self._receive = receive
         self._task: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
