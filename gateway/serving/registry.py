@@ -53,7 +53,7 @@ def configured(settings: Settings) -> dict[str, Configured]:
         plugin = known[kind]
         rest = {key: value for key, value in section.items() if key not in ("kind", "health")}
         health = convert(section.get("health") or {}, Health, f"backends.{name}.health")
-        result[name] = Configured(plugin, convert(rest, plugin.Config, f"backends.{name}"), health)
+        result[name] = Configured(plugin, convert(rest, plugin.config, f"backends.{name}"), health)
     for model, entry in settings.models.items():
         if entry.backend not in result:
             raise ConfigError(f"models.{model}.backend", f"no backend is called '{entry.backend}' (have: {', '.join(result) or 'none'})")
