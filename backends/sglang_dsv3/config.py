@@ -92,7 +92,7 @@ class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         return self.tp_size or max(1, len(self.gpus) * self.nnodes)
 
 
-class Host(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class HostConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One SGLang server: either its `url`, or `launch: local` for one that the gateway runs itself.
 
     `agent`: URL of the `penstock engine` beside it, which knows more of it than SGLang does: its probes go there.
@@ -148,7 +148,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     `dns_server`: `ADDRESS:PORT` to ask instead of the system's, for hosts with `resolve`.
     """
 
-    hosts: list[Host]
+    hosts: list[HostConfig]
     endpoints: list[Endpoint] = msgspec.field(default_factory=lambda: list(GENERATIVE))
     allow_parameters: list[str] = []
     engine: Engine = Engine()

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import BadGateway, GatewayError, InvalidRequest, Unavailable
-from gateway.plugin import AttemptFailed, Call, Endpoint, Verdict
+from gateway.plugin import BOUNDS, AttemptFailed, Call, Endpoint, Terms, Verdict
 from gateway.wire import body
 
 # Parameters that steer the engine's inside: another request's id, another rank, other weights, raw tokens, code to run, raw tensors out.
@@ -69,6 +69,10 @@ _CONTEXT_PARAMS = {Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input",
 _DUMP = re.compile(r"""'loc': \((.*?)\), 'msg': (?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")""")
 # The same as pydantic prints it: "1 validation error for ChatCompletionRequest\nmessages.0.role\n  Input should be ... [type=...".
 _PRINTED = re.compile(r"validation errors? for \w+\s+([\w.\[\]`-]+)\s+(.*?)(?:\s*\[type=|\n|$)", re.DOTALL)
+# What is asked of every stream: its usage at the end, and of one that may have to be continued with every event.
+_COUNTED = {"include_usage": True}
+_COUNTING = {"include_usage": True, "continuous_usage_stats": True}
+_ENCODED = {False: body.encode(_COUNTED), True: body.encode(_COUNTING)}
 _options = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _STEP = re.compile(r"'((?:[^'\\]|\\.)*)'|(\d+)")
 # Steps of a place that are the engine's own: classes, validators, branches of a union.
@@ -97,27 +101,31 @@ def refuse_internal(call: Call, allowed: Container[str] = ()) -> None:
             raise InvalidRequest(f"Unsupported parameter: '{name}' is internal to the engine.", param=name, code="unsupported_parameter")
 
 
-def engine_body(call: Call, served_name: str | None = None) -> bytes:
-    """The body the engine gets: the client's own bytes, with our id (for aborting), usage asked for in streams (and given once, at the
-    end), and the engine's own name for the model where it takes no other."""
-    changes: dict[str, Any] = {}
-    fields = call.fields
-    if not _IGNORED_FIELDS.isdisjoint(fields):
-        fields = {name: value for name, value in fields.items() if name not in _IGNORED_FIELDS}
-    if call.endpoint in _ID_FIELDS:
-        changes[_ID_FIELDS[call.endpoint]] = call.id
+def engine_body(call: Call, terms: Terms, served_name: str | None = None) -> bytes:
+    """The body the engine gets: the client's own bytes, with our id (for aborting), the core's bound where the client names none, usage
+    asked for in streams (and given once, at the end), and the engine's own name for the model where it takes no other."""
+    endpoint, fields = call.endpoint, call.fields
+    changed: dict[str, Any] = dict(fields)
+    for name in _IGNORED_FIELDS:
+        changed.pop(name, None)
+    if endpoint in _ID_FIELDS:
+        changed[_ID_FIELDS[endpoint]] = call.id
     if served_name is not None:
-        changes["model"] = served_name
-    if call.salt and call.endpoint in _SALTED and "cache_salt" not in fields:
-        changes["cache_salt"] = call.salt
-    if call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS):
-        if call.stream:
-            options = _options.decode(fields["stream_options"]) if "stream_options" in fields else {}
-            options.pop("continuous_usage_stats", None)
-            changes["stream_options"] = {**options, "include_usage": True, **({"continuous_usage_stats": True} if call.keep else {})}
+        changed["model"] = served_name
+    if terms.salt and endpoint in _SALTED and "cache_salt" not in fields:
+        changed["cache_salt"] = terms.salt
+    if terms.bound is not None and endpoint in BOUNDS and not any(name in fields for name in BOUNDS[endpoint]):
+        changed[BOUNDS[endpoint][0]] = terms.bound
+    if endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS):
+        if not call.stream:
+            changed.pop("stream_options", None)
         elif "stream_options" in fields:
-            fields = {name: value for name, value in fields.items() if name != "stream_options"}
-    return body.splice(fields, changes)
+            options = _options.decode(fields["stream_options"])
+            options.pop("continuous_usage_stats", None)
+            changed["stream_options"] = {**options, **(_COUNTING if terms.keep else _COUNTED)}
+        else:
+            changed["stream_options"] = _ENCODED[bool(terms.keep)]
+    return body.splice(changed, {})
 
 
 def failure(status: int, content: bytes, endpoint: Endpoint = Endpoint.CHAT) -> AttemptFailed:

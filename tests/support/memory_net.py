@@ -99,6 +99,7 @@ class Gateway:
             self._connection.data_received(request)
             while not self.client.written.endswith(ending) or self.lifecycle.open:
                 await asyncio.sleep(0)
+            self._app.observer.flush()  # in a worker a few milliseconds later, with others
 
         self.loop.run_until_complete(asyncio.wait_for(until(), 10))
         return bytes(self.client.written)

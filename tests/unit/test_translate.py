@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from backends.sglang_dsv3 import stream, translate
 from gateway.errors import InvalidRequest
-from gateway.plugin import AttemptFailed, Call, Endpoint, Verdict
+from gateway.plugin import AttemptFailed, Call, Endpoint, Terms, Verdict
 from gateway.serving import calls
 from tests.support.processes import GOLDEN
 
@@ -21,7 +20,7 @@ def call(**fields: Any) -> Call:
 
 def test_the_engine_gets_the_clients_fields_and_our_rid() -> None:
     sent = call(top_k=3, regex="a+", chat_template_kwargs={"thinking": True}, never_heard_of={"a": [1, None]})
-    assert json.loads(translate.engine_body(sent)) == {
+    assert json.loads(translate.engine_body(sent, Terms())) == {
         "model": "m",
         "messages": [{"role": "user", "content": "hi"}],
         "top_k": 3,
@@ -34,14 +33,14 @@ def test_the_engine_gets_the_clients_fields_and_our_rid() -> None:
 
 def test_usage_is_always_asked_of_a_stream_and_other_options_stay() -> None:
     body = json.loads(
-        translate.engine_body(call(stream=True, stream_options={"include_usage": False, "continuous_usage_stats": True, "x": 1}))
+        translate.engine_body(call(stream=True, stream_options={"include_usage": False, "continuous_usage_stats": True, "x": 1}), Terms())
     )
     assert body["stream_options"] == {"include_usage": True, "x": 1}
-    assert "stream_options" not in json.loads(translate.engine_body(call(stream_options={"include_usage": True})))
+    assert "stream_options" not in json.loads(translate.engine_body(call(stream_options={"include_usage": True}), Terms()))
 
 
 def test_nulls_of_known_parameters_are_left_out_and_others_stay() -> None:
-    body = json.loads(translate.engine_body(call(n=None, logprobs=None, presence_penalty=None, stop=None, unknown=None)))
+    body = json.loads(translate.engine_body(call(n=None, logprobs=None, presence_penalty=None, stop=None, unknown=None), Terms()))
     assert set(body) == {"model", "messages", "unknown", "rid"}
 
 
@@ -99,25 +98,12 @@ def test_paths_in_a_message_are_not_passed_on() -> None:
 
 def run(recorded: bytes, size: int, **fields: Any) -> tuple[bytes, stream.EventStream, AttemptFailed | None]:
     """What a client would get of `recorded`, arriving in pieces of `size` bytes."""
-    pieces = [recorded[at : at + size] for at in range(0, len(recorded), size)] + [b""]
-
-    async def read() -> bytes:
-        return pieces.pop(0) if pieces else b""
-
-    source = stream.Chunks(call(stream=True, **fields), read)
-
-    async def collect() -> tuple[bytes, AttemptFailed | None]:
-        got = b""
-        try:
-            await source.begin()
-            async for block in source.events():
-                got += block
-        except AttemptFailed as failure:
-            return got, failure
-        return got, None
-
-    got, failure = asyncio.run(collect())
-    return got, source, failure
+    source, got = stream.Chunks(call(stream=True, **fields), Terms()), b""
+    for at in range(0, len(recorded), size):
+        got += source.feed(recorded[at : at + size])
+        if source.complete or source.failure is not None:
+            return got, source, source.failure
+    return got + source.end(), source, source.failure
 
 
 def test_done_counts_only_when_every_choice_has_finished() -> None:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from backends.sglang_dsv3.transport.contract import KEEP_ALIVE_S, MAX_HEAD_BYTES, ConnectFailed, ConnectionLost, Options, Response
+from backends.sglang_dsv3.transport.contract import KEEP_ALIVE_S, MAX_HEAD_BYTES, ConnectFailed, ConnectionLost, Options
 
 # How much of a body may wait to be read before the socket is left alone: a paced stream never gets there, a long answer for a slow client
 # does, and then it is the engine that waits.
@@ -39,16 +39,32 @@ class Http1:
         self._idle: deque[Connection] = deque()
         self._closed = False
 
-    async def request(
+    async def send(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, connect_s: float = 5.0
-    ) -> Response:
+    ) -> Connection:
         """See `Transport`. A pooled connection that turns out to be closed is replaced only where nothing was written yet: what became of a
         request that left is for the caller to judge."""
         more = "".join([f"\r\n{name}: {value}" for name, value in headers.items()]) if headers else ""
         head = f"{method} {path} HTTP/1.1{self._common}{more}\r\ncontent-length: {len(body)}\r\n\r\n".encode("latin-1")
         connection = self._reuse() or await self._connect(connect_s)
-        connection.connected_at = time.monotonic()
-        return await connection.exchange(head, body)
+        connection.begin()
+        if len(body) <= PIECE:
+            connection.write(head + body if body else head)
+        else:
+            await connection.write_pieces(head, body)
+        return connection
+
+    async def request(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, connect_s: float = 5.0
+    ) -> Connection:
+        """See `Transport`."""
+        connection = await self.send(method, path, body, headers, connect_s)
+        try:
+            await connection.head()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _reuse(self) -> Connection | None:
         """The connection that was idle for the shortest time, if it is still open at the other end; older ones go."""
@@ -144,38 +160,42 @@ class Connection(asyncio.Protocol):
         """Whether, for all we know, the other end is listening."""
         return self._lost is None
 
-    async def exchange(self, head: bytes, body: bytes) -> Connection:
-        """Write a request and wait for the response's head; raises ConnectionLost."""
-        assert self._transport is not None
+    def begin(self) -> None:
+        """One more exchange on it."""
         self._reset()
+        self.connected_at = time.monotonic()
         # A parser is for one response: a peer that sends a second one nobody asked for must not be believed.
         self._parser = httptools.HttpResponseParser(self)
+
+    def write(self, request: bytes) -> None:
+        """A whole request at once."""
+        assert self._transport is not None
+        self._transport.write(request)
+
+    async def write_pieces(self, head: bytes, body: bytes) -> None:
+        """A large one as the engine takes it; given up where its answer is there already."""
+        assert self._transport is not None
         try:
-            if len(body) <= PIECE:
-                self._transport.write(head + body if body else head)
-            else:
-                await self._write(head, body)
-            while not self.headed:
-                if self._lost is not None:
-                    raise ConnectionLost(str(self._lost))
-                self._waiter = self._loop.create_future()
-                await self._waiter
+            self._transport.write(head)
+            view = memoryview(body)
+            for start in range(0, len(body), PIECE):
+                if self._writable is not None:
+                    await self._writable
+                if self._lost is not None or self.headed:  # it has heard enough
+                    self._keep = False
+                    return
+                self._transport.write(view[start : start + PIECE])
         except BaseException:
             self.cut()
             raise
-        return self
 
-    async def _write(self, head: bytes, body: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(head)
-        view = memoryview(body)
-        for start in range(0, len(body), PIECE):
-            if self._writable is not None:
-                await self._writable
-            if self._lost is not None or self.headed:  # it has heard enough
-                self._keep = False
-                return
-            self._transport.write(view[start : start + PIECE])
+    async def head(self) -> None:
+        """See `Response`."""
+        while not self.headed:
+            if self._lost is not None:
+                raise ConnectionLost(str(self._lost))
+            self._waiter = self._loop.create_future()
+            await self._waiter
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
