@@ -24,7 +24,6 @@ from gateway.processes import init, parent
 from gateway.processes.tree import Plan
 from gateway.serving import registry
 from gateway.telemetry import log
-from middleware import rate_limit
 
 CONFIG_OPTION = click.option(
     "-c", "--config", "path", type=click.Path(path_type=Path), help="A YAML (or JSON) file; every key is optional."
@@ -107,6 +106,8 @@ async def _plan(loaded: config.Loaded) -> Plan:
 
 async def _rehearse(settings: config.Settings) -> list[str]:
     """Certificates, tokenizers and the way to Redis, as a worker will need them; what an operator should know of. Raises ConfigError."""
+    from middleware import rate_limit  # not before it is known that these names are ours
+
     config.verify_files(settings)
     rate_limit.verify(settings)
     if settings.redis.url is None:

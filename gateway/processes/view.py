@@ -116,12 +116,19 @@ class View:
         question = protocol.Find(next(self._numbers), name)
         waiting = {worker.ask(question) for worker in self._tree.workers if worker.serving or worker.retiring}
         known: list[dict[str, Any]] = []
-        if waiting:
-            done, late = await asyncio.wait(waiting, timeout=REPORT_LIMIT_S)
-            for answer in late:
+        deadline = time.monotonic() + REPORT_LIMIT_S
+        try:
+            while waiting and (left_s := deadline - time.monotonic()) > 0:
+                done, waiting = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+                for answer in done:
+                    found = None if answer.cancelled() else answer.result()
+                    if isinstance(found, protocol.Found) and found.record is not None:
+                        known.append(found.record)
+                        if found.record["id"] == name:  # there is no other of our own id
+                            return found.record
+        finally:
+            for answer in waiting:
                 answer.cancel()
-            answers = [answer.result() for answer in done if not answer.cancelled()]
-            known = [found.record for found in answers if isinstance(found, protocol.Found) and found.record is not None]
         if known:  # several workers may have answered requests of one client's id
             newest = max(known, key=lambda record: record["at"])
             also = [other["id"] for other in known if other is not newest]

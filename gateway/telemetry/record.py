@@ -72,7 +72,8 @@ class Attempt:
         continues: bool,
         now: float,
     ) -> None:
-        self._record = record
+        # Let go of at the end: a record that is kept must not be held by itself.
+        self._record: Record | None = record
         self._give_back = give_back
         # None where only closing words are missing, which take no host.
         self.host = host
@@ -94,11 +95,12 @@ class Attempt:
 
     def begun(self) -> None:
         """The answer has begun: what the attempt took was no retry, but connecting, and waiting for the first event (or the whole body)."""
-        assert self.reply is not None
+        record, reply = self._record, self.reply
+        assert record is not None
+        assert reply is not None
         now = time.monotonic()
-        self.connected_at = self.reply.connected_at or self.started_at
+        self.connected_at = reply.connected_at or self.started_at
         self.first_at = now
-        record = self._record
         record.phase = CONNECT
         record.enter(FIRST_TOKEN, self.connected_at)
         record.enter(GENERATE, now)
@@ -108,7 +110,9 @@ class Attempt:
     def end(self, verdict: Verdict | None, cause: str = "ok") -> None:
         """Close the reply, give the host's place back with what this end says of it (None: nothing), and note it all. Idempotent."""
         reply, host, record = self.reply, self.host, self._record
-        self.reply = self.host = None
+        self.reply = self.host = self._record = None
+        if record is None:
+            return
         if reply is not None:
             usage = reply.close()
             if usage is not None:

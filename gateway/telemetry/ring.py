@@ -93,7 +93,9 @@ class Ring:
         if own is not None:
             return summary(own)
         same = [self._kept[call_id] for call_id in reversed(self._ids.get(name, [])[-MOST_FOUND:])]
-        return {**summary(same[0]), "also": [record.call_id for record in same[1:]]} if same else None
+        if len(same) < 2:
+            return summary(same[0]) if same else None
+        return {**summary(same[0]), "also": [record.call_id for record in same[1:]]}
 
 
 def readable(found: dict[str, Any]) -> str:

@@ -67,8 +67,9 @@ def test_a_bound_reserves_the_same_whoever_says_it(keyed: Gateway) -> None:
     assert ask(keyed, "bounded", headers={"x-request-id": ids["by its key"]}).status == 200
     assert ask(keyed, "plain", headers={"x-request-id": ids["by the client"]}, max_tokens=10).status == 200
     took = {who: [row["reserved"] for row in explained(keyed, name)["limits"] if row["limit"].endswith("tpm")] for who, name in ids.items()}
-    assert took["by its key"] == took["by the client"]
-    assert took["by its key"][0] < 40, "not what answers usually take"
+    (by_key,), (by_client,) = took.values()
+    assert abs(by_key - by_client) <= 2, "the prompt's estimate learns in between"
+    assert by_key < 40, "not what answers usually take"
 
 
 def test_a_prompt_counts_from_the_moment_that_an_engine_has_it(keyed: Gateway, scripted_sglang: Rehearsal) -> None:

@@ -175,7 +175,7 @@ def test_a_refusal_by_a_limit_has_no_attempt(traced: Gateway, sink: Collector) -
     answers = [ask(traced, headers=headers) for _ in range(2)]
     assert [answer.status for answer in answers] == [200, 429]
     server, below = sink.tree(answers[1].headers["x-trace-id"])
-    assert below == []
+    assert not [span for span in below if span.name != "limits"], "only what it waited for the decision"
     assert server.attributes["penstock.outcome"] == "limited"
     assert not server.failed, "the client's own fault is no error of the server's"
 
