@@ -1,15 +1,38 @@
-"""ASGI's shapes, named once."""
+"""ASGI's shapes, named once, and what our own server offers beyond ASGI."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# Where a scope holds its `Connection`.
+CONNECTION = "penstock.connection"
+
+
+class Connection(Protocol):
+    """The server's end of one request: the same as `receive` and `send`, without a coroutine for what need not wait.
+
+    Everything here may be mixed with `receive` and `send`, and after the client has left all of it does nothing.
+    """
+
+    def watch(self, gone: Callable[[], None] | None) -> None:
+        """`gone` is called once, from the event loop, when the client's connection ends before the answer is complete; at once, before
+        this returns, if it has ended already. None stops watching."""
+
+    def body(self) -> bytes | None:
+        """The request's whole body if all of it has arrived and nobody has received any; None says to `receive` it."""
+
+    def write(self, block: bytes) -> bool:
+        """A piece of the answer's body, after `http.response.start`; False says to `drain` before the next one."""
+
+    async def drain(self) -> None:
+        """Waits until the client has taken enough of what was written."""
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
