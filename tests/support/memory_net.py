@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from uvicorn.server import ServerState
-
 from gateway import app, config
 from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv
@@ -84,11 +82,9 @@ class Gateway:
         self.lifecycle = Lifecycle()
         self._app = app.build(settings, BackendEnv(Path("/nonexistent")), self.lifecycle)
         self.server = http.server(self._app, settings, self.lifecycle, lambda accepting: None, lifespan="off", proxy_headers=False)
-        self.server.config.load()
+        self.server.shared.loop = loop
         self.client = Pipe()
-        self._connection = self.server.config.http_protocol_class(  # type: ignore[call-arg]
-            config=self.server.config, server_state=ServerState(), app_state={}, _loop=loop
-        )
+        self._connection = self.server.connection()
         self._connection.connection_made(self.client)
 
     def exchange(self, request: bytes, ending: bytes) -> bytes:
