@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from backends.sglang_dsv3 import stream, translate
+from backends.sglang_dsv3 import answer, stream, translate
 from backends.sglang_dsv3.host import EngineHost, small
 from backends.sglang_dsv3.stream import EventStream
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Response
@@ -32,8 +32,6 @@ ABORT_AT_S = (0.0, 0.1, 0.3, 0.8)
 LEARN_IDS_S = 60.0
 # After an abort the engine says what the answer came to; it is waited for so long.
 LAST_USAGE_S = 1.0
-# How long the few bytes after `[DONE]` may take.
-FINISH_S = 1.0
 # An aborted JSON answer larger than this is not read for its usage.
 MAX_JSON_BYTES = 64 << 20
 
@@ -50,10 +48,6 @@ class Abandoned:
             await asyncio.wait(self._tasks, timeout=2.0)
         for task in self._tasks:
             task.cancel()
-
-    def finish(self, response: Response) -> None:
-        """Hand back the connection of an answer that is whole but for its closing bytes."""
-        self._later(_finish(response))
 
     def stop(
         self, host: EngineHost, call: Call, terms: Terms, response: Response, source: EventStream | None, parts: Sequence[bytes]
@@ -117,7 +111,7 @@ class Abandoned:
             return None
         finally:
             response.close()
-        return stream.usage_of(b"".join(parts))
+        return answer.usage_of(b"".join(parts))
 
     async def _stop_choices(
         self, host: EngineHost, call: Call, terms: Terms, response: Response, source: EventStream | None
@@ -166,14 +160,6 @@ class Abandoned:
                     await small(response)
                 finally:
                     response.close()
-
-
-async def _finish(response: Response) -> None:
-    with contextlib.suppress(TimeoutError, ConnectionLost):
-        async with asyncio.timeout(FINISH_S):
-            while await response.read():
-                pass
-    response.close()
 
 
 async def _to_the_usage(source: EventStream, response: Response) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from backends.sglang_dsv3 import resume, stream
+from backends.sglang_dsv3 import failures, resume, stream
 from backends.sglang_dsv3.shapes import generate_decoder, tokens_decoder
 from gateway.plugin import Call, Endpoint, Terms, Usage
 from gateway.wire import body
@@ -125,14 +125,14 @@ class Generated(stream.EventStream):
                 out.append(self._ending())
                 break
             if event.startswith(b'data: {"error"'):
-                self.failure = stream.error_of(event, self._call.endpoint)
+                self.failure = failures.error_of(event, self._call.endpoint)
                 break
             found = generate_decoder.decode(event[6:])
             total = self._before + found.output_ids
             self._usage = Usage(len(self._progress.prompt_ids), len(total), found.meta_info.cached_tokens)
             finish = found.meta_info.finish_reason
             if finish is not None and finish.type == "abort":
-                self.failure = stream.aborted()
+                self.failure = failures.aborted()
                 break
             if not self._progress.opened:
                 self._progress.opened = True
@@ -149,7 +149,7 @@ class Generated(stream.EventStream):
 
     def _ending(self) -> bytes:
         if not self._finish:
-            self.failure = stream.cut("[DONE] without a finish")
+            self.failure = failures.cut("[DONE] without a finish")
             return b""
         self.complete = True
         self.usage = usage = self._usage

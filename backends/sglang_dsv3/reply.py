@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 
 import msgspec
 
-from backends.sglang_dsv3 import exact, stream, translate
+from backends.sglang_dsv3 import answer, exact, failures, stream, translate
 from backends.sglang_dsv3.abandon import MAX_JSON_BYTES, Abandoned
 from backends.sglang_dsv3.host import EngineHost, small
 from backends.sglang_dsv3.stream import EventStream
@@ -78,13 +78,13 @@ class SGLangReply(Reply):
         if self.progress is not None:
             path, payload = "/generate", exact.generate_body(call, terms, self.progress)
         else:
-            path, payload = call.endpoint.value, translate.engine_body(call, terms, served_name)
+            path, payload = str(call.endpoint), translate.engine_body(call, terms, served_name)
         response = await self._send(path, payload)
         self._working = True
         await response.head()
         if response.status != 200:
             self._working = False
-            raise translate.failure(response.status, await small(response), call.endpoint)
+            raise failures.failure(response.status, await small(response), call.endpoint)
         if not call.stream:
             await self._read_whole(response, served_name)
             return
@@ -108,7 +108,7 @@ class SGLangReply(Reply):
         content = await self._content(response)
         self._release(response)
         if response.status != 200:
-            raise translate.failure(response.status, content, self._call.endpoint)
+            raise failures.failure(response.status, content, self._call.endpoint)
         try:
             return exact.prompt_ids(content)
         except msgspec.DecodeError as error:
@@ -119,8 +119,7 @@ class SGLangReply(Reply):
         content = await self._content(response)
         self._working = False
         self._release(response)
-        self.body, self.usage = stream.whole(content, self._call, served_name)
-        self.finishes = stream.reasons_of(self.body)
+        self.body, self.usage, self.finishes = answer.whole(content, self._call, served_name)
 
     def _release(self, response: Response) -> None:
         """Hand the connection back; from here on it may be another request's."""
@@ -172,10 +171,7 @@ class SGLangReply(Reply):
         if response is None:
             return self.usage
         if source is not None and source.complete:
-            if response.ended:
-                response.close()
-            else:
-                self._abandoned.finish(response)
+            response.finish()
         elif self._working:
             self.late = self._abandoned.stop(self._host, self._call, self._terms, response, source, self._parts)
         else:

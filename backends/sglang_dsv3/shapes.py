@@ -137,9 +137,17 @@ class WithError(msgspec.Struct):
     error: ErrorCode
 
 
-class WithStatus(msgspec.Struct):
-    """A response's `status`."""
+class AnswerChoice(msgspec.Struct):
+    """One choice of a JSON answer."""
 
+    finish_reason: str | None = None
+
+
+class Answer(msgspec.Struct):
+    """What is read of a JSON answer, whatever its endpoint."""
+
+    usage: EngineUsage | None = None
+    choices: list[AnswerChoice] | None = None
     status: str | None = None
 
 
@@ -226,7 +234,7 @@ class Tokens(msgspec.Struct):
     tokens: list[int]
 
 
-status_decoder = msgspec.json.Decoder(WithStatus)
+answer_decoder = msgspec.json.Decoder(Answer)
 raw_decoder = msgspec.json.Decoder(msgspec.Raw)
 usage_decoder = msgspec.json.Decoder(WithUsage)
 chunk_decoder = msgspec.json.Decoder(Chunk)

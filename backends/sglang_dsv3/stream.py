@@ -9,32 +9,20 @@ those with the usage. SGLang writes compact JSON; errors start with `data: {"err
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import msgspec
 
-from backends.sglang_dsv3 import translate
-from backends.sglang_dsv3.shapes import (
-    Continuation,
-    EngineUsage,
-    ErrorEvent,
-    NamedError,
-    WithError,
-    WithUsage,
-    raw_decoder,
-    status_decoder,
-    usage_decoder,
-)
-from gateway.errors import BadGateway, Unavailable
-from gateway.plugin import AttemptFailed, Call, Endpoint, Terms, Usage, Verdict
+from backends.sglang_dsv3 import failures
+from backends.sglang_dsv3.answer import Edit, renaming, usage_of
+from backends.sglang_dsv3.failures import cut
+from backends.sglang_dsv3.shapes import Continuation
+from gateway.errors import BadGateway
+from gateway.plugin import AttemptFailed, Call, Endpoint, Terms, Usage
 from gateway.wire.sse import DONE, EventTooLarge, Splitter
-
-Edit = Callable[[bytes], bytes]
 
 _FINISH = b'"finish_reason":"'
 _REASON = re.compile(rb'"finish_reason":\s*"(\w+)"')
 _ABORT = b'"finish_reason":"abort"'
-JSON_ABORT = re.compile(rb'"finish_reason"\s*:\s*"abort"')
 _ERROR = re.compile(rb'\s*data:\s*\{\s*"error"\s*:\s*[^n\s]')
 # The usage that ends an event, where `continuous_usage_stats` was asked for.
 _TAIL = re.compile(rb',"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})\}\n\n\Z')
@@ -45,45 +33,6 @@ _NAME = re.compile(rb"event: ([\w.]+)\n")
 _PRELUDE = frozenset([b"", b"response.created", b"response.in_progress", b"message_start", b"ping"])
 _LAST = frozenset([b"response.completed", b"response.incomplete", b"message_stop"])
 _FAILED = frozenset([b"error", b"response.failed"])
-_STATUS_OF = {"invalid_request_error": 400, "not_found_error": 404, "rate_limit_error": 429, "overloaded_error": 503}
-_BUSY = re.compile(r"queue is full|higher priority request|timeout", re.IGNORECASE)
-_JSON_ID = re.compile(rb'^\{"id":"([^"]*)"')
-
-
-def usage_of(content: bytes, before: Usage | None = None) -> Usage | None:
-    """The usage in a JSON answer or event, if it holds one; counts that it leaves out are those of `before`."""
-    try:
-        found: WithUsage | None = usage_decoder.decode(content)
-    except msgspec.DecodeError:
-        return before
-    while found is not None and found.usage is None:
-        found = found.response or found.message
-    if found is None or found.usage is None:
-        return before
-    usage, before = found.usage, before or Usage()
-    details = usage.prompt_tokens_details or usage.input_tokens_details
-    cached = usage.cache_read_input_tokens if usage.cache_read_input_tokens is not None else before.cached_tokens
-    return Usage(
-        prompt_tokens=usage.prompt_tokens or usage.input_tokens + (usage.cache_read_input_tokens or 0) or before.prompt_tokens,
-        completion_tokens=usage.completion_tokens or usage.output_tokens or before.completion_tokens,
-        cached_tokens=details.cached_tokens if details is not None else cached,
-        reasoning_tokens=_reasoning(usage),
-    )
-
-
-def _reasoning(usage: EngineUsage) -> int | None:
-    details = usage.completion_tokens_details
-    return (details.reasoning_tokens if details is not None else usage.reasoning_tokens) or None
-
-
-def reasons_of(content: bytes) -> list[str]:
-    """Why choices ended, in an event or a whole answer."""
-    return [found.decode("latin-1") for found in _REASON.findall(content)]
-
-
-def with_id(content: bytes, public_id: str) -> bytes:
-    """A JSON answer under our id: SGLang gives several choices ids of its own making."""
-    return _JSON_ID.sub(b'{"id":"%s"' % public_id.encode(), content, count=1)
 
 
 class EventStream:
@@ -164,7 +113,7 @@ class Chunks(EventStream):
         if call.choices > 1:
             edits.append(self._renamed)
         if served_name is not None:
-            edits.append(_renaming(served_name, call.model))
+            edits.append(renaming(served_name, call.model))
         self._edits = tuple(edits)
 
     def used(self) -> Usage | None:
@@ -234,15 +183,15 @@ class Chunks(EventStream):
                     self.complete = True
                 break
             if b'"error"' in event and _ERROR.match(event):
-                self.failure = error_of(event, self._call.endpoint)
+                self.failure = failures.error_of(event, self._call.endpoint)
                 break
             if _FINISH in event:
                 if _ABORT in event:
-                    self.failure = aborted()
+                    self.failure = failures.aborted()
                     self._closing(events)
                     break
                 self._finishes += event.count(_FINISH)
-                self.reasons += reasons_of(event)
+                self.reasons += [reason.decode("latin-1") for reason in _REASON.findall(event)]
             elif b'"choices":[]' in event and b'"usage":{' in event:
                 usage = self.usage = usage_of(event[6:])
                 if self._continues is not None and usage is not None:
@@ -265,7 +214,7 @@ class NamedEvents(EventStream):
 
     def __init__(self, call: Call, terms: Terms, served_name: str | None = None) -> None:
         super().__init__(call, terms)
-        self._edit = _renaming(served_name, call.model) if served_name is not None else _as_it_is
+        self._edit = renaming(served_name, call.model) if served_name is not None else _as_it_is
         self._begun = False
         self._held: list[bytes] = []
 
@@ -275,7 +224,7 @@ class NamedEvents(EventStream):
             found = _NAME.match(event)
             name = found[1] if found else b""
             if name in _FAILED:
-                self.failure = _named_error(event[found.end() :] if found else event, self._call.endpoint)
+                self.failure = failures.named_error(event[found.end() :] if found else event, self._call.endpoint)
                 break
             if b'"usage":{' in event:
                 self.usage = usage_of(event[event.find(b"data: ") + 6 :], self.usage)
@@ -306,63 +255,5 @@ def stream_of(call: Call, terms: Terms, served_name: str | None = None) -> Event
     return NamedEvents(call, terms, served_name)
 
 
-def whole(content: bytes, call: Call, served_name: str | None = None) -> tuple[bytes, Usage | None]:
-    """A JSON answer as the client gets it, and its usage; raises AttemptFailed when the engine gave up on it, or when it is no JSON."""
-    try:
-        raw_decoder.decode(content)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise AttemptFailed("broken", BadGateway("The engine sent nonsense.", detail=f"no JSON: {error}")) from None
-    if JSON_ABORT.search(content):
-        raise aborted()
-    if call.endpoint is Endpoint.RESPONSES and status_decoder.decode(content).status == "failed":
-        raise _named_error(content, call.endpoint)
-    if call.choices > 1:
-        content = with_id(content, call.id)
-    if served_name is not None:
-        content = _renaming(served_name, call.model)(content)
-    return content, usage_of(content)
-
-
-def _renaming(served_name: str, name: str) -> Edit:
-    """Exchanges the engine's own name for the model with the client's, where it stands first (a quote inside a string is escaped)."""
-    found = re.compile(rb'"model":\s*' + re.escape(msgspec.json.encode(served_name)))
-    instead = b'"model":' + msgspec.json.encode(name)
-    return lambda content: found.sub(lambda _: instead, content, count=1)
-
-
 def _as_it_is(event: bytes) -> bytes:
     return event
-
-
-def _named_error(content: bytes, endpoint: Endpoint) -> AttemptFailed:
-    """The error of a named event, or of a response that failed: Anthropic's types name a status, SGLang's responses only speak."""
-    content = content.removeprefix(b"data: ").strip()
-    try:
-        found = msgspec.json.decode(content, type=ErrorEvent)
-    except msgspec.DecodeError:
-        found = ErrorEvent()
-    error = found.error or (found.response.error if found.response is not None else None) or NamedError()
-    status = _STATUS_OF.get(error.type or "", 503 if _BUSY.search(error.message or "") else 500)
-    return translate.failure(status, msgspec.json.encode({"error": {"message": error.message or "no reason given"}}), endpoint)
-
-
-def error_of(event: bytes, endpoint: Endpoint) -> AttemptFailed:
-    """An error event; what it carries as `code` is the status SGLang would have answered with."""
-    content = event.strip()[5:]
-    try:
-        code = msgspec.json.decode(content, type=WithError).error.code
-        status = int(code) if code is not None else 500
-    except (msgspec.DecodeError, ValueError):
-        status = 500
-    return translate.failure(status if 400 <= status < 600 else 500, content, endpoint)
-
-
-def aborted() -> AttemptFailed:
-    """The engine gave up on a request by itself; `abort` is outside OpenAI's finish reasons and is never passed on."""
-    error = Unavailable("The engine aborted this request.", code="engine_aborted", retry_after_s=2)
-    return AttemptFailed("aborted", error, Verdict.BUSY)
-
-
-def cut(detail: str) -> AttemptFailed:
-    """The answer ended before it was finished."""
-    return AttemptFailed("cut", BadGateway("The engine's answer ended before it was finished.", detail=detail))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backends.sglang_dsv3 import stream, translate
+from backends.sglang_dsv3 import failures, stream, translate
 from gateway.errors import InvalidRequest
 from gateway.plugin import AttemptFailed, Call, Endpoint, Terms, Verdict
 from gateway.serving import calls
@@ -73,7 +73,7 @@ def flat(message: str) -> bytes:
     ],
 )  # fmt: skip
 def test_an_engines_error_becomes_ours(status: int, body: bytes, becomes: int, code: str, verdict: Verdict) -> None:
-    failure = translate.failure(status, body)
+    failure = failures.failure(status, body)
     assert (failure.error.status, failure.error.code, failure.verdict) == (becomes, code, verdict)
     assert "/sgl" not in failure.error.message
     if code == "context_length_exceeded":
@@ -82,18 +82,18 @@ def test_an_engines_error_becomes_ours(status: int, body: bytes, becomes: int, c
 
 def test_the_engines_own_words_reach_the_client_and_nothing_around_them() -> None:
     for shape in (flat("bad seed"), b'{"error":{"message":"bad seed"}}', b'{"error":"bad seed"}', b'{"detail":"bad seed"}', b"bad seed"):
-        assert translate.failure(400, shape).error.message == "bad seed"
+        assert failures.failure(400, shape).error.message == "bad seed"
 
 
 def test_a_validation_dump_is_shortened_to_place_and_reason() -> None:
     dump = "2 validation errors for ChatCompletionRequest\nmessages.0.role\n  Input should be 'user' [type=literal_error]\n"
-    error = translate.failure(400, flat(dump)).error
+    error = failures.failure(400, flat(dump)).error
     assert error.param == "messages[0].role"
     assert error.message == "Invalid value for 'messages[0].role': Input should be 'user'."
 
 
 def test_paths_in_a_message_are_not_passed_on() -> None:
-    assert "/usr" not in translate.failure(400, flat("bad thing in /usr/lib/python3/x.py")).error.message
+    assert "/usr" not in failures.failure(400, flat("bad thing in /usr/lib/python3/x.py")).error.message
 
 
 def run(recorded: bytes, size: int, **fields: Any) -> tuple[bytes, stream.EventStream, AttemptFailed | None]:

@@ -9,6 +9,8 @@ import msgspec
 
 # SGLang closes an idle connection after 5 s (SGLANG_TIMEOUT_KEEP_ALIVE): ours must be gone before.
 KEEP_ALIVE_S = 4.0
+# How long what is left of a body may take that is whole for all that matters.
+FINISH_S = 1.0
 # A response's status line and headers together, and whatever else comes that is no body: SGLang sends 200 bytes.
 MAX_HEAD_BYTES = 64 << 10
 
@@ -33,10 +35,9 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Response(Protocol):
-    """A response to a request that was sent; status and the like are known once its head has come."""
+    """A response to a request that was sent; its status is known once its head has come."""
 
     status: int
-    content_type: str
     # When there was a connection to send the request on (monotonic seconds); 0 where that is not known.
     connected_at: float
 
@@ -53,7 +54,11 @@ class Response(Protocol):
         """Whether the whole body has been read."""
 
     def close(self) -> None:
-        """Let go, synchronously, in any phase: a connection whose body has been read is used again, any other is cut. Idempotent."""
+        """Let go, synchronously, in any phase: a connection whose body has been read is used again, any other is cut. After it the response
+        is not touched again: it may be another request's."""
+
+    def finish(self) -> None:
+        """The same for a body of which nothing more is of interest, but for its end: it may take FINISH_S."""
 
 
 class Transport(Protocol):

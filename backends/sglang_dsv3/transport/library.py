@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from backends.sglang_dsv3.transport.contract import KEEP_ALIVE_S, MAX_HEAD_BYTES, ConnectFailed, ConnectionLost, Options
+from backends.sglang_dsv3.transport.contract import FINISH_S, KEEP_ALIVE_S, MAX_HEAD_BYTES, ConnectFailed, ConnectionLost, Options
 
 # What is larger is sent piece by piece, with the event loop free in between.
 PIECE = 256 << 10
@@ -101,7 +101,6 @@ class _Response:
         self._request = request
         self._response: aiohttp.ClientResponse | None = None
         self.status = 0
-        self.content_type = ""
         self.connected_at = 0.0
 
     async def head(self) -> None:
@@ -109,7 +108,6 @@ class _Response:
         if self._response is None:
             response = self._response = await asyncio.shield(self._request)
             self.status = response.status
-            self.content_type = response.headers.get("content-type", "")
 
     async def read(self) -> bytes:
         """See `Response`."""
@@ -131,6 +129,28 @@ class _Response:
             self._request.add_done_callback(_dropped)
         elif not self.ended:
             self._response.close()
+
+    def finish(self) -> None:
+        """See `Response`."""
+        response = self._response
+        if response is None or self.ended:
+            self.close()
+            return
+        task = asyncio.get_running_loop().create_task(_finish(response))
+        _finishing.add(task)
+        task.add_done_callback(_finishing.discard)
+
+
+_finishing: set[asyncio.Task[None]] = set()
+
+
+async def _finish(response: aiohttp.ClientResponse) -> None:
+    try:
+        async with asyncio.timeout(FINISH_S):
+            while await response.content.readany():
+                pass
+    except (aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.IncompleteReadError):
+        response.close()
 
 
 def _dropped(request: asyncio.Task[aiohttp.ClientResponse]) -> None:
