@@ -14,14 +14,33 @@ from gateway.wire.error import AnthropicError, AnthropicErrorDetail, Error, Erro
 
 Headers = list[tuple[bytes, bytes]]
 
+# Characters of a text that somebody else wrote, where it stands inside a message of ours; and of a whole message.
+MAX_QUOTED = 256
+MAX_MESSAGE = 2000
+
 # The OpenAI SDKs ignore (node) or give up on (python, above 120 s) a longer retry-after.
 RETRY_AFTER_MAX_S = 60
+
+
+def visible(text: str) -> str:
+    """A text in which control characters, and whatever else prints nothing, are written out: none steers a terminal."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def shortened(text: str, limit: int = MAX_QUOTED) -> str:
+    """A text of somebody else's as it may stand in a message: visible, at most so many characters, and where it was longer it says so."""
+    return visible(text) if len(text) <= limit else f"{visible(text[:limit])}... ({len(text)} characters)"
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 class GatewayError(Exception):
     """A failure with a status and an OpenAI error body.
 
-    `retry_after_s` is a promise to the client, in seconds; `should_retry` overrides the SDKs' own rule when it is not None.
+    `retry_after_s` is a promise to the client, in seconds; `should_retry` overrides the SDKs' own rule when it is not None. No message and
+    no detail is longer than MAX_MESSAGE, no name of a parameter than MAX_QUOTED, whatever they were made of.
     """
 
     status = 500
@@ -41,16 +60,16 @@ class GatewayError(Exception):
         headers: Headers | None = None,
         detail: str | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = _cut(message, MAX_MESSAGE)
+        super().__init__(self.message)
         self.status = status or self.status
         self.type = type or self.type
         self.code = code or self.code
-        self.param = param
+        self.param = None if param is None else _cut(param, MAX_QUOTED)
         self.retry_after_s = retry_after_s
         self.should_retry = should_retry
         self.headers: Headers = headers or []
-        self.detail = detail
+        self.detail = None if detail is None else _cut(detail, MAX_MESSAGE)
 
 
 class InvalidRequest(GatewayError):
@@ -80,7 +99,7 @@ class UnknownUrl(InvalidRequest):
     code = "unknown_url"
 
     def __init__(self, method: str, path: str) -> None:
-        super().__init__(f"Unknown request URL: {method} {path}. Please check the URL for typos.")
+        super().__init__(f"Unknown request URL: {shortened(method)} {shortened(path)}. Please check the URL for typos.")
 
 
 class MethodNotAllowed(InvalidRequest):
@@ -91,7 +110,9 @@ class MethodNotAllowed(InvalidRequest):
 
     def __init__(self, method: str, path: str, allowed: list[str]) -> None:
         names = ", ".join(allowed)
-        super().__init__(f"Not allowed to {method} on {path} (allowed: {names}).", headers=[(b"allow", names.encode("latin-1"))])
+        super().__init__(
+            f"Not allowed to {shortened(method)} on {shortened(path)} (allowed: {names}).", headers=[(b"allow", names.encode("latin-1"))]
+        )
 
 
 class UnknownModel(InvalidRequest):
@@ -102,7 +123,7 @@ class UnknownModel(InvalidRequest):
 
     def __init__(self, model: str, known: list[str]) -> None:
         served = ", ".join(f"'{name}'" for name in known[:10])
-        super().__init__(f"The model '{model}' does not exist. Served here: {served or 'none'}.", param="model")
+        super().__init__(f"The model '{shortened(model)}' does not exist. Served here: {served or 'none'}.", param="model")
 
 
 class BodyTooLarge(InvalidRequest):

@@ -61,3 +61,29 @@ def test_every_shape_is_the_documented_one(shape: Shape, whole: Any, event: Any)
     assert msgspec.json.decode(errors.render(refused, "req_1", shape)[2], type=whole).error.message == refused.message
     data = errors.event(refused, "req_1", shape, 7).split(b"data: ")[1]
     assert msgspec.json.decode(data, type=event).error.message == refused.message
+
+
+LONG = "x\x1b[2J" * 100_000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.UnknownModel(LONG, ["a"]),
+        errors.UnknownUrl("GET", LONG),
+        errors.MethodNotAllowed(LONG, LONG, ["POST"]),
+        errors.InvalidRequest(LONG, param=LONG, detail=LONG),
+        errors.as_gateway_error(RuntimeError(LONG)),
+    ],
+)
+def test_what_others_wrote_is_bounded_in_every_error(error: errors.GatewayError) -> None:
+    _, _, body = errors.render(error, "req_1")
+    assert len(body) < 4 * errors.MAX_MESSAGE
+    assert len(error.detail or "") <= errors.MAX_MESSAGE
+    assert len(error.param or "") <= errors.MAX_QUOTED
+
+
+def test_a_long_name_is_shortened_in_words_and_made_visible() -> None:
+    message = errors.UnknownModel("m" * 300, []).message
+    assert message == f"The model '{'m' * 256}... (300 characters)' does not exist. Served here: none."
+    assert errors.shortened("a\x1b[2J\u2028\n\u00e9") == "a\\x1b[2J\\u2028\\n\u00e9"
