@@ -17,6 +17,7 @@ import msgspec
 import gateway
 from gateway import config
 from gateway.access import admission
+from gateway.access.limits.rules import StoreFailed
 from gateway.admin import client as remote
 from gateway.errors import ConfigError
 from gateway.home import home
@@ -109,12 +110,12 @@ async def _rehearse(settings: config.Settings) -> list[str]:
     admission.verify(settings)
     if settings.redis.url is None:
         return []
-    from gateway.store.connect import FAILURES, Client
+    from gateway.store.connect import Client
 
     client = Client(settings.redis)
     try:
         await client.execute("PING")
-    except FAILURES as error:
+    except StoreFailed as error:
         return [f"redis.url: does not answer now ({error}); until it does, limits are {settings.redis.on_store_failure}"]
     finally:
         await client.aclose()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from gateway.access.keys import StoredKey
+from gateway.access.limits.rules import StoreFailed
 from gateway.errors import Unavailable
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ class Asked(NamedTuple):
 Handler = Callable[[Asked], Awaitable[Answer]]
 
 
-class Shelf(Protocol):
+class StoredKeys(Protocol):
     """Where keys are kept that are made while the gateway runs."""
 
     async def keys(self) -> dict[str, StoredKey]:
@@ -50,9 +51,7 @@ def as_json(value: Any, status: int = 200) -> Answer:
 
 async def from_store(work: Awaitable[T]) -> T:
     """What the store answers; its failure is an answer too."""
-    from gateway.store.connect import FAILURES  # only who has Redis comes here
-
     try:
         return await work
-    except FAILURES as error:
+    except StoreFailed as error:
         raise Unavailable(f"Redis does not answer: {error}", code="store_unavailable", retry_after_s=1) from None

@@ -21,7 +21,7 @@ import msgspec
 
 from gateway.access.ledger import Rows
 from gateway.admin import usage
-from gateway.admin.asked import Answer, Asked, Handler, Shelf, as_json, from_store
+from gateway.admin.asked import Answer, Asked, Handler, StoredKeys, as_json, from_store
 from gateway.admin.keys import Keys
 from gateway.config import Settings, admin_address, is_loopback
 from gateway.errors import GatewayError, InvalidKey, InvalidRequest, MethodNotAllowed, Unavailable, UnknownUrl, as_gateway_error, render
@@ -94,7 +94,7 @@ class Operated(Protocol):
     async def find(self, name: str) -> dict[str, Any] | None:
         """What became of the request of this id; None where it is not known, or not any more."""
 
-    def shelf(self) -> Shelf | None:
+    def stored_keys(self) -> StoredKeys | None:
         """Where keys are made; None without Redis."""
 
     async def usage(self, first: str, last: str) -> Rows:

@@ -11,7 +11,7 @@ import msgspec
 from gateway import config
 from gateway.access import keys
 from gateway.access.keys import StoredKey
-from gateway.admin.asked import Answer, Asked, Shelf, as_json, from_store
+from gateway.admin.asked import Answer, Asked, StoredKeys, as_json, from_store
 from gateway.config import Settings
 from gateway.errors import ConfigError, InvalidRequest
 
@@ -30,7 +30,7 @@ class Owner(Protocol):
     def settings(self) -> Settings:
         """Those in force."""
 
-    def shelf(self) -> Shelf | None:
+    def stored_keys(self) -> StoredKeys | None:
         """Where keys are made; None without Redis."""
 
 
@@ -40,26 +40,26 @@ class Keys:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
 
-    def _shelf(self) -> Shelf:
-        shelf = self._owner.shelf()
-        if shelf is None:
+    def _stored(self) -> StoredKeys:
+        stored = self._owner.stored_keys()
+        if stored is None:
             raise InvalidRequest(
                 "Keys can be made while the gateway runs only with Redis (set redis.url); without it they stand in the file.",
                 status=409,
                 code="no_store",
             )
-        return shelf
+        return stored
 
     async def show(self, asked: Asked) -> Answer:
         """Every key, without its hash."""
         rows = [keys.shown(entry, "file") for entry in self._owner.settings.keys]
-        if self._owner.shelf() is not None:
-            rows += [keys.shown(entry, "stored") for _, entry in sorted((await from_store(self._shelf().keys())).items())]
+        if self._owner.stored_keys() is not None:
+            rows += [keys.shown(entry, "stored") for _, entry in sorted((await from_store(self._stored().keys())).items())]
         return as_json({"keys": rows})
 
     async def create(self, asked: Asked) -> Answer:
         """A new key, shown this once."""
-        shelf = self._shelf()
+        stored = self._stored()
         tree = _object(asked.content)
         for name in _OURS:
             if name in tree:
@@ -71,38 +71,38 @@ class Keys:
             config.verify_key(entry, "", settings)
         except ConfigError as error:
             raise InvalidRequest(f"{error.path.lstrip('.') or 'key'}: {error.problem}", param=error.path.lstrip(".") or None) from None
-        if entry.name in {key.name for key in settings.keys} or not await from_store(shelf.create(entry)):
+        if entry.name in {key.name for key in settings.keys} or not await from_store(stored.create(entry)):
             raise InvalidRequest(f"There is a key '{entry.name}' already.", status=409, code="name_taken", param="name")
         log.info("key '%s' was made", entry.name)
         return as_json({"key": secret, **keys.shown(entry, "stored")}, 201)
 
     async def rotate(self, asked: Asked) -> Answer:
         """A new secret for a key; the former one works on for a while."""
-        shelf, name = self._shelf(), asked.parts["name"]
-        found = await self._found(shelf, name)
+        stored, name = self._stored(), asked.parts["name"]
+        found = await self._found(stored, name)
         overlap_s = _object(asked.content or b"{}").get("overlap_s", OVERLAP_S)
         if not isinstance(overlap_s, int | float) or not 0 <= overlap_s <= MAX_OVERLAP_S:
             raise InvalidRequest(f"'overlap_s' must be 0 to {MAX_OVERLAP_S:.0f} seconds.", param="overlap_s", code="invalid_value")
         secret, digest = keys.new_secret()
         entry = msgspec.structs.replace(found, hash=digest, old_hash=found.hash, old_until=time.time() + overlap_s)
-        if not await from_store(shelf.put(entry)):
+        if not await from_store(stored.put(entry)):
             raise _unknown(name)
         log.info("key '%s' was rotated", name)
         return as_json({"key": secret, **keys.shown(entry, "stored")})
 
     async def revoke(self, asked: Asked) -> Answer:
         """A key that works no more, on every gateway within two seconds."""
-        shelf, name = self._shelf(), asked.parts["name"]
-        await self._found(shelf, name)
-        if not await from_store(shelf.drop(name)):
+        stored, name = self._stored(), asked.parts["name"]
+        await self._found(stored, name)
+        if not await from_store(stored.drop(name)):
             raise _unknown(name)
         log.info("key '%s' was revoked", name)
         return as_json({"revoked": name})
 
-    async def _found(self, shelf: Shelf, name: str) -> StoredKey:
+    async def _found(self, stored: StoredKeys, name: str) -> StoredKey:
         if name in {key.name for key in self._owner.settings.keys}:
             raise InvalidRequest(f"The key '{name}' stands in the configuration file: change it there.", status=409, code="key_in_file")
-        found = (await from_store(shelf.keys())).get(name)
+        found = (await from_store(stored.keys())).get(name)
         if found is None:
             raise _unknown(name)
         return found

@@ -36,7 +36,7 @@ from gateway.telemetry.metrics import Snapshot
 
 if TYPE_CHECKING:
     from gateway.processes import http
-    from gateway.store.shelf import Shelf
+    from gateway.store.admin import AdminStore
 
 _log = logging.getLogger("penstock.parent")
 
@@ -100,7 +100,7 @@ class Parent:
         self._observe = observe
         self._counts = Counts()
         self._usage = Usage(home, plan.settings.limits)
-        self._shelf: Shelf | None = None
+        self._admin_store: AdminStore | None = None
         self._services = Services(self._told)
         self._fleets: list[Fleet] = []
         self._reloading = asyncio.Lock()
@@ -142,8 +142,8 @@ class Parent:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._usage.write()
-        if self._shelf is not None:
-            await self._shelf.aclose()
+        if self._admin_store is not None:
+            await self._admin_store.aclose()
 
     def _background(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -341,23 +341,26 @@ class Parent:
             if len(answers) == len(workers):
                 break
             await asyncio.sleep(0.005)
-        shelf = self.shelf()
-        return await shelf.request(name) if shelf is not None else None  # of another gateway, or of a worker that has ended
+        store = self._shared_store()
+        return await store.request(name) if store is not None else None  # of another gateway, or of a worker that has ended
 
-    def shelf(self) -> Shelf | None:
+    def stored_keys(self) -> AdminStore | None:
         """See `admin.Operated`."""
-        if self._shelf is None and self.settings.redis.url is not None:
-            from gateway.store.shelf import Shelf  # 0.1 s that only a gateway with Redis has to spend, once
+        return self._shared_store()
 
-            self._shelf = Shelf(self.settings)
-        return self._shelf
+    def _shared_store(self) -> AdminStore | None:
+        if self._admin_store is None and self.settings.redis.url is not None:
+            from gateway.store.admin import AdminStore  # 0.1 s that only a gateway with Redis has to spend, once
+
+            self._admin_store = AdminStore(self.settings)
+        return self._admin_store
 
     async def usage(self, first: str, last: str) -> ledger.Rows:
         """See `admin.Operated`."""
         await self.look()  # so that what has just ended is in it
-        shelf = self.shelf()
-        if shelf is not None:
-            return await shelf.usage(first, last)
+        store = self._shared_store()
+        if store is not None:
+            return await store.usage(first, last)
         return {place: found for place, found in self._usage.rows.items() if first <= place[0] <= last}
 
 

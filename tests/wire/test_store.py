@@ -16,7 +16,7 @@ from gateway import config
 from gateway.access.keys import Keys
 from gateway.access.limits import rules
 from gateway.access.limits.memory import Memory
-from gateway.access.limits.rules import SECOND, Ask, Decision, Lease, Limit, Row, Unit
+from gateway.access.limits.rules import SECOND, Ask, Decision, Lease, Limit, Row, StoreFailed, Unit
 from gateway.store.shared import Shared
 from gateway.telemetry.metrics import Metrics
 from tests.support import redis
@@ -57,6 +57,12 @@ def with_store(server: Server, work: Callable[[Shared], Coroutine[Any, Any, None
     asyncio.run(run())
 
 
+async def beat(store: Shared) -> None:
+    """A heartbeat, and what comes of it."""
+    await store.pipeline.heartbeat()
+    await store.pipeline.work()
+
+
 class Step(NamedTuple):
     after_s: float
     cost: int
@@ -84,7 +90,7 @@ def test_both_stores_decide_alike(server: Server, arrivals: list[Step]) -> None:
                 costs = [1.0, truth, 1.0, truth]
                 memory.correct(lease.asks, costs)
                 store.settle(lease, costs, Row("2023-11-14", "k", "m", {"ok": 1}))
-                await store._flush()
+                await store.pipeline.work()
                 open_.remove(item)
             asks = [
                 Ask("rpm", RPM, 1.0),
@@ -126,7 +132,7 @@ def test_what_ended_leaves_nothing_behind_but_the_ledger(server: Server) -> None
             store.settle(one, [1.0], Row("2026-11-25", "k", "m", {"ok": 1, "prompt": 7}))
         assert (await store.admit(lease(10))).refused is None, "what is given back goes before what is asked"
         store.settle(lease(10), [1.0], Row("2026-11-25", "k", "m", {"client_gone": 1}))
-        await store._flush()
+        await store.pipeline.work()
         found = server.client().hgetall("penstock:{default}:usage:2026-11-25")
         assert found == {b"k\x1fm\x1fok": b"5", b"k\x1fm\x1fprompt": b"35", b"k\x1fm\x1fclient_gone": b"1"}
 
@@ -158,19 +164,19 @@ def test_a_batch_that_was_done_is_not_done_again(server: Server) -> None:
         await store.admit(one)
         store.settle(one, [1.0], Row("2026-11-25", "k", "m", {"ok": 1}))
         sent: list[Any] = []
-        run = store._client.run
+        run = store.client.run
 
         async def lossy(commands: Any) -> Any:
             sent.append(commands)
             await run(commands)
-            raise ConnectionError("the answer was lost")
+            raise StoreFailed("the answer was lost")
 
-        store._client.run = lossy  # type: ignore[method-assign]
-        await store._flush()
-        assert not store._up
-        store._client.run = run  # type: ignore[method-assign]
-        await store._live()
-        await store._flush()
+        store.client.run = lossy  # type: ignore[method-assign]
+        await store.pipeline.work()
+        assert not store.pipeline.up
+        store.client.run = run  # type: ignore[method-assign]
+        await beat(store)
+        await store.pipeline.work()
         assert server.client().hgetall("penstock:{default}:usage:2026-11-25") == {b"k\x1fm\x1fok": b"1"}
 
     with_store(server, work)
@@ -181,14 +187,14 @@ def test_many_decisions_of_a_moment_share_a_round_trip(server: Server) -> None:
 
     async def work(store: Shared) -> None:
         trips = 0
-        run = store._client.run
+        run = store.client.run
 
         async def counting(commands: Any) -> Any:
             nonlocal trips
             trips += 1
             return await run(commands)
 
-        store._client.run = counting  # type: ignore[method-assign]
+        store.client.run = counting  # type: ignore[method-assign]
         decisions = await asyncio.gather(*(store.admit(lease(number, RPM)) for number in range(200)))
         assert sum(decision.refused is None for decision in decisions) == 30, "each is decided for itself"
         assert trips <= 3
@@ -208,7 +214,7 @@ def test_a_client_that_leaves_while_it_is_decided_takes_nothing(server: Server) 
             await asking
         for _ in range(200):
             await asyncio.sleep(0.01)
-            if not store._busy and not store._owed and not store._waiting:
+            if not any(part.pending() for part in store.pipeline.parts):
                 break
         assert server.client().zcard("penstock:{default}:limit:slots") == 0
 
@@ -220,21 +226,18 @@ def test_a_client_that_leaves_in_the_moment_of_its_grant_takes_nothing(server: S
     server.client().flushall()
 
     async def work(store: Shared) -> None:
-        decided = store._decided
+        decided = store.limits._decided
 
         def and_then_it_leaves(*given: Any) -> None:
             decided(*given)
             asking.cancel()
 
-        store._decided = and_then_it_leaves  # type: ignore[method-assign,assignment]
+        store.limits._decided = and_then_it_leaves  # type: ignore[method-assign,assignment]
         asking = asyncio.create_task(store.admit(lease(1)))
         with pytest.raises(asyncio.CancelledError):
             await asking
-        await asyncio.sleep(0)
-        if store._flushing is not None:
-            await store._flushing
-        await store._flush()
-        assert (store._open, store._held) == ({}, {})
+        await store.pipeline.work()
+        assert (store.leases.open, store.leases.slots) == ({}, {})
         assert server.client().zcard("penstock:{default}:limit:slots") == 0
 
     with_store(server, work)
@@ -256,11 +259,11 @@ def test_a_gateway_that_died_is_buried_by_another_with_what_it_had_open(server: 
         client = server.client()
         client.zadd("penstock:{default}:gateways", {"dead": 1})
         client.hset("penstock:{default}:open:dead", mapping={"k\x1fm": 3, "other\x1fm": 1})
-        await store._live()
-        day = store._days.at(time.time())["day"][0]
+        await beat(store)
+        day = store.membership._days.at(time.time())["day"][0]
         assert client.hgetall(f"penstock:{{default}}:usage:{day}") == {b"k\x1fm\x1flost": b"3", b"other\x1fm\x1flost": b"1"}
-        assert client.zrange("penstock:{default}:gateways", 0, -1) == [store._me.encode()]
-        await store._live()
+        assert client.zrange("penstock:{default}:gateways", 0, -1) == [store.membership.me.encode()]
+        await beat(store)
         assert client.hget(f"penstock:{{default}}:usage:{day}", "k\x1fm\x1flost") == b"3", "once"
 
     with_store(server, work)

@@ -9,19 +9,20 @@ import msgspec
 
 from gateway.access import ledger
 from gateway.access.keys import StoredKey
+from gateway.access.limits.rules import StoreRefused
 from gateway.config import Settings
-from gateway.store.connect import Client, Script
-from gateway.store.shared import stored
+from gateway.store.connect import Client, Command, Script
+from gateway.store.keysync import stored_keys
 
 _JOIN = "\x1f"
 
 
-class Shelf:
-    """The parent's own connection; every method raises one of `connect.FAILURES` while Redis is gone."""
+class AdminStore:
+    """The parent's own connection; every method raises StoreFailed while Redis is gone."""
 
     def __init__(self, settings: Settings) -> None:
         self._client = Client(settings.redis)
-        self._script = Script("keys")
+        self._script = Script("change_key")
 
     async def aclose(self) -> None:
         """Close it."""
@@ -29,7 +30,7 @@ class Shelf:
 
     async def keys(self) -> dict[str, StoredKey]:
         """All of them, by name."""
-        return stored(await self._client.execute("HGETALL", self._client.key("keys")))
+        return stored_keys(await self._client.execute("HGETALL", self._client.key("keys")))
 
     async def create(self, key: StoredKey) -> bool:
         """False where one of that name is there already."""
@@ -45,7 +46,10 @@ class Shelf:
 
     async def _change(self, verb: str, name: str, content: bytes) -> bool:
         keys = [self._client.key("keys"), self._client.key("keys", "version")]
-        return bool((await self._client.run([(self._script, keys, [verb, name, content])]))[0])
+        answer = (await self._client.run([Command(self._script, keys, [verb, name, content])]))[0]
+        if isinstance(answer, StoreRefused):
+            raise answer
+        return bool(answer)
 
     async def request(self, name: str) -> dict[str, Any] | None:
         """What happened to a request of any gateway, by either id."""
