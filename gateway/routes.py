@@ -100,6 +100,6 @@ def _readyz(registry: Registry, life: Life) -> App:
             raise Unavailable("The gateway is shutting down.", code="shutting_down", headers=[(b"connection", b"close")])
         for target in registry.not_ready().values():
             raise dispatch.not_ready(target)
-        await _json(send, {"status": "ready"})
+        await _json(send, {"status": "ready", **({"detail": problem} if (problem := life.keys.problem()) else {})})
 
     return readyz

@@ -31,8 +31,8 @@ Handler = Callable[[Asked], Awaitable[Answer]]
 class StoredKeys(Protocol):
     """Where keys are kept that are made while the gateway runs."""
 
-    async def keys(self) -> dict[str, StoredKey]:
-        """All of them, by name."""
+    async def keys(self) -> tuple[dict[str, StoredKey], dict[str, str]]:
+        """All of them by name, and of those that cannot be used what is wrong with them."""
 
     async def create(self, key: StoredKey) -> bool:
         """False where one of that name is there already."""

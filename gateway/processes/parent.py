@@ -132,6 +132,8 @@ class Parent:
         fleet.start()
         self._background(self._announce(fleet))
         door = self._open_door()
+        if (store := self._shared_store()) is not None:
+            store.open()
         await self._stopping.wait()
         await self._end()
         await self._services.aclose()
@@ -352,7 +354,7 @@ class Parent:
         if self._admin_store is None and self.settings.redis.url is not None:
             from gateway.store.admin import AdminStore  # 0.1 s that only a gateway with Redis has to spend, once
 
-            self._admin_store = AdminStore(self.settings)
+            self._admin_store = AdminStore(self.settings, self._counts.own)
         return self._admin_store
 
     async def usage(self, first: str, last: str) -> ledger.Rows:

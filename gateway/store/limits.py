@@ -165,15 +165,15 @@ class Limits:
 
     def answered(self, answers: Sequence[Any]) -> None:
         """See `Part`."""
-        sent, self._sent = self._sent, []
         now = asyncio.get_running_loop().time()
-        for (lease, future), answer in zip(sent, answers, strict=True):
+        for (lease, future), answer in zip(self._sent, answers, strict=True):
             if isinstance(answer, Exception):
                 self._refused(lease, answer)
                 if not future.done():
                     future.set_exception(answer)
             else:
                 self._decided(lease, future, answer, now)
+        self._sent = []
 
     def _refused(self, lease: Lease, error: Exception) -> None:
         """One value in the store is not ours: said once for each row of the ledger that meets with it."""

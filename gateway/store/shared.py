@@ -26,7 +26,8 @@ from gateway.store.membership import HEARTBEAT_S, Membership
 from gateway.store.memories import Memories
 from gateway.store.pipeline import Pipeline
 from gateway.store.writes import PendingWrites
-from gateway.telemetry.metrics import STORE_UP, Metrics
+from gateway.supervision import supervise
+from gateway.telemetry.metrics import STORE_UP, TASK_FAILURES, Metrics
 from gateway.telemetry.record import Record
 
 # A store that is down is asked oftener whether it is back than one that is not is told that we live.
@@ -53,7 +54,7 @@ class Shared:
         # In this order in every round: what has ended makes room for what is asked, and a heartbeat has the last word on what is open.
         # Nobody waits for memories.
         self.pipeline.parts = (self.writes, self.membership, self.limits, self.memories)
-        self.keysync = KeySync(self.client, keys)
+        self.keysync = KeySync(self.client, keys.learn, keys.confirmed)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _clock(self) -> float:
@@ -65,8 +66,8 @@ class Shared:
         await self.pipeline.heartbeat()
         with contextlib.suppress(StoreFailed):
             await self.keysync.read()
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(work()) for work in (self.pipeline.run, self._live, self.keysync.run)]
+        works = {"store pipeline": self.pipeline.run, "store heartbeat": self._live, "stored keys": self.keysync.run}
+        self._tasks = [supervise(name, work, lambda task: self._metrics.add(TASK_FAILURES, (task,))) for name, work in works.items()]
 
     async def _live(self) -> None:
         while True:

@@ -171,6 +171,7 @@ class Health(Struct):
     """The gateway's own state."""
 
     status: Literal["alive", "ready"]
+    detail: str | None = None
 
 
 class ErrorDetail(Struct):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway import config
-from gateway.access.keys import Keys
+from gateway.access.keys import Keys, StoredKey, hashed
 from gateway.access.limits import rules
 from gateway.access.limits.memory import Memory
 from gateway.access.limits.rules import SECOND, Ask, Decision, Lease, Limit, Row, StoreFailed, Unit
@@ -42,12 +43,18 @@ def configured(server: Server, **more: Any) -> config.Settings:
     return config.load(environment={}, overrides={"redis": {"url": server.url, "store_timeout_ms": 5000, **more}}).settings
 
 
-def with_store(server: Server, work: Callable[[Shared], Coroutine[Any, Any, None]], **more: Any) -> None:
+def with_store(
+    server: Server,
+    work: Callable[[Shared], Coroutine[Any, Any, None]],
+    keys: Callable[[config.Settings], Keys] = Keys,
+    metrics: Metrics | None = None,
+    **more: Any,
+) -> None:
     """Run `work` with an open store; a clock that it sets is the scripts' clock."""
 
     async def run() -> None:
         chosen = configured(server, **more)
-        store = Shared(chosen, Keys(chosen), Metrics())
+        store = Shared(chosen, keys(chosen), metrics or Metrics())
         await store.open()
         try:
             await work(store)
@@ -61,6 +68,13 @@ async def beat(store: Shared) -> None:
     """A heartbeat, and what comes of it."""
     await store.pipeline.heartbeat()
     await store.pipeline.work()
+
+
+async def until(what: str, probe: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """As `tests.support.processes.until`, for what happens in this loop."""
+    async with asyncio.timeout(timeout_s):
+        while not probe():
+            await asyncio.sleep(0.01)
 
 
 class Step(NamedTuple):
@@ -212,10 +226,7 @@ def test_a_client_that_leaves_while_it_is_decided_takes_nothing(server: Server) 
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        for _ in range(200):
-            await asyncio.sleep(0.01)
-            if not any(part.pending() for part in store.pipeline.parts):
-                break
+        await until("nothing is to be said", lambda: not any(part.pending() for part in store.pipeline.parts))
         assert server.client().zcard("penstock:{default}:limit:slots") == 0
 
     with_store(server, work)
@@ -267,3 +278,56 @@ def test_a_gateway_that_died_is_buried_by_another_with_what_it_had_open(server: 
         assert client.hget(f"penstock:{{default}}:usage:{day}", "k\x1fm\x1flost") == b"3", "once"
 
     with_store(server, work)
+
+
+def failures(of: Metrics, task: str) -> float:
+    return of.snapshot()["penstock_task_failures_total"].get(task, [0.0])[0]
+
+
+def test_a_pipeline_with_a_fault_of_ours_keeps_no_request_waiting_and_is_begun_again(server: Server) -> None:
+    server.client().flushall()
+    metrics = Metrics()
+
+    async def work(store: Shared) -> None:
+        decided = store.limits._decided
+
+        def fails(*given: Any) -> None:
+            store.limits._decided = decided  # type: ignore[method-assign]
+            raise RuntimeError("a fault of ours")
+
+        store.limits._decided = fails  # type: ignore[method-assign,assignment]
+        decisions = await asyncio.gather(*(store.admit(lease(number, RPM)) for number in range(3)))
+        assert all(decision.refused is None for decision in decisions), "decided here"
+        assert failures(metrics, "store pipeline") == 1
+        await until("it is back", lambda: store.pipeline.up)
+        later = lease(9, DAY)
+        assert (await store.admit(later)).refused is None
+        assert not later.local
+
+    with_store(server, work, metrics=metrics)
+
+
+def test_a_key_sync_with_a_fault_of_ours_is_begun_again(server: Server) -> None:
+    server.client().flushall()
+    metrics, known = Metrics(), list[Keys]()
+
+    class Failing(Keys):
+        fails = 0
+
+        def learn(self, entries: Mapping[str, StoredKey]) -> None:
+            self.fails += bool(entries)
+            if self.fails == 1:
+                raise RuntimeError("a fault of ours")
+            super().learn(entries)
+
+    def made(settings: config.Settings) -> Keys:
+        known.append(Failing(settings))
+        return known[0]
+
+    async def work(store: Shared) -> None:
+        server.client().hset("penstock:{default}:keys", "alice", msgspec.json.encode(StoredKey(name="alice", hash=hashed("alice"))))
+        server.client().incr("penstock:{default}:keys:version")
+        await until("it has failed", lambda: failures(metrics, "stored keys") == 1)
+        await until("and goes on", lambda: known[0].find(b"alice") is not None)
+
+    with_store(server, work, keys=made, metrics=metrics)
