@@ -34,10 +34,11 @@ from middleware.request_id import RequestId
 class Gateway:
     """The ASGI application, and what the worker's report says of it."""
 
-    def __init__(self, app: App, registry: Registry, observer: Observer, usage: ledger.Unreported) -> None:
+    def __init__(self, app: App, registry: Registry, observer: Observer, keys: Keys, usage: ledger.Unreported) -> None:
         self._app = app
         self._registry = registry
         self.observer = observer
+        self.keys = keys
         self.usage = usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +106,7 @@ def build(settings: Settings, env: BackendEnv, lifecycle: Lifecycle, used: ledge
             if tracer is not None:
                 tracer.close()
 
-    table = routes.table(registry, exchanges, lifecycle)
+    table = routes.table(registry, exchanges, lifecycle, keys)
     inner = Litestar(
         route_handlers=routes.handlers((*table, *openapi.routes(table))),
         lifespan=[lifespan],
@@ -120,7 +121,7 @@ def build(settings: Settings, env: BackendEnv, lifecycle: Lifecycle, used: ledge
     async def entry(scope: Scope, receive: Receive, send: Send) -> None:
         await (app if scope["type"] == "http" else outside)(scope, receive, send)
 
-    return Gateway(entry, registry, observer, usage)
+    return Gateway(entry, registry, observer, keys, usage)
 
 
 def _routed(litestar: Litestar, table: Sequence[routes.Route]) -> App:

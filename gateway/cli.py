@@ -16,6 +16,7 @@ import msgspec
 
 import gateway
 from gateway import config
+from gateway.access.limits.rules import StoreFailed
 from gateway.admin import commands
 from gateway.errors import ConfigError
 from gateway.home import home
@@ -112,12 +113,12 @@ async def _rehearse(settings: config.Settings) -> list[str]:
     rate_limit.verify(settings)
     if settings.redis.url is None:
         return []
-    from gateway.store.connect import FAILURES, Client
+    from gateway.store.connect import Client
 
     client = Client(settings.redis)
     try:
         await client.execute("PING")
-    except FAILURES as error:
+    except StoreFailed as error:
         return [f"redis.url: does not answer now ({error}); until it does, limits are {settings.redis.on_store_failure}"]
     finally:
         await client.aclose()

@@ -12,7 +12,7 @@ import os
 import re
 import ssl
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from zoneinfo import ZoneInfo
@@ -26,6 +26,8 @@ ENV_PREFIX = "PENSTOCK__"
 _SECRET = re.compile(r"(^|_)(key|hash|secret|token|password)$")
 _KEY_HASH = re.compile(r"^sha256:[0-9a-f]{64}$")
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")
+# Amounts beyond these (one in two years; more than anybody has) would only run over in what is reckoned with them.
+_LEAST, _MOST = 1e-6, 10**12
 _USERINFO = re.compile(r"(://[^/@:]*:)[^/@]*@")
 _ORIGIN = re.compile(r"^[a-z][a-z0-9+.-]*://[^/\s,]+$")
 T = TypeVar("T")
@@ -493,43 +495,57 @@ def _verify_keys(settings: Settings) -> None:
 
 def verify_key(key: KeyEntry, path: str, settings: Settings) -> None:
     """Raises ConfigError for what a key's types cannot say; for keys in the file, and for those that are made while the gateway runs."""
-    if not _KEY_HASH.match(key.hash):
-        raise ConfigError(f"{path}.hash", "must be 'sha256:' and 64 hex digits (the key itself never stands in the file)")
-    if not _NAME.match(key.name):
-        raise ConfigError(
-            f"{path}.name", f"'{key.name}' is no name: up to 64 letters, digits and . _ @ -, beginning with a letter or digit"
-        )
+    verify_key_values(key, path)
     known = {name for model, entry in settings.models.items() for name in (model, *entry.aliases)}
     for where, names in (("models", key.models or []), ("per_model", list(key.per_model))):
         for name in names:
             if name not in (known if where == "models" else settings.models):
                 near = difflib.get_close_matches(name, known, n=1)
                 raise ConfigError(f"{path}.{where}", f"no model is called '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+    if key.budget is not None and all(model.price is None for model in settings.models.values()):
+        raise ConfigError(f"{path}.budget", "no model has a price, so nothing would ever be spent: set models.NAME.price")
+
+
+def verify_key_values(key: KeyEntry, path: str) -> None:
+    """Raises ConfigError for values that no gateway could use, whatever models it has: what is checked of a stored key when it is read."""
+    if not _KEY_HASH.match(key.hash):
+        raise ConfigError(f"{path}.hash", "must be 'sha256:' and 64 hex digits (the key itself never stands in the file)")
+    if not _NAME.match(key.name):
+        raise ConfigError(
+            f"{path}.name", f"'{key.name}' is no name: up to 64 letters, digits and . _ @ -, beginning with a letter or digit"
+        )
     for name in ("max_n", "max_tokens", "max_prompt_bytes", "max_grammar_bytes"):
-        if (value := getattr(key, name)) is not None and value < 1:
-            raise ConfigError(f"{path}.{name}", f"{value} is out of range; accepted: 1 or more")
+        if (value := getattr(key, name)) is not None and not 1 <= value <= _MOST:
+            raise ConfigError(f"{path}.{name}", f"{str(value)[:40]} is out of range; accepted: 1 or more")
     if not 0 <= key.priority <= 9:
         raise ConfigError(f"{path}.priority", f"{key.priority} is out of range; accepted: 0 (first) to 9")
-    if key.budget is not None:
-        if key.budget.amount <= 0:
-            raise ConfigError(f"{path}.budget.amount", f"{key.budget.amount:g} is out of range; accepted: above 0")
-        if all(model.price is None for model in settings.models.values()):
-            raise ConfigError(f"{path}.budget", "no model has a price, so nothing would ever be spent: set models.NAME.price")
+    if key.budget is not None and not 0 < key.budget.amount <= _MOST:
+        raise ConfigError(f"{path}.budget.amount", f"{key.budget.amount:g} is out of range; accepted: above 0")
     if key.expires is not None:
         try:
-            datetime.fromisoformat(key.expires)
-        except ValueError:
-            raise ConfigError(f"{path}.expires", f"'{key.expires}' is no date and time like 2027-01-31T18:00:00Z") from None
+            if instant(key.expires) < 0:
+                raise ValueError
+        except (ValueError, OverflowError):
+            raise ConfigError(
+                f"{path}.expires", f"'{key.expires}' is no date and time like 2027-01-31T18:00:00Z, from the year 1970 on"
+            ) from None
     _verify_amounts(key, path)
     for model, limits in key.per_model.items():
         _verify_amounts(limits, f"{path}.per_model.{model}")
 
 
+def instant(text: str) -> float:
+    """Seconds since 1970 of an ISO 8601 date and time; without a zone it is UTC. Raises ValueError or OverflowError."""
+    found = datetime.fromisoformat(text)
+    return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+
+
 def _verify_amounts(limits: Limits, path: str) -> None:
     for name in ("rpm", "tpm", "max_in_flight", "tokens_per_day"):
         value = getattr(limits, name)
-        if value is not None and not 0 < value <= 1e12:
-            raise ConfigError(f"{path}.{name}", f"{value:g} is out of range; accepted: above 0 (leave it out for no limit)")
+        if value is not None and not _LEAST <= value <= _MOST:
+            shown = f"{value:g}" if isinstance(value, float) else str(value)[:40]
+            raise ConfigError(f"{path}.{name}", f"{shown} is out of range; accepted: above 0 (leave it out for no limit)")
 
 
 def _verify_limits(settings: Settings) -> None:

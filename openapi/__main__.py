@@ -7,6 +7,7 @@ from pathlib import Path
 
 import openapi
 from gateway import config, routes
+from gateway.access.keys import Keys
 from gateway.access.limits.memory import Memory
 from gateway.exchange import Exchanges
 from gateway.home import home
@@ -24,7 +25,7 @@ def main() -> int:
     settings = config.load(environment={}).settings
     registry = Registry(settings, BackendEnv(home()))
     exchanges = Exchanges(registry, settings, RateLimit(settings, Memory(), Metrics()))
-    made = openapi.text(routes.table(registry, exchanges, Lifecycle()))
+    made = openapi.text(routes.table(registry, exchanges, Lifecycle(), Keys(settings)))
     if "--check" not in sys.argv[1:]:
         FILE.write_bytes(made)
         return 0

@@ -134,13 +134,13 @@ def shown(rows: Rows) -> list[Used]:
     """For people, the latest day first."""
     ordered = sorted(rows.items(), key=lambda item: (item[0][0], item[0][1:]))
     ordered.sort(key=lambda item: item[0][0], reverse=True)
-    return [_used(place, {name: found.get(name, 0) for name in COLUMNS}) for place, found in ordered]
+    return [_used(row, {name: found.get(name, 0) for name in COLUMNS}) for row, found in ordered]
 
 
-def _used(place: tuple[str, str, str], of: dict[str, int]) -> Used:
+def _used(row: tuple[str, str, str], of: dict[str, int]) -> Used:
     requests = sum(of[name] for name in OUTCOMES)
     return Used(
-        *place, requests, of["ok"], of["failed"], of["client_gone"], of["lost"], of["prompt"], of["cached"], of["generated"],
+        *row, requests, of["ok"], of["failed"], of["client_gone"], of["lost"], of["prompt"], of["cached"], of["generated"],
         of["delivered"], of["wasted_client"], of["wasted_host"], of["estimated"], of["cost"] / rules.NANO,
     )  # fmt: skip
 
@@ -160,7 +160,7 @@ def as_csv(rows: Iterable[Used]) -> bytes:
 
 def packed(rows: Rows) -> dict[str, dict[str, int]]:
     """Rows under one name each, for a file or a line between processes."""
-    return {_JOIN.join(place): found for place, found in rows.items()}
+    return {_JOIN.join(row): found for row, found in rows.items()}
 
 
 def unpacked(content: Mapping[str, dict[str, int]]) -> Rows:
@@ -200,8 +200,8 @@ class File:
 def forget(rows: Rows, days: int, today: str) -> None:
     """Drop what is older than so many days."""
     oldest = (datetime.fromisoformat(today).replace(tzinfo=UTC) - timedelta(days=days)).date().isoformat()
-    for place in [place for place in rows if place[0] < oldest]:
-        del rows[place]
+    for row in [row for row in rows if row[0] < oldest]:
+        del rows[row]
 
 
 def quotas(rows: Rows, days: Days) -> dict[str, float]:
@@ -212,8 +212,8 @@ def quotas(rows: Rows, days: Days) -> dict[str, float]:
             if day.startswith(name):
                 if period == "day":
                     tokens = of.get("prompt", 0) + of.get("generated", 0)
-                    for place in (f"key/{key}/day", f"key/{key}/model/{model}/day", f"model/{model}/day"):
-                        found[f"{place}/{name}"] = found.get(f"{place}/{name}", 0.0) + tokens
-                place = f"key/{key}/budget/{name}"
-                found[place] = found.get(place, 0.0) + of.get("cost", 0)
+                    for limit in (f"key/{key}/day", f"key/{key}/model/{model}/day", f"model/{model}/day"):
+                        found[f"{limit}/{name}"] = found.get(f"{limit}/{name}", 0.0) + tokens
+                budget = f"key/{key}/budget/{name}"
+                found[budget] = found.get(budget, 0.0) + of.get("cost", 0)
     return found

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from gateway.access.keys import StoredKey
+from gateway.access.limits.rules import StoreFailed
 from gateway.errors import Unavailable
 
 T = TypeVar("T")
@@ -30,8 +31,8 @@ Handler = Callable[[Request], Awaitable[Answer]]
 class StoredKeys(Protocol):
     """The keys that were made while gateways run."""
 
-    async def keys(self) -> dict[str, StoredKey]:
-        """All of them, by name."""
+    async def keys(self) -> tuple[dict[str, StoredKey], dict[str, str]]:
+        """All of them by name, and of those that cannot be used what is wrong with them."""
 
     async def create(self, key: StoredKey) -> bool:
         """False where one of that name is there already."""
@@ -50,9 +51,7 @@ def as_json(value: Any, status: int = 200) -> Answer:
 
 async def from_store(work: Awaitable[T]) -> T:
     """What the store answers; its failure is an answer too."""
-    from gateway.store.connect import FAILURES  # only who has Redis comes here
-
     try:
         return await work
-    except FAILURES as error:
+    except StoreFailed as error:
         raise Unavailable(f"Redis does not answer: {error}", code="store_unavailable", retry_after_s=1) from None

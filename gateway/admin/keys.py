@@ -54,7 +54,9 @@ class Keys:
         """Every key, without its hash."""
         rows = [keys.shown(entry, "file") for entry in self._owner.settings.keys]
         if self._owner.stored_keys() is not None:
-            rows += [keys.shown(entry, "stored") for _, entry in sorted((await from_store(self._stored().keys())).items())]
+            usable, unusable = await from_store(self._stored().keys())
+            rows += [keys.shown(entry, "stored") for _, entry in sorted(usable.items())]
+            rows += [{"name": name, "problem": problem, "origin": "stored"} for name, problem in sorted(unusable.items())]
         return as_json({"keys": rows})
 
     async def create(self, request: Request) -> Answer:
@@ -67,8 +69,7 @@ class Keys:
         secret, digest = keys.new_secret()
         settings = self._owner.settings
         try:
-            entry = config.convert({**tree, "hash": digest, "created": time.time()}, StoredKey, "")
-            config.verify_key(entry, "", settings)
+            entry = keys.checked(config.convert({**tree, "hash": digest, "created": time.time()}, StoredKey, ""), settings)
         except ConfigError as error:
             raise InvalidRequest(f"{error.path.lstrip('.') or 'key'}: {error.problem}", param=error.path.lstrip(".") or None) from None
         if entry.name in {key.name for key in settings.keys} or not await from_store(stored.create(entry)):
@@ -93,19 +94,24 @@ class Keys:
     async def revoke(self, request: Request) -> Answer:
         """A key that works no more, on every gateway within two seconds."""
         stored, name = self._stored(), request.parts["name"]
-        await self._found(stored, name)
-        if not await from_store(stored.drop(name)):
+        self._refuse_configured(name)
+        if not await from_store(stored.drop(name)):  # also one that cannot be read
             raise _unknown(name)
         log.info("key '%s' was revoked", name)
         return as_json({"revoked": name})
 
-    async def _found(self, stored: StoredKeys, name: str) -> StoredKey:
+    def _refuse_configured(self, name: str) -> None:
         if name in {key.name for key in self._owner.settings.keys}:
             raise InvalidRequest(f"The key '{name}' stands in the configuration file: change it there.", status=409, code="key_in_file")
-        found = (await from_store(stored.keys())).get(name)
-        if found is None:
+
+    async def _found(self, stored: StoredKeys, name: str) -> StoredKey:
+        self._refuse_configured(name)
+        usable, unusable = await from_store(stored.keys())
+        if name in unusable:
+            raise InvalidRequest(f"The key '{name}' cannot be used ({unusable[name]}): revoke it.", status=409, code="unusable_key")
+        if name not in usable:
             raise _unknown(name)
-        return found
+        return usable[name]
 
 
 def _unknown(name: str) -> InvalidRequest:

@@ -100,6 +100,8 @@ class Parent:
         await self._tree.services.change(self._tree.plan.services)
         self._background(self._announce(self._tree.grow(1, self.settings)))
         admin = self._admin_api()
+        if (store := self._view.stored_keys()) is not None:
+            store.open()
         await self._stopping.wait()
         await self._end()
         await self._tree.services.aclose()

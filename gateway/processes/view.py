@@ -24,7 +24,7 @@ from gateway.telemetry import metrics
 from gateway.telemetry.metrics import Snapshot
 
 if TYPE_CHECKING:
-    from gateway.store.shelf import Shelf
+    from gateway.store.admin import AdminStore
 
 _log = logging.getLogger("penstock.parent")
 
@@ -39,7 +39,7 @@ class View:
         self._tree = tree
         self._reload = reload
         self._numbers = itertools.count(1)
-        self._stored: Shelf | None = None
+        self._stored: AdminStore | None = None
 
     @property
     def settings(self) -> Settings:
@@ -136,12 +136,12 @@ class View:
         stored = self.stored_keys()
         return await stored.request(name) if stored is not None else None  # of another gateway, or of a worker that has ended
 
-    def stored_keys(self) -> Shelf | None:
+    def stored_keys(self) -> AdminStore | None:
         """See `Operated`."""
         if self._stored is None and self.settings.redis.url is not None:
-            from gateway.store.shelf import Shelf  # 0.1 s that only a gateway with Redis has to spend, once
+            from gateway.store.admin import AdminStore  # 0.1 s that only a gateway with Redis has to spend, once
 
-            self._stored = Shelf(self.settings)
+            self._stored = AdminStore(self.settings, self._tree.counts.own)
         return self._stored
 
     async def usage(self, first: str, last: str) -> ledger.Rows:

@@ -75,6 +75,8 @@ class Worker:
             if self._host_states.get((host.backend, host.id), host.state) != host.state:
                 count.add(metrics.HOST_CHANGES, (host.backend, host.id, host.state))
             self._host_states[host.backend, host.id] = host.state
+        if self._settings.redis.url is not None:
+            count.put(metrics.KEY_LIST_AGE, self._gateway.keys.age_s())
         count.put(metrics.FILES, len(os.listdir("/proc/self/fd")))
 
     def _start(self, task: asyncio.Task[None]) -> None:

@@ -6,6 +6,7 @@ lists of numbers, so merging is adding.
 
 from __future__ import annotations
 
+import operator
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
@@ -81,6 +82,15 @@ STORE_LATENCY = Family(
     "penstock_store_seconds", "histogram", "Round trips to the shared store, each with all that was to be decided.", (),
     (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5),
 )  # fmt: skip
+KEY_LIST_AGE = Family(
+    "penstock_key_list_age_seconds",
+    "gauge",
+    "How long ago the stored keys were last known to be what is stored, by the worker that is worst off.",
+)
+STORED_KEYS = Family(
+    "penstock_stored_keys", "gauge", "Keys that were made while the gateway runs, by whether they can be used.", ("state",)
+)
+TASK_FAILURES = Family("penstock_task_failures_total", "counter", "Background tasks of ours that failed and were begun again.", ("task",))
 LOST = Family("penstock_lost_requests_total", "counter", "Requests that were open at a gateway that died, as another one found.")
 PHASE = Family(
     "penstock_phase_seconds",
@@ -146,7 +156,8 @@ RELOADS = Family("penstock_reloads_total", "counter", "Reloads of the configurat
 MEMORY = Family("penstock_resident_memory_bytes", "gauge", "Resident memory of our own processes.", ("process",))
 FAMILIES = (
     REQUESTS, ATTEMPTS, RETRIES, CONTINUATIONS, TOKENS, DURATION, FIRST_TOKEN, PER_TOKEN, GAP, PHASE, USED, LIMITED,
-    STORE_FAILURES, STORE_UP, STORE_LATENCY, LOST, SPANS, QUEUED, HOST_STATE, HOST_IN_FLIGHT, HOST_CHANGES,
+    STORE_FAILURES, STORE_UP, STORE_LATENCY, LOST, KEY_LIST_AGE, STORED_KEYS, TASK_FAILURES,
+    SPANS, QUEUED, HOST_STATE, HOST_IN_FLIGHT, HOST_CHANGES,
     *ENGINE.values(), *MACHINE.values(), *GPU.values(), OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY, LOOP_LAG, FILES,
 )  # fmt: skip
 
@@ -246,6 +257,10 @@ class Metrics:
         return self._values
 
 
+# Of several processes' values the largest counts, not their sum.
+_WORST = frozenset({KEY_LIST_AGE.name})
+
+
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
     """The sum of several processes' numbers."""
     total: Snapshot = {}
@@ -254,7 +269,8 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
             into = total.setdefault(name, {})
             for key, values in series.items():
                 before = into.get(key)
-                into[key] = list(values) if before is None else [one + two for one, two in zip(before, values, strict=True)]
+                both = max if name in _WORST else operator.add
+                into[key] = list(values) if before is None else list(map(both, before, values))
     return total
 
 

@@ -171,3 +171,4 @@ class Health(Struct):
     """The gateway's own state."""
 
     status: Literal["alive", "ready"]
+    detail: str | None = None
