@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from gateway.access.keys import Caller
-from gateway.config import Settings
+from gateway.config import Settings, is_loopback
 from gateway.errors import InvalidKey, Shape
 from gateway.life import Life
 from gateway.telemetry.record import Record
+from gateway.wire import origin
 from gateway.wire.asgi import App, Receive, Scope, Send, header
 
 # What a load balancer or a browser asks without a key; none of it says anything that is not public.
@@ -20,6 +21,7 @@ class Auth:
     def __init__(self, app: App, settings: Settings, life: Life) -> None:
         self._app = app
         self._keys = life.keys
+        self._origins = frozenset(allowed.encode() for allowed in settings.security.cors.origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = Record.of(scope)
@@ -28,6 +30,10 @@ class Auth:
             record.key = record.caller.name
         else:
             record.caller = self._keys.nobody
+            if scope["method"] == "POST" and origin.cross_site(scope, self._origins, is_loopback):
+                raise origin.CrossSite(
+                    "This request comes from a web page of an origin that may not use this gateway (security.cors.origins says which may)."
+                )
         await self._app(scope, receive, send)
 
     def _caller(self, scope: Scope, record: Record) -> Caller:

@@ -52,7 +52,7 @@ class _Json(logging.Formatter):
 
 class Bounded(logging.Filter):
     """When things go wrong they go wrong often: of one kind of line so many are written in a while, and then how many more there were.
-    The line of a request is never left out."""
+    The line of a request is never left out, nor what was logged with `extra={"always": True}`."""
 
     def __init__(self, most: int = 20, window_s: float = 10.0) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Bounded(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether it is written."""
-        if record.name == _requests.name:
+        if record.name == _requests.name or getattr(record, "always", False):
             return True
         seen = self._seen.setdefault((record.name, str(record.msg)), [record.created, 0.0])
         if record.created - seen[0] >= self._window_s:
