@@ -114,7 +114,12 @@ def build(settings: Settings, env: BackendEnv, lifecycle: Lifecycle, used: ledge
         logging_config=None,
         exception_handlers={HTTPException: _refused, Exception: _reraise},
     )
-    app = RequestId(Cors(Errors(Auth(_routed(inner, table), keys)), settings.security.cors), observer, lifecycle, sampling)
+    app = RequestId(
+        Cors(Errors(Auth(_routed(inner, table), keys, settings.security.cors.origins)), settings.security.cors),
+        observer,
+        lifecycle,
+        sampling,
+    )
 
     outside: Any = inner
 

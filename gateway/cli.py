@@ -17,7 +17,7 @@ import msgspec
 import gateway
 from gateway import config
 from gateway.access.limits.rules import StoreFailed
-from gateway.admin import commands
+from gateway.admin import commands, secret
 from gateway.errors import ConfigError
 from gateway.home import home
 from gateway.plugin import BackendEnv, CommandEnv, Service, ServiceState
@@ -157,6 +157,9 @@ class Console:
         _say(f"listening on {self._url}")
         if self._admin_url:
             _say(f"metrics and /admin on {self._admin_url}")
+            made = secret.path(home())
+            if self._settings.admin.key_hash is None and made.exists():
+                _say(f"the admin key is in {made}, where `penstock` finds it")
         if self._waiting:
             _say("until the engine is ready, requests are answered 503 'the engine is loading'")
         self._greet()

@@ -616,8 +616,6 @@ def _verify_admin(settings: Settings) -> None:
         return
     if address == (settings.listen.host, settings.listen.port) and address[1] != 0:
         raise ConfigError("listen.admin", "must differ from the public address")
-    if settings.admin.key_hash is None and not is_loopback(address[0]):
-        raise ConfigError("listen.admin", f"without admin.key_hash the admin API listens on loopback only, not on {address[0]}")
 
 
 def verify_files(settings: Settings) -> None:

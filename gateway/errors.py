@@ -133,9 +133,8 @@ class BodyTooLarge(InvalidRequest):
     code = "request_too_large"
 
     def __init__(self, limit_bytes: int) -> None:
-        super().__init__(
-            f"The request body is larger than the limit of {limit_bytes // (1 << 20)} MB.", headers=[(b"connection", b"close")]
-        )
+        limit = f"{limit_bytes >> 20} MB" if limit_bytes >= 1 << 20 else f"{limit_bytes >> 10} kB"
+        super().__init__(f"The request body is larger than the limit of {limit}.", headers=[(b"connection", b"close")])
 
 
 class NotServed(InvalidRequest):

@@ -8,7 +8,8 @@ import logging
 import re
 from urllib.parse import parse_qsl
 
-from gateway.admin import access, usage
+from gateway.admin import usage
+from gateway.admin.access import Access
 from gateway.admin.contract import Operated
 from gateway.admin.handler import Answer, Handler, Request, as_json, from_store
 from gateway.admin.keys import Keys
@@ -18,29 +19,30 @@ from gateway.telemetry import ring as records
 from gateway.telemetry.record import Record
 from gateway.wire import body
 from gateway.wire.asgi import App, Receive, Scope, Send, header
+from gateway.wire.visible import visible
 
 log = logging.getLogger("penstock.admin")
 
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
-_MAX_BODY = 64 << 10
+MAX_BODY = 64 << 10
 
 
 def build(process: Operated) -> App:
     """The admin API of this process."""
     table = _table(process)
-    throttle = access.Throttle()
+    access = Access(process)
 
     async def answer(scope: Scope, receive: Receive, record: Record) -> Answer:
         method, path = scope["method"], record.path
-        await access.admit(scope, process.settings, throttle)
+        await access.admit(scope)
         for pattern, handlers in table:
             found = pattern.fullmatch(path)
             if found is None:
                 continue
             if method not in handlers:
                 raise MethodNotAllowed(method, path, list(handlers))
-            content = await body.read(receive, _MAX_BODY, process.settings.timeouts.body_s, None) if method == "POST" else b""
+            content = b"" if method == "GET" else await body.read(receive, MAX_BODY, process.settings.timeouts.body_s, None)
             query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
             accept = (header(scope, b"accept") or b"").decode("latin-1")
             return await handlers[method](Request(found.groupdict(), query, content, accept))
@@ -59,7 +61,9 @@ def build(process: Operated) -> App:
             status, rendered, content = render(error, record.request_id)
             headers += rendered
         if record.path.startswith("/admin"):
-            log.info("%s %s from %s: %d", record.method, record.url, record.client, status, extra={"fields": {"audit": True}})
+            # However many there are of what was done; of what was refused a flood is nobody's history.
+            more = {"fields": {"audit": True}, "always": status < 400}
+            log.info("%s %s from %s: %d", record.method, visible(record.url), record.client, status, extra=more)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 

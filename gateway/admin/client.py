@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,22 +14,35 @@ import click
 import msgspec
 
 from gateway import config
+from gateway.admin import secret
 from gateway.errors import ConfigError
+from gateway.home import home
 
 _TIMEOUT_S = 30.0
 KEY_VARIABLE = "PENSTOCK_ADMIN_KEY"
 
 
-class Client:
-    """The admin API at `url`, or where the configuration in `path` says."""
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The key goes nowhere but where it was sent."""
 
-    def __init__(self, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
+    def redirect_request(self, *about: Any) -> None:
+        """Follow none."""
+
+
+# No proxy from the environment either: what is asked for is on this machine, or on the operator's own network.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
+
+
+class Client:
+    """The admin API at `url`, or where the configuration in `path` says. The key: from `key_file`, from the environment, or the one that a
+    gateway on this machine has made; the last is sent to this machine alone."""
+
+    def __init__(self, url: str | None, path: Path | None, key_file: Path | None) -> None:
         try:
             self._url = url.rstrip("/") if url is not None else _configured(path)
-            self._key = (
-                admin_key_file.read_text(encoding="utf-8").strip() if admin_key_file is not None else os.environ.get(KEY_VARIABLE, "")
-            )
-        except (ConfigError, OSError) as error:
+            elsewhere = url is not None and not config.is_loopback(urllib.parse.urlsplit(url).hostname or "")
+            self._key, self._origin = _find_key(key_file, elsewhere)
+        except (ConfigError, OSError, ValueError) as error:
             refuse(str(error))
 
     def ask(self, method: str, path: str, content: Any = None) -> bytes:
@@ -37,21 +51,44 @@ class Client:
         headers = {"content-type": "application/json", **({"authorization": f"Bearer {self._key}"} if self._key else {})}
         request = urllib.request.Request(self._url + path, data, headers, method=method)  # noqa: S310 - the operator's own URL
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+            with _opener.open(request, timeout=_TIMEOUT_S) as answer:
                 found: bytes = answer.read()
                 return found
         except urllib.error.HTTPError as error:
             with error:
-                refuse(_reason(error.read()) or f"{error.code} {error.reason}")
-        except OSError as error:
+                reason = _reason(error.read()) or f"{error.code} {error.reason}"
+            if error.code == 401:
+                wrong = f"the admin key {self._origin} is not that of the gateway at {self._url}"
+                reason = wrong if self._key else f"the gateway at {self._url} wants its admin key: {self._origin}"
+            refuse(reason)
+        except (OSError, ValueError) as error:
             refuse(f"no gateway answers at {self._url}: {getattr(error, 'reason', error)}")
+
+
+def _find_key(key_file: Path | None, elsewhere: bool) -> tuple[str, str]:
+    """The key and where it is from, in words; or no key, and what to do."""
+    if key_file is not None:
+        return key_file.read_text(encoding="utf-8").strip(), f"in {key_file}"
+    if key := os.environ.get(KEY_VARIABLE):
+        return key, f"in {KEY_VARIABLE}"
+    others = f"--admin-key-file or {KEY_VARIABLE}"
+    if elsewhere:
+        return "", f"name it with {others}"
+    made = secret.path(home())
+    try:
+        return secret.read(made), f"in {made}"
+    except FileNotFoundError:
+        return "", f"it is not in {made} (PENSTOCK_HOME says where to look); name it with {others}"
+    except PermissionError:
+        return "", f"{made} is for the gateway's user alone: run this as that user or as root, or name the key with {others}"
 
 
 def _configured(path: Path | None) -> str:
     address = config.admin_address(config.load(path).settings.listen)
     if address is None:
         raise ConfigError("listen.admin", "is off: there is no admin API to ask")
-    return f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - what listens everywhere listens here
+    return f"http://{f'[{host}]' if ':' in host else host}:{address[1]}"
 
 
 def _reason(content: bytes) -> str:

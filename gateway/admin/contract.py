@@ -46,6 +46,9 @@ class Operated(Protocol):
     def settings(self) -> Settings:
         """Those in force."""
 
+    def made_key_hash(self) -> str | None:
+        """Of the admin key that was made because none is configured; None where it could not be."""
+
     async def look(self) -> tuple[Sequence[WorkerView], Snapshot]:
         """Every worker now, and everybody's counts together."""
 

@@ -72,7 +72,7 @@ class Parent:
         observe: Observer,
     ) -> None:
         self._tree = Tree(plan, home, listener, observe)
-        self._view = View(self._tree, self.reload)
+        self._view = View(self._tree, home, self.reload)
         self._listener = listener
         self._admin_listener = admin_listener
         self._load = load
@@ -94,6 +94,8 @@ class Parent:
         loop.add_signal_handler(signal.SIGTERM, lambda: self._stop(self.settings.timeouts.grace_s))
         loop.add_signal_handler(signal.SIGINT, lambda: self._stop(0.0))  # who presses Ctrl-C has no load balancer to wait for
         loop.add_signal_handler(signal.SIGHUP, lambda: self._background(self.reload("SIGHUP")))
+        if self._admin_listener is not None and self.settings.admin.key_hash is None:
+            self._view.made_key_hash()  # so that it is there before anybody asks, and trouble is in the log from the start
         if self.settings.redis.url is None:
             self._tree.usage.read()
         self._background(self._tree.usage.write_forever())

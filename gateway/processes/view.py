@@ -7,12 +7,14 @@ import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from gateway import lifeline
-from gateway.access import ledger
+from gateway.access import keys, ledger
+from gateway.admin import secret
 from gateway.admin.contract import GRAVITY, Reloaded, WorkerView
 from gateway.config import Settings
 from gateway.processes import protocol
@@ -35,8 +37,10 @@ REPORT_LIMIT_S = 1.0
 class View:
     """Implements `admin.contract.Operated`, where each method is described."""
 
-    def __init__(self, tree: Tree, reload: Callable[[str], Awaitable[Reloaded]]) -> None:
+    def __init__(self, tree: Tree, home: Path, reload: Callable[[str], Awaitable[Reloaded]]) -> None:
         self._tree = tree
+        self._home = home
+        self._key_hash: str | None = None
         self._reload = reload
         self._numbers = itertools.count(1)
         self._stored: AdminStore | None = None
@@ -46,13 +50,23 @@ class View:
         """Those in force."""
         return self._tree.plan.settings
 
+    def made_key_hash(self) -> str | None:
+        """See `Operated`. Made when it is needed, which a reload may change; an attempt that failed is made again at the next request."""
+        if self._key_hash is None:
+            try:
+                self._key_hash = keys.hashed(secret.make(self._home))
+            except (OSError, ValueError) as error:
+                _log.error("no admin key can be kept, so nobody can use the admin API: %s; mend it, or set admin.key_hash", error)
+        return self._key_hash
+
     async def aclose(self) -> None:
         """Close the connection to Redis."""
         if self._stored is not None:
             await self._stored.aclose()
 
     async def reload(self, why: str) -> Reloaded:
-        """See `Operated`."""
+        """See `Operated`. A key that was made is looked up again too: it may have been deleted to have another one made."""
+        self._key_hash = None
         return await self._reload(why)
 
     async def look(self) -> tuple[Sequence[WorkerView], Snapshot]:

@@ -54,7 +54,8 @@ class _Json(logging.Formatter):
 
 
 class Bounded(logging.Filter):
-    """When things go wrong they go wrong often: of one kind of line so many are written in a while, and then how many more there were."""
+    """When things go wrong they go wrong often: of one kind of line so many are written in a while, and then how many more there were.
+    What was logged with `extra={"always": True}` is never left out."""
 
     def __init__(self, most: int = 20, window_s: float = 10.0) -> None:
         super().__init__()
@@ -65,6 +66,8 @@ class Bounded(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether it is written."""
+        if getattr(record, "always", False):
+            return True
         seen = self._seen.setdefault((record.name, str(record.msg)), [record.created, 0.0])
         if record.created - seen[0] >= self._window_s:
             left_out = int(seen[1]) - self._most

@@ -1,21 +1,14 @@
-"""Text of strangers where people read it: control characters are shown, not obeyed."""
+"""Text from elsewhere, made fit for people to read: in a terminal, a log, a page."""
 
 from __future__ import annotations
 
-import unicodedata
-
-_UNSEEN = frozenset(["Cc", "Cf", "Cs", "Zl", "Zp"])
-
 
 def visible(text: str) -> str:
-    r"""The text with every control, format and line-separating character but plain spaces as `\xNN` or `\uNNNN`."""
-    if text.isascii() and text.isprintable():
+    """The text on one line, with every character that a terminal would obey or not show as its escape: `\\x1b`, `\\n`, `\\u202e`.
+
+    Which those are is Unicode's word: controls, formats (marks that turn the direction of writing, or join, or show nothing), surrogates,
+    private use, what is not assigned, and every separator but the space. Text that has none of them costs one look in C.
+    """
+    if text.isprintable():
         return text
-    return "".join(
-        _shown(character) if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") else character for character in text
-    )
-
-
-def _shown(character: str) -> str:
-    number = ord(character)
-    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)

@@ -48,9 +48,10 @@ def environment(**more: str) -> dict[str, str]:
 class Gateway:
     """`penstock serve` as a process, on a free port."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, home: Path = ROOT) -> None:
         self.process = process
         self.log = log
+        self._home = home
         line = until("the gateway listens", lambda: self._line("listening on ") or self._ended(), 30)
         self.base_url = line.split("listening on ", 1)[1].strip()
         self.root = self.base_url.removesuffix("/v1")
@@ -75,11 +76,21 @@ class Gateway:
         """Where the admin API is."""
         return until("the admin API listens", lambda: self._line("metrics and /admin on ")).rsplit(" ", 1)[1]
 
+    @property
+    def admin_port(self) -> int:
+        return int(self.admin_url.rsplit(":", 1)[1])
+
+    def admin_key(self) -> str:
+        """The one that a gateway without a configured one has made; "" where there is none."""
+        file = self._home / "state" / "admin.key"
+        return file.read_text().strip() if file.exists() else ""
+
     def admin(
         self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None, content: dict[str, Any] | None = None
     ) -> raw.Answer:
-        """Ask the admin API."""
-        return raw.call(int(self.admin_url.rsplit(":", 1)[1]), method, path, b"" if content is None else content, dict(headers or {}))
+        """Ask the admin API, with the key that the gateway has made where no other is given."""
+        sent = {"authorization": f"Bearer {self.admin_key()}", **({"content-type": "application/json"} if method != "GET" else {})}
+        return raw.call(self.admin_port, method, path, b"" if content is None else content, {**sent, **(headers or {})})
 
     def wait_all_hosts(self, timeout_s: float = 20.0) -> None:
         """Until every host is well, and what it serves is known."""
@@ -135,7 +146,7 @@ def gateway(
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment(**env), cwd=folder)
     family: list[psutil.Process] = []
     try:
-        running = Gateway(process, log)
+        running = Gateway(process, log, Path(env.get("PENSTOCK_HOME", ROOT)))
         yield running
         if process.poll() is None:
             family = running.family()

@@ -74,7 +74,7 @@ def looking(*replies: Callable[[Worker, Any], None]) -> View:
     async def reload(why: str) -> Reloaded:
         raise NotImplementedError
 
-    return View(tree, reload)
+    return View(tree, Path(), reload)
 
 
 def within_a_minute(work: Any) -> Any:

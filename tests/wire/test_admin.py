@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import stat
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.support import raw
 from tests.support.otlp import collector
-from tests.support.processes import Gateway, Rehearsal, gateway, until
+from tests.support.processes import Gateway, Rehearsal, environment, gateway, until
 from tests.wire.test_command import penstock
 
 CHAT = "/v1/chat/completions"
@@ -171,13 +177,135 @@ def test_who_may_pass(guarded: Gateway, method: str, path: str, headers: dict[st
         answer.error()
 
 
-def test_without_a_key_a_web_page_is_kept_out_by_its_host(wired: Gateway) -> None:
-    assert wired.admin("/admin/workers").status == 200
-    for host in ("evil.example", "evil.example:9464", "127.0.0.1.evil.example", ""):
-        answer = wired.admin("/admin/workers", headers={"host": host})
-        assert (answer.status, answer.error()["code"]) == (403, "unknown_host")
-    assert wired.admin("/admin/workers", headers={"host": "localhost:9464"}).status == 200
-    assert wired.admin("/admin/workers", headers={"host": "[::1]:9464"}).status == 200
+def made_key(running: Gateway) -> dict[str, str]:
+    return {"authorization": f"Bearer {running.admin_key()}"}
+
+
+def ask(running: Gateway, method: str, path: str, headers: dict[str, str] | None = None) -> raw.Answer:
+    """With these headers and no key."""
+    return raw.call(running.admin_port, method, path, headers={"content-type": "", **(headers or {})})
+
+
+def test_there_is_always_a_key_and_it_is_asked_for(wired: Gateway) -> None:
+    tried: list[tuple[str, str, dict[str, str]]] = [
+        ("GET", "/admin/workers", {}),
+        ("GET", "/admin/config", {}),
+        ("POST", "/admin/reload", {}),
+        ("DELETE", "/admin/keys/x", {}),
+        ("GET", "/admin/workers", {"authorization": "Bearer sk-penstock-guess"}),
+        ("GET", "/admin/workers", {"authorization": f"Basic {wired.admin_key()}"}),
+    ]
+    for method, path, headers in tried:
+        answer = ask(wired, method, path, {"content-type": "application/json", **headers})
+        assert (answer.status, answer.error()["code"]) == (401, "invalid_api_key")
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert ask(wired, "GET", "/admin/workers", made_key(wired)).status == 200
+
+
+def test_the_key_is_made_once_kept_for_us_alone_and_said(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
+    """By several gateways at once with one home, too."""
+    home = tmp_path / "home"
+    with contextlib.ExitStack() as stack:
+        three = [
+            stack.enter_context(gateway(tmp_path / str(number), scripted_sglang.backend(), PENSTOCK_HOME=str(home))) for number in range(3)
+        ]
+        for running in three:
+            running.wait_ready()
+            assert ask(running, "GET", "/admin/workers", made_key(three[0])).status == 200
+            assert f"the admin key is in {home}/state/admin.key" in running.output()
+            assert running.admin_key() not in running.output()
+    file = home / "state" / "admin.key"
+    assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(file.parent.stat().st_mode)) == (0o600, 0o700)
+    assert [path.name for path in file.parent.glob("admin.*")] == ["admin.key"]
+    before = file.read_text()
+    with gateway(tmp_path / "again", scripted_sglang.backend(), PENSTOCK_HOME=str(home)) as again:
+        again.wait_ready()
+        assert again.admin_key() == before.strip() == three[0].admin_key()
+        file.unlink()
+        assert again.admin("/admin/workers", headers={"authorization": f"Bearer {before.strip()}"}).status == 200
+        assert again.admin("/admin/reload", "POST", {"authorization": f"Bearer {before.strip()}"}).status == 200
+        assert again.admin("/admin/workers", headers={"authorization": f"Bearer {before.strip()}"}).status == 401, "deleted and reloaded"
+        assert again.admin("/admin/workers").status == 200
+        assert file.read_text() != before
+
+
+def test_a_key_that_cannot_be_kept_stops_nobody_but_the_operator(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
+    home = tmp_path / "home"
+    (home / "state").mkdir(parents=True)
+    (home / "state" / "admin.key").write_text("short\n")
+    with gateway(tmp_path / "run", scripted_sglang.backend(), PENSTOCK_HOME=str(home)) as running:
+        running.wait_ready()
+        assert raw.call(running.port, "POST", CHAT, raw.chat("hi")).status == 200
+        refused = ask(running, "GET", "/admin/workers", {"authorization": "Bearer short"})
+        assert (refused.status, refused.error()["code"]) == (503, "no_admin_key")
+        assert f"{home}/state/admin.key holds no key: delete it" in running.output()
+        assert ask(running, "GET", "/metrics").status == 200
+        (home / "state" / "admin.key").unlink()
+        assert ask(running, "GET", "/admin/workers", {"authorization": "Bearer short"}).status == 401
+        assert running.admin("/admin/workers").status == 200, "mended without a restart"
+
+
+@pytest.mark.parametrize("whose", ["wired", "guarded"])
+def test_a_page_of_another_origin_is_refused_whatever_it_carries(whose: str, request: pytest.FixtureRequest) -> None:
+    running: Gateway = request.getfixturevalue(whose)
+    key = FOO if whose == "guarded" else made_key(running)
+    for page in (
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:3000", "sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "cross-site"},
+    ):
+        for method, path in (
+            ("GET", "/metrics"), ("GET", "/livez"), ("GET", "/admin/workers"), ("POST", "/admin/reload"), ("OPTIONS", "/admin/reload"),
+        ):  # fmt: skip
+            answer = ask(running, method, path, {"content-type": "application/json", **page, **key})
+            assert (answer.status, answer.error()["code"]) == (403, "cross_site")
+            assert not [name for name in answer.headers if name.startswith("access-control")]
+    ours = {"host": f"localhost:{running.admin_port}", "origin": f"http://localhost:{running.admin_port}", "sec-fetch-site": "same-origin"}
+    assert ask(running, "GET", "/admin/workers", {**ours, **key}).status == 200
+    assert ask(running, "GET", "/admin/workers", {"sec-fetch-site": "none", **key}).status == 200
+
+
+def test_what_changes_something_must_say_that_it_is_json(wired: Gateway) -> None:
+    key = made_key(wired)
+    for kind in ("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/jsonp",
+                 "text/plain; application/json"):  # fmt: skip
+        for method, path in (("POST", "/admin/reload"), ("POST", "/admin/keys"), ("DELETE", "/admin/keys/x"), ("PUT", "/admin/hosts")):
+            answer = ask(wired, method, path, {"content-type": kind, **key})
+            assert (answer.status, answer.error()["code"]) == (415, "unsupported_media_type")
+    for kind in ("application/json", "Application/JSON; charset=utf-8"):
+        assert ask(wired, "POST", "/admin/hosts/nope:1/drain", {"content-type": kind, **key}).status == 404
+
+
+def test_what_is_read_without_a_key_is_read_under_our_own_name(wired: Gateway) -> None:
+    """`/metrics` on loopback: a name that was made to point here (DNS rebinding) is not ours."""
+    strangers = ("evil.example", "evil.example:9464", "127.0.0.1.evil.example", "", "[127.0.0.1]:9464", "localhost.", "0x7f000001", "::1")
+    for host in strangers:
+        answer = ask(wired, "GET", "/metrics", {"host": host})
+        assert (answer.status, answer.error()["code"]) == (403, "unknown_host"), host
+    for host in ("localhost:9464", "localhost:1", "LOCALHOST", "127.0.0.1", "127.0.0.9:80", "[::1]:9464"):
+        assert ask(wired, "GET", "/metrics", {"host": host}).status == 200, host
+    assert ask(wired, "GET", "/admin/workers", {"host": "gateway.example", **made_key(wired)}).status == 200, "who has the key is no page"
+    assert ask(wired, "POST", "/metrics", {"content-type": "application/json"}).status == 401
+
+
+def test_beyond_loopback_everything_wants_a_key(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
+    with gateway(tmp_path, scripted_sglang.backend(), PENSTOCK__LISTEN__ADMIN="0.0.0.0:0") as running:
+        running.wait_ready()
+        assert ask(running, "GET", "/metrics").status == 401
+        assert ask(running, "GET", "/admin/workers").status == 401
+        assert ask(running, "GET", "/livez").status == 200
+        assert ask(running, "GET", "/metrics", made_key(running)).status == 200
+
+
+def test_a_key_for_metrics_alone_closes_them_to_others(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
+    admin = {"metrics_key_hash": HASHES["metrics_key_hash"]}
+    with gateway(tmp_path, {**scripted_sglang.backend(), "admin": admin}) as running:
+        running.wait_ready()
+        assert ask(running, "GET", "/metrics").status == 401
+        assert ask(running, "GET", "/metrics", BAR).status == 200
+        assert ask(running, "GET", "/metrics", made_key(running)).status == 200
+        assert ask(running, "GET", "/admin/workers", BAR).status == 401
 
 
 def test_the_public_listener_has_no_admin_api(wired: Gateway) -> None:
@@ -203,19 +331,77 @@ def test_every_use_is_logged(wired: Gateway) -> None:
     ))  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("listen", "words"),
-    [
-        ({"admin": "0.0.0.0:0"}, "listen.admin: without admin.key_hash the admin API listens on loopback only"),
-        ({"admin": "here"}, "listen.admin: 'here' is no address; accepted: HOST:PORT, or off"),
-    ],
-)
-def test_an_address_that_it_cannot_have_is_refused(tmp_path: Path, listen: dict[str, str], words: str) -> None:
-    from tests.wire.test_command import penstock
+def test_a_flood_of_what_is_refused_hides_nothing_that_was_done(wired: Gateway) -> None:
+    for _ in range(30):
+        assert wired.admin("/admin/hosts/nope:1/undrain", "POST").status == 404
+    for _ in range(30):
+        assert wired.admin("/admin/config").status == 200
+    done = "GET /admin/config from 127.0.0.1: 200"
+    until("every one is logged", lambda: wired.output().count(done) >= 30)
 
-    done = penstock("check", folder=tmp_path, PENSTOCK__LISTEN__ADMIN=listen["admin"])
+
+def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
+    done = penstock("check", folder=tmp_path, PENSTOCK__LISTEN__ADMIN="here")
     assert done.returncode == 2
-    assert words in done.stderr
+    assert "listen.admin: 'here' is no address; accepted: HOST:PORT, or off" in done.stderr
+
+
+def test_a_command_finds_the_key_by_itself(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
+    home = tmp_path / "home"
+    with gateway(tmp_path / "run", scripted_sglang.backend(), PENSTOCK_HOME=str(home)) as running:
+        running.wait_ready()
+        raw.call(running.port, "POST", CHAT, raw.chat("hi"), {"x-request-id": "mine"})
+
+        def explain(*more: str, **env: str) -> Any:
+            return penstock("explain", "mine", *more, folder=tmp_path, **{"PENSTOCK_HOME": str(home), **env})
+
+        where = ("--admin", running.admin_url)
+        configured = {"PENSTOCK__LISTEN__ADMIN": running.admin_url.removeprefix("http://")}
+        assert "attempt 1" in explain(*where).stdout
+        assert "attempt 1" in explain(**configured).stdout, "at the configuration's address"
+        assert "attempt 1" in explain(*where, http_proxy="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9").stdout, "through no proxy"
+        wrong = explain(*where, PENSTOCK_ADMIN_KEY="sk-penstock-wrong")
+        assert (wrong.returncode, wrong.stdout) == (1, "")
+        assert f"the admin key in PENSTOCK_ADMIN_KEY is not that of the gateway at {running.admin_url}" in wrong.stderr
+        nowhere = explain(*where, PENSTOCK_HOME=str(tmp_path / "elsewhere"))
+        assert (
+            f"wants its admin key: it is not in {tmp_path}/elsewhere/state/admin.key (PENSTOCK_HOME says where to look)" in nowhere.stderr
+        )
+
+
+def test_the_key_of_this_machine_goes_to_no_other(tmp_path: Path) -> None:
+    """Nor where a redirect points."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "admin.key").write_text("sk-penstock-of-this-machine\n")
+    seen: list[tuple[str, str | None]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append((self.path, self.headers.get("authorization")))
+            self.send_response(302)
+            self.send_header("location", "/elsewhere")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            port = server.server_address[1]
+            hosts = tmp_path / "hosts"
+            hosts.write_text("127.0.0.1 gateway.example\n")
+            for host in ("127.0.0.1", "gateway.example"):
+                command = f"mount --bind {hosts} /etc/hosts && {sys.executable} -m gateway keys list --admin http://{host}:{port}"
+                alone = ["unshare", "--mount", "sh", "-c", command]
+                env = environment(PENSTOCK_HOME=str(tmp_path))
+                done = subprocess.run(alone, env=env, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+                assert (done.returncode, "302" in done.stderr) == (1, True), done.stderr
+        finally:
+            server.shutdown()
+            thread.join()
+    assert seen == [("/admin/keys", "Bearer sk-penstock-of-this-machine"), ("/admin/keys", None)]
 
 
 def test_it_can_be_off(tmp_path: Path, scripted_sglang: Rehearsal) -> None:

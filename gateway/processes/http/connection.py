@@ -14,7 +14,7 @@ from typing import Any
 
 import httptools
 
-from gateway.errors import SHAPES, GatewayError, Headers, MethodNotAllowed, as_gateway_error, render
+from gateway.errors import GatewayError, Headers, MethodNotAllowed, as_gateway_error, render
 from gateway.processes.http import bounds, head
 from gateway.processes.http.exchange import Exchange, Flow
 from gateway.processes.http.shared import Shared
