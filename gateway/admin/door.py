@@ -19,12 +19,14 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from gateway import __version__
 from gateway.access.ledger import Rows
 from gateway.admin import usage
 from gateway.admin.asked import Answer, Asked, Handler, Shelf, as_json, from_store
 from gateway.admin.keys import Keys
 from gateway.config import Settings, admin_address, is_loopback
 from gateway.errors import GatewayError, InvalidKey, InvalidRequest, MethodNotAllowed, Unavailable, UnknownUrl, as_gateway_error, render
+from gateway.form import FORM
 from gateway.serving.pool import HostView
 from gateway.telemetry import metrics
 from gateway.telemetry import ring as records
@@ -166,7 +168,7 @@ def _table(parent: Operated) -> list[tuple[re.Pattern[str], dict[str, Handler]]]
         return as_json({"workers": workers})
 
     async def show_config(asked: Asked) -> Answer:
-        return as_json({"values": parent.effective()})
+        return as_json({"version": __version__, "form": FORM, "values": parent.effective()})
 
     async def show_hosts(asked: Asked) -> Answer:
         return as_json({"hosts": await parent.hosts()})
