@@ -16,10 +16,11 @@ from gateway.access.keys import Caller
 from gateway.config import Admission, Retry
 from gateway.errors import GatewayError, Unavailable
 from gateway.plugin import Backend, Target, Verdict
-from gateway.serving.balance.hosts import Health, Host, Hosts, NoHost
+from gateway.serving.balance.hosts import Host, Hosts, NoHost
 from gateway.serving.balance.policies import Policy
 from gateway.serving.balance.queue import Queue, Ticket
 from gateway.serving.balance.retries import Budget
+from gateway.serving.balance.settings import Health
 
 log = logging.getLogger("penstock.pool")
 
