@@ -20,7 +20,7 @@ from gateway.errors import UnknownUrl
 from gateway.exchange import Exchanges
 from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv
-from gateway.serving.pool import HostView
+from gateway.serving.hostview import HostView
 from gateway.serving.registry import Registry
 from gateway.telemetry.observe import Observer
 from gateway.wire.asgi import App, Receive, Scope, Send

@@ -19,6 +19,7 @@ from gateway import config
 from gateway.access.limits.rules import StoreFailed
 from gateway.admin import commands, secret
 from gateway.errors import ConfigError
+from gateway.form import FORM
 from gateway.home import home
 from gateway.plugin import BackendEnv, CommandEnv, Service, ServiceState
 from gateway.processes import init, parent
@@ -46,7 +47,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands)
-@click.version_option(gateway.__version__, prog_name="penstock")
+@click.version_option(gateway.__version__, prog_name="penstock", message=f"%(prog)s %(version)s ({FORM})")
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """An OpenAI-compatible gateway for self-hosted DeepSeek-V3 on SGLang."""
@@ -154,6 +155,7 @@ class Console:
 
     def listening(self) -> None:
         """The listener is up."""
+        _say(f"version {gateway.__version__} ({FORM})")
         _say(f"listening on {self._url}")
         if self._admin_url:
             _say(f"metrics and /admin on {self._admin_url}")

@@ -10,7 +10,7 @@ import msgspec
 from gateway.access.ledger import Rows
 from gateway.admin.handler import StoredKeys
 from gateway.config import Settings
-from gateway.serving.pool import HostView
+from gateway.serving.hostview import HostView
 from gateway.telemetry.metrics import Exemplars, Snapshot
 
 

@@ -170,7 +170,8 @@ class Fleet:
         ours, theirs = socket.socketpair()
         with theirs:
             process = await children.spawn(
-                [sys.executable, "-m", "gateway.processes.worker", str(self._listener.fileno()), str(theirs.fileno())],
+                # -P: the code that we run, and not what the current folder may hold under its names.
+                [sys.executable, "-P", "-m", "gateway.processes.worker", str(self._listener.fileno()), str(theirs.fileno())],
                 os.environ,
                 [self._listener.fileno(), theirs.fileno()],
             )

@@ -21,7 +21,7 @@ from gateway.processes import protocol
 from gateway.processes.fleet import Worker
 from gateway.processes.tree import Tree
 from gateway.serving import registry
-from gateway.serving.pool import HostView
+from gateway.serving.hostview import HostView
 from gateway.telemetry import metrics
 from gateway.telemetry.metrics import Snapshot
 

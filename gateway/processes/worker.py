@@ -20,7 +20,7 @@ from gateway.config import Settings
 from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv, ServiceState
 from gateway.processes import http, protocol
-from gateway.serving.pool import HostView
+from gateway.serving.hostview import HostView
 from gateway.telemetry import log, metrics
 
 REPORT_INTERVAL_S = 1.0

@@ -8,18 +8,17 @@ import random
 import time
 from collections.abc import Collection, Sequence
 from itertools import islice
-from typing import Any
-
-import msgspec
 
 from gateway.access.keys import Caller
 from gateway.config import Admission, Retry
 from gateway.errors import GatewayError, Unavailable
-from gateway.plugin import Backend, Stats, Target, Verdict
-from gateway.serving.balance.hosts import Health, Host, Hosts, NoHost
+from gateway.plugin import Backend, Target, Verdict
+from gateway.serving.balance.hosts import Host, Hosts, NoHost
 from gateway.serving.balance.policies import Policy
 from gateway.serving.balance.queue import Queue, Ticket
 from gateway.serving.balance.retries import Budget
+from gateway.serving.balance.settings import Health
+from gateway.serving.hostview import HostView
 
 log = logging.getLogger("penstock.pool")
 
@@ -29,21 +28,6 @@ REFRESH_S = 0.1
 VERIFY_INTERVAL_S = 15.0
 # Of so many hosts a request's record says how they stood.
 _SHOWN = 8
-
-
-class HostView(msgspec.Struct, frozen=True):
-    """A host as `/admin/hosts` shows it."""
-
-    id: str
-    backend: str
-    weight: float
-    priority: int
-    state: str
-    why: str
-    in_flight: int
-    capacity: int | None
-    stats: Stats | None = None
-    details: dict[str, Any] = {}
 
 
 class Pool:

@@ -18,9 +18,10 @@ from gateway.config import Loaded, ModelEntry, Settings, convert, leaves, masked
 from gateway.errors import ConfigError, NotServed, UnknownModel
 from gateway.plugin import ENTRY_POINT_GROUP, BackendEnv, Endpoint, Model, Plugin, Service, Target
 from gateway.serving.balance import policies
-from gateway.serving.balance.hosts import Health
 from gateway.serving.balance.policies import Policy
-from gateway.serving.pool import HostView, Pool
+from gateway.serving.balance.settings import Health
+from gateway.serving.hostview import HostView
+from gateway.serving.pool import Pool
 
 
 def plugins() -> dict[str, Plugin]:

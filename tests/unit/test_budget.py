@@ -24,6 +24,8 @@ from tests.support import raw
 from tests.support.memory_net import Gateway, Loop
 from tests.support.processes import ROOT
 
+pytestmark = pytest.mark.pure
+
 BUDGET = ROOT / "bench" / "budget.json"
 CHAT = "/v1/chat/completions"
 # The event loop's own turns (uvloop's are C) and this test's.

@@ -12,8 +12,9 @@ from gateway.access.keys import Caller
 from gateway.config import Admission, KeyEntry, Retry, Settings
 from gateway.errors import Unavailable
 from gateway.plugin import Target, Verdict
-from gateway.serving.balance.hosts import Health, Host, NoHost
+from gateway.serving.balance.hosts import Host, NoHost
 from gateway.serving.balance.policies import First, RoundRobin
+from gateway.serving.balance.settings import Health
 from gateway.serving.pool import Pool
 
 PLAIN = Health(slow_start_s=0)
