@@ -26,6 +26,8 @@ from gateway.processes import init, parent
 from gateway.processes.tree import Plan
 from gateway.serving import registry
 from gateway.telemetry import log
+from gateway.terminal import say, say_json, say_lines
+from gateway.wire.visible import visible
 
 CONFIG_OPTION = click.option(
     "-c", "--config", "path", type=click.Path(path_type=Path), help="A YAML (or JSON) file; every key is optional."
@@ -180,7 +182,7 @@ class Console:
         model = next(iter(self._settings.models))
         key = "YOUR_KEY" if self._settings.keys_required() else "none"
         with contextlib.suppress(OSError):
-            click.echo(_GREETING.format(url=self._url, model=model, key=key))
+            say_lines(_GREETING.format(url=self._url, model=visible(model), key=key))
 
 
 _GREETING = """
@@ -201,11 +203,11 @@ for chunk in stream:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # whoever read our output may have left; that is no reason to stop serving
-        click.echo(f"penstock: {text}")
+        say(f"penstock: {text}")
 
 
 def _refuse(error: ConfigError) -> NoReturn:
-    click.echo(f"penstock: {error}", err=True)
+    say_lines(f"penstock: {error}", error=True)
     sys.exit(2)
 
 
@@ -221,12 +223,12 @@ def check(path: Path | None, as_json: bool) -> None:
     except ConfigError as error:
         _refuse(error)
     if as_json:
-        click.echo(msgspec.json.encode({"values": rows, "findings": findings}))
+        say_json(msgspec.json.encode({"values": rows, "findings": findings}))
     else:
         _table(rows)
         for finding in findings:
-            click.echo(f"note: {finding}")
-        click.echo(f"ok: {path or 'the defaults'} can be served")
+            say(f"note: {finding}")
+        say(f"ok: {path or 'the defaults'} can be served")
 
 
 async def _findings(settings: config.Settings) -> list[str]:
@@ -238,7 +240,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
     values = [msgspec.json.encode(row["value"]).decode() for row in rows]
     value_width = min(max(map(len, values)), 60)
     for row, value in zip(rows, values, strict=True):
-        click.echo(f"{row['key']:<{width}}  {value:<{value_width}}  {row['origin']}")
+        say(f"{row['key']:<{width}}  {value:<{value_width}}  {row['origin']}")
 
 
 main.add_command(commands.keys)

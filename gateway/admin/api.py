@@ -19,7 +19,7 @@ from gateway.telemetry import ring as records
 from gateway.telemetry.record import Record
 from gateway.wire import body
 from gateway.wire.asgi import App, Receive, Scope, Send, header
-from gateway.wire.visible import visible
+from gateway.wire.visible import visible, visible_values
 
 log = logging.getLogger("penstock.admin")
 
@@ -113,7 +113,7 @@ def _table(process: Operated) -> list[tuple[re.Pattern[str], dict[str, Handler]]
                 code="unknown_request",
             )
         if request.query.get("format") == "text":
-            return 200, b"text/plain; charset=utf-8", f"{records.readable(found)}\n".encode()
+            return 200, b"text/plain; charset=utf-8", f"{records.readable(visible_values(found))}\n".encode()
         return as_json(found)
 
     async def livez(request: Request) -> Answer:

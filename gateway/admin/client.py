@@ -10,13 +10,13 @@ import urllib.request
 from pathlib import Path
 from typing import Any, NoReturn
 
-import click
 import msgspec
 
 from gateway import config
 from gateway.admin import secret
 from gateway.errors import ConfigError
 from gateway.home import home
+from gateway.terminal import say
 
 _TIMEOUT_S = 30.0
 KEY_VARIABLE = "PENSTOCK_ADMIN_KEY"
@@ -100,5 +100,5 @@ def _reason(content: bytes) -> str:
 
 def refuse(problem: str) -> NoReturn:
     """End the command."""
-    click.echo(f"penstock: {problem}", err=True)
+    say(f"penstock: {problem}", error=True)
     sys.exit(1)

@@ -10,10 +10,16 @@ import click
 import msgspec
 
 from gateway.admin.client import KEY_VARIABLE, Client
+from gateway.terminal import say, say_json, say_lines
 
 _url = click.option("--admin", "url", help="Where the admin API is, such as http://127.0.0.1:9464; by default as the configuration says.")
 _file = click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="The configuration that says where the admin API is.")
 _key = click.option("--admin-key-file", type=click.Path(path_type=Path), help=f"A file with the admin key (or {KEY_VARIABLE}).")
+
+
+def _segment(text: str) -> str:
+    """As one segment of a path, whatever bytes it was typed with."""
+    return urllib.parse.quote(text, safe="", errors="surrogateescape")
 
 
 def _asks(command: Any) -> Any:
@@ -66,13 +72,13 @@ def show(as_json: bool, url: str | None, path: Path | None, admin_key_file: Path
     """Every key, and what it may; never the key itself."""
     content = Client(url, path, admin_key_file).ask("GET", "/admin/keys")
     if as_json:
-        click.echo(content)
+        say_json(content)
         return
     for row in msgspec.json.decode(content)["keys"]:
         name, origin = row.pop("name"), row.pop("origin")
         row.pop("created", None)
         may = "  ".join(f"{field}={msgspec.json.encode(value).decode()}" for field, value in row.items() if value != 0)
-        click.echo(f"{name:<24} {origin:<7} {may}")
+        say(f"{name:<24} {origin:<7} {may}")
 
 
 @keys.command("rotate")
@@ -82,7 +88,7 @@ def show(as_json: bool, url: str | None, path: Path | None, admin_key_file: Path
 def rotate(name: str, overlap: float | None, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
     """Make a new key under the same name."""
     wanted = {} if overlap is None else {"overlap_s": overlap}
-    made = Client(url, path, admin_key_file).ask("POST", f"/admin/keys/{urllib.parse.quote(name, safe='')}/rotate", wanted)
+    made = Client(url, path, admin_key_file).ask("POST", f"/admin/keys/{_segment(name)}/rotate", wanted)
     _once(msgspec.json.decode(made)["key"])
 
 
@@ -91,14 +97,14 @@ def rotate(name: str, overlap: float | None, url: str | None, path: Path | None,
 @_asks
 def revoke(name: str, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
     """End a key; every gateway refuses it within two seconds."""
-    Client(url, path, admin_key_file).ask("DELETE", f"/admin/keys/{urllib.parse.quote(name, safe='')}")
-    click.echo(f"penstock: '{name}' is revoked")
+    Client(url, path, admin_key_file).ask("DELETE", f"/admin/keys/{_segment(name)}")
+    say(f"penstock: '{name}' is revoked")
 
 
 def _once(secret: str) -> None:
     """The key alone on standard output, for a script; the words beside it."""
-    click.echo("penstock: this is shown once; keep it:", err=True)
-    click.echo(secret)
+    say("penstock: this is shown once; keep it:", error=True)
+    say(secret)
 
 
 @click.command()
@@ -108,8 +114,11 @@ def _once(secret: str) -> None:
 def explain(request_id: str, as_json: bool, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
     """What happened to a request: hosts, waits, limits, attempts, phases, tokens. By the answer's id or its x-request-id."""
     query = "" if as_json else "?format=text"
-    content = Client(url, path, admin_key_file).ask("GET", f"/admin/requests/{urllib.parse.quote(request_id, safe='')}{query}")
-    click.echo(content, nl=as_json)
+    content = Client(url, path, admin_key_file).ask("GET", f"/admin/requests/{_segment(request_id)}{query}")
+    if as_json:
+        say_json(content)
+    else:
+        say_lines(content.decode().rstrip("\n"))
 
 
 @click.command()
@@ -126,13 +135,13 @@ def usage(
     asked = urllib.parse.urlencode({name: value for name, value in query.items() if value is not None})
     content = Client(url, path, admin_key_file).ask("GET", f"/admin/usage?{asked}")
     if as_csv:
-        click.echo(content, nl=False)
+        say_lines(content.decode().rstrip("\n"))
         return
     rows = msgspec.json.decode(content)["usage"]
-    click.echo(f"{'day':<11}{'key':<20}{'model':<22}{'requests':>9}{'prompt':>12}{'cached':>12}{'delivered':>12}{'wasted':>10}{'cost':>12}")
+    say(f"{'day':<11}{'key':<20}{'model':<22}{'requests':>9}{'prompt':>12}{'cached':>12}{'delivered':>12}{'wasted':>10}{'cost':>12}")
     for row in rows:
         wasted = row["wasted_client_tokens"] + row["wasted_host_tokens"]
-        click.echo(
+        say(
             f"{row['day']:<11}{row['key']:<20}{row['model']:<22}{row['requests']:>9}{row['prompt_tokens']:>12}{row['cached_tokens']:>12}"
             f"{row['delivered_tokens']:>12}{wasted:>10}{row['cost']:>12.4f}"
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import unicodedata
 
 import pytest
 
-from gateway.wire.visible import visible
+from gateway.wire.visible import visible, visible_json, visible_lines, visible_values
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,17 @@ def test_nothing_but_what_is_seen_passes() -> None:
     hidden = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     assert not [char for char in passed if unicodedata.category(char) in hidden]
     assert visible("".join(map(chr, range(sys.maxunicode + 1)))).isprintable()
+
+
+def test_json_means_the_same() -> None:
+    value = {"a\x9b31m": ["\u202e\U000e0041 é 深", {"b": "\x1b\n"}, 1.5, None]}
+    shown = visible_json(json.dumps(value, ensure_ascii=False).encode())
+    assert shown.isprintable()
+    assert json.loads(shown) == value
+    assert "é 深" in shown
+    assert visible_json(b'{\n  "a": 1\n}') == '{\n  "a": 1\n}'
+
+
+def test_lines_stay_lines_and_values_values() -> None:
+    assert visible_lines("one\n\x1btwo\r\n") == "one\n\\x1btwo\\r\n"
+    assert visible_values({"\x00": ["a\n", {"b": "c\x7f"}, 3, None, True]}) == {"\\x00": ["a\\n", {"b": "c\\x7f"}, 3, None, True]}

@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -369,18 +369,18 @@ def test_a_command_finds_the_key_by_itself(tmp_path: Path, scripted_sglang: Rehe
         )
 
 
-def test_the_key_of_this_machine_goes_to_no_other(tmp_path: Path) -> None:
-    """Nor where a redirect points."""
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "admin.key").write_text("sk-penstock-of-this-machine\n")
-    seen: list[tuple[str, str | None]] = []
+@contextlib.contextmanager
+def answering(answer: Callable[[BaseHTTPRequestHandler], tuple[int, dict[str, str], bytes]]) -> Iterator[int]:
+    """Something else where a gateway's admin API is thought to be; its port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            seen.append((self.path, self.headers.get("authorization")))
-            self.send_response(302)
-            self.send_header("location", "/elsewhere")
+            status, headers, content = answer(self)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
+            self.wfile.write(content)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -389,19 +389,74 @@ def test_the_key_of_this_machine_goes_to_no_other(tmp_path: Path) -> None:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            port = server.server_address[1]
-            hosts = tmp_path / "hosts"
-            hosts.write_text("127.0.0.1 gateway.example\n")
-            for host in ("127.0.0.1", "gateway.example"):
-                command = f"mount --bind {hosts} /etc/hosts && {sys.executable} -m gateway keys list --admin http://{host}:{port}"
-                alone = ["unshare", "--mount", "sh", "-c", command]
-                env = environment(PENSTOCK_HOME=str(tmp_path))
-                done = subprocess.run(alone, env=env, capture_output=True, text=True, timeout=60, cwd=tmp_path)
-                assert (done.returncode, "302" in done.stderr) == (1, True), done.stderr
+            yield server.server_address[1]
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_the_key_of_this_machine_goes_to_no_other(tmp_path: Path) -> None:
+    """Nor where a redirect points."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "admin.key").write_text("sk-penstock-of-this-machine\n")
+    (tmp_path / "hosts").write_text("127.0.0.1 gateway.example\n")
+    seen: list[tuple[str, str | None]] = []
+
+    def redirect(asked: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        seen.append((asked.path, asked.headers.get("authorization")))
+        return 302, {"location": "/elsewhere"}, b""
+
+    with answering(redirect) as port:
+        for host in ("127.0.0.1", "gateway.example"):
+            command = f"mount --bind {tmp_path}/hosts /etc/hosts && {sys.executable} -m gateway keys list --admin http://{host}:{port}"
+            alone = ["unshare", "--mount", "sh", "-c", command]
+            env = environment(PENSTOCK_HOME=str(tmp_path))
+            done = subprocess.run(alone, env=env, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+            assert (done.returncode, "302" in done.stderr) == (1, True), done.stderr
     assert seen == [("/admin/keys", "Bearer sk-penstock-of-this-machine"), ("/admin/keys", None)]
+
+
+# What a terminal would obey: a title, a cleared screen, a colour in one character, a turned direction, a line that looks like another.
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\nforged"
+
+
+def is_safe(done: subprocess.CompletedProcess[str]) -> bool:
+    return all(line.isprintable() and not line.startswith("forged") for line in (done.stdout + done.stderr).split("\n"))
+
+
+def test_a_clients_words_do_not_drive_the_operators_terminal(wired: Gateway, tmp_path: Path) -> None:
+    asked = raw.call(wired.port, "POST", CHAT, {**raw.chat("x"), "model": f"gpt{ESCAPES}"}, {"x-request-id": "escapes"})
+    assert asked.status == 404
+    for more in ((), ("--json",)):
+        done = penstock("explain", "escapes", *more, "--admin", wired.admin_url, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "owned" in done.stdout, "it is shown"
+        assert is_safe(done), repr(done.stdout)
+    assert json.loads(done.stdout)["model"] == f"gpt{ESCAPES}", "as JSON it means the same"
+    by_hand = wired.admin("/admin/requests/escapes?format=text").body.decode()
+    assert all(line.isprintable() and not line.startswith("forged") for line in by_hand.split("\n"))
+    done = penstock("explain", f"nobody{ESCAPES}", "--admin", wired.admin_url, folder=tmp_path)
+    assert (done.returncode, is_safe(done), "owned" in done.stderr) == (1, True, True), repr(done.stderr)
+
+
+@pytest.mark.parametrize("command", [("keys", "list"), ("keys", "list", "--json"), ("usage",), ("usage", "--csv"), ("explain", "x")])
+def test_nor_do_a_gateways(tmp_path: Path, command: tuple[str, ...]) -> None:
+    counts = dict.fromkeys(
+        ("requests", "prompt_tokens", "cached_tokens", "delivered_tokens", "wasted_client_tokens", "wasted_host_tokens", "cost"), 0
+    )
+    rows = {
+        "/admin/keys": {"keys": [{"name": ESCAPES, "origin": ESCAPES, "metadata": {ESCAPES: ESCAPES}}]},
+        "/admin/usage": {"usage": [{"day": ESCAPES, "key": ESCAPES, "model": ESCAPES, **counts}]},
+    }
+
+    def hostile(asked: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        path, _, query = asked.path.partition("?")
+        text = "csv" in query or path not in rows
+        return 200, {}, ESCAPES.replace("\n", " ").encode() if text else json.dumps(rows[path], ensure_ascii=False).encode()
+
+    with answering(hostile) as port:
+        done = penstock(*command, "--admin", f"http://127.0.0.1:{port}", folder=tmp_path)
+    assert (done.returncode, "owned" in done.stdout, is_safe(done)) == (0, True, True), repr(done.stdout + done.stderr)
 
 
 def test_it_can_be_off(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
