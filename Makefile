@@ -19,7 +19,7 @@ COMPILED_TESTS = --import-mode=importlib --form compiled -m "(unit or wire) and 
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? = 5 ])
 TWO = -n 2 --dist worksteal
 
-.PHONY: serve test test-fast test-compiled check fix bench bench-litellm bench-soak lock engine apt clean help
+.PHONY: serve test test-fast test-compiled check fix bench bench-quick bench-litellm bench-soak lock engine apt clean help
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -56,19 +56,27 @@ fix: .venv-dev/ready ## format, repair what can be repaired by itself, write gen
 	.venv-dev/bin/ruff format .
 	.venv-dev/bin/ruff check --fix .
 
-bench: .venv-compiled/ready .venv-bench/smg/ready .venv-bench/sglang-router/ready engine ## CPU per request beside other gateways; tokens per second
+# What is measured is the gateway of `make serve`, .venv; ARGS="--python PATH" measures another environment's.
+PEERS = .venv/ready .venv-compiled/ready .venv-bench/smg/ready .venv-bench/sglang-router/ready
+
+bench: $(PEERS) engine ## what a request costs beside other gateways, against the targets; tokens per second
 	@scripts/apt.sh bench
-	$(COMPILED) -m bench.gateway $(ARGS)
+	.venv-dev/bin/python -m bench.gateway $(ARGS)
+	.venv-dev/bin/python -m bench.stages
 	$(COMPILED) -m bench.balance
 	$(COMPILED) -m bench.limits
 	$(COMPILED) -m bench.telemetry
-	$(COMPILED) -m bench.tokens
+	.venv-dev/bin/python -m bench.tokens
+
+bench-quick: $(PEERS) ## one round of a second each, to see that the bench runs
+	@scripts/apt.sh bench
+	.venv-dev/bin/python -m bench.gateway --quick $(ARGS)
 
 bench-litellm: .venv-bench/litellm/ready ## the environment for `make bench ARGS=--litellm`
 
-bench-soak: .venv-compiled/ready ## a million requests and 5,000 open streams
+bench-soak: .venv/ready .venv-dev/ready ## a million requests and 5,000 open streams
 	@scripts/apt.sh bench
-	$(COMPILED) -m bench.soak $(ARGS)
+	.venv-dev/bin/python -m bench.soak $(ARGS)
 
 lock: ## write the lock files anew from their .in files
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install $(PIP) uv==0.13.9

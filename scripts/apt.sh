@@ -9,7 +9,10 @@ redis-server redis-server limits and keys are shared through a real Redis in tes
 promtool prometheus alert rules are checked and tested, and a real Prometheus scrapes a gateway
 chromium chromium /docs is opened in a browser by a test"
 [ "${1:-}" = bench ] && needed="wrk wrk puts the load on every gateway
-nginx nginx-light is the peer that shows what a proxy costs at least"
+nginx nginx-light is the peer that shows what a proxy costs at least
+redis-server redis-server limits are measured in memory and in a real Redis
+valgrind valgrind counts the instructions of each stage of a request
+strace strace counts the system calls of a request"
 missing=""
 while read -r command package why; do
   if ! command -v "$command" >/dev/null; then

@@ -8,12 +8,14 @@ import logging
 import re
 from urllib.parse import parse_qsl
 
+from gateway import __version__
 from gateway.admin import usage
 from gateway.admin.access import Access
 from gateway.admin.contract import Operated
 from gateway.admin.handler import Answer, Handler, Request, as_json, from_store
 from gateway.admin.keys import Keys
 from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, Unavailable, UnknownUrl, as_gateway_error, render
+from gateway.form import FORM
 from gateway.telemetry import metrics
 from gateway.telemetry import ring as records
 from gateway.telemetry.record import Record
@@ -84,7 +86,7 @@ def _table(process: Operated) -> list[tuple[re.Pattern[str], dict[str, Handler]]
         return as_json({"workers": workers})
 
     async def show_config(request: Request) -> Answer:
-        return as_json({"values": process.effective()})
+        return as_json({"version": __version__, "form": FORM, "values": process.effective()})
 
     async def show_hosts(request: Request) -> Answer:
         return as_json({"hosts": await process.hosts()})
