@@ -12,7 +12,7 @@ from typing import Any
 
 from gateway.errors import ClientGone, GatewayError, Headers
 from gateway.plugin import AttemptFailed, Call, Reply, Usage, Verdict
-from gateway.serving.balance.hosts import Host
+from gateway.serving.balance.hosts import Host, Standing
 from gateway.serving.calls import SHAPES
 from gateway.wire.asgi import Scope, header
 from gateway.wire.error import Shape
@@ -90,7 +90,7 @@ class Attempt:
         # "ok", or the cause of its end.
         self.result = "ok"
         # Every host there was, and how it stood when this one was picked.
-        self.considered: Sequence[tuple[str, str]] = ()
+        self.considered: Sequence[Standing] = ()
         self.reply: Reply | None = None
 
     def begun(self) -> None:
