@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -144,6 +145,8 @@ async def serve(listener: socket.socket, control: socket.socket) -> None:
 def main() -> None:
     """Entry point of the worker process; the descriptors are inherited."""
     listen_fd, control_fd = (int(argument) for argument in sys.argv[1:3])
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the lower, soft limit is for programs that use select()
     uvloop.run(serve(socket.socket(fileno=listen_fd), socket.socket(fileno=control_fd)))
 
 
