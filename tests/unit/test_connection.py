@@ -802,7 +802,7 @@ def test_silence_has_its_bounds(loop: asyncio.AbstractEventLoop) -> None:
 def test_too_many_connections_are_refused_and_far_too_many_closed(loop: asyncio.AbstractEventLoop) -> None:
     echo = Echo()
     client = Client(loop, echo, most=4)
-    more = [client.connect() for _ in range(5)]
+    more = [client.connect() for _ in range(4)]
     assert statuses(client.send(post(b"x"))) == [200]
     refused, line = more[3]
     refused.data_received(post(b"x"))
@@ -815,11 +815,12 @@ def test_too_many_connections_are_refused_and_far_too_many_closed(loop: asyncio.
 
 
 def test_what_fits_again_is_served(loop: asyncio.AbstractEventLoop) -> None:
-    client = Client(loop, Echo(), most=2)
-    client.connect()
-    third, line = client.connect()
+    client = Client(loop, Echo(), most=4)
+    for _ in range(3):
+        client.connect()
+    last, line = client.connect()
     client.leave()
-    third.data_received(post(b"x"))
+    last.data_received(post(b"x"))
     client.turn()
     assert statuses(bytes(line.written)) == [200]
 

@@ -88,7 +88,7 @@ class Connection:
         connections = self._shared.connections
         connections.add(self)
         self._surplus = len(connections) > self._shared.most
-        if self._surplus and len(connections) > self._shared.most * 3 // 2:
+        if self._surplus and len(connections) > self._shared.most * 5 // 4:
             log.warning("%d connections are open: one from %s is closed", len(connections), self._name())
             transport.abort()
         self._idle_since = loop.time()

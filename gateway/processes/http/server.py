@@ -134,11 +134,12 @@ class Server(uvicorn.Server):
 
 
 def _most() -> int:
-    """How many connections can be served at once: each may need a descriptor of its own and one towards an engine."""
+    """How many connections can be served at once: each may need a descriptor of its own and one towards an engine, and a quarter as many
+    clients are told that there are too many."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return 1 << 20
-    return max(8, (limit - SPARE_DESCRIPTORS) // 2)
+    return max(8, (limit - SPARE_DESCRIPTORS) * 4 // 9)
 
 
 def server(

@@ -20,7 +20,7 @@ class Life(Protocol):
 
 class Shared:
     """Whom to hand requests to, how long a request's head may take (seconds), who is connected, and what is being answered. `most`: so many
-    connections are served, half as many again are told that there are too many, and what comes then is closed."""
+    connections are served, a quarter as many again are told that there are too many, and what comes then is closed."""
 
     def __init__(self, app: App, life: Life, head_s: float, most: int) -> None:
         self.app = app
