@@ -1,5 +1,5 @@
 # Two commands for everybody: `make serve` and `make test`. Each does its own set-up; what is there already is not done again.
-# Needed on a fresh Debian or Ubuntu: python3 (3.11 or later) with venv, make, gcc.
+# Needed on a fresh Debian or Ubuntu: python3 (3.11 or later) with venv, make, gcc. With python3-dev the gateway is compiled.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -8,12 +8,18 @@ PIP := --disable-pip-version-check --quiet --no-input
 # Lines of a pip that is set up with folders that lack some packages; they say nothing about ours.
 FILTER := 2> >(grep -v '^WARNING: Location' >&2)
 
+# What goes into the wheel; folders too, so that a file that went away is noticed.
+SOURCES := $(shell find gateway backends middleware openapi -name __pycache__ -prune -o -print) scripts/compile.py pyproject.toml
+# -P and importlib: the installed packages are tested, not those of the current folder.
+COMPILED = .venv-compiled/bin/python -P
+COMPILED_TESTS = --import-mode=importlib --form compiled -m "(unit or wire) and not slow"
+
 # Two at a time: these mostly wait, for sockets and processes. What needs the engine, or is a storm, has the machine to itself.
 # With ARGS="-k ..." one of the two may have nothing to do: that (exit code 5) is no failure then.
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? = 5 ])
 TWO = -n 2 --dist worksteal
 
-.PHONY: serve test test-fast check fix bench bench-litellm bench-soak lock engine apt clean help
+.PHONY: serve test test-fast test-compiled check fix bench bench-quick bench-litellm bench-soak lock engine apt clean help
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -21,9 +27,13 @@ help: ## what there is
 serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded engine
 	@exec .venv/bin/penstock serve $(ARGS)
 
-test: .venv-dev/ready engine node apt ## everything, the real engine included
+test: .venv-dev/ready .venv-compiled/ready engine node apt ## everything, the real engine included; unit and wire tests on the compiled form too
 	.venv-dev/bin/python -m pytest -m "not engine and not storm" $(TWO) $(ARGS) $(NONE_IS_FINE)
+	$(COMPILED) -m pytest $(COMPILED_TESTS) $(TWO) $(ARGS) $(NONE_IS_FINE)
 	.venv-dev/bin/python -m pytest -m "engine or storm" $(ARGS) $(NONE_IS_FINE)
+
+test-compiled: .venv-compiled/ready node apt ## unit and wire tests on the compiled form
+	$(COMPILED) -m pytest $(COMPILED_TESTS) $(TWO) $(ARGS)
 
 test-fast: .venv-dev/ready node apt ## what needs no engine, kills nothing and takes no patience
 	.venv-dev/bin/python -m pytest -m "not engine and not chaos and not slow" $(TWO) $(ARGS)
@@ -33,6 +43,7 @@ check: .venv-dev/ready ## format, lint, types, import rules, generated files
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/mypy
 	.venv-dev/bin/lint-imports
+	.venv-dev/bin/python scripts/compile.py --check
 	.venv-dev/bin/python -m openapi --check
 	.venv-dev/bin/python scripts/check_docs.py
 	.venv-dev/bin/python -m scripts.dashboards --check
@@ -45,17 +56,25 @@ fix: .venv-dev/ready ## format, repair what can be repaired by itself, write gen
 	.venv-dev/bin/ruff format .
 	.venv-dev/bin/ruff check --fix .
 
-bench: .venv-dev/ready .venv-bench/smg/ready .venv-bench/sglang-router/ready engine ## CPU per request beside other gateways; tokens per second
+# What is measured is the gateway of `make serve`, .venv; ARGS="--python PATH" measures another environment's.
+PEERS = .venv/ready .venv-compiled/ready .venv-bench/smg/ready .venv-bench/sglang-router/ready
+
+bench: $(PEERS) engine ## what a request costs beside other gateways, against the targets; tokens per second
 	@scripts/apt.sh bench
 	.venv-dev/bin/python -m bench.gateway $(ARGS)
-	.venv-dev/bin/python -m bench.balance
-	.venv-dev/bin/python -m bench.limits
-	.venv-dev/bin/python -m bench.telemetry
+	.venv-dev/bin/python -m bench.stages
+	$(COMPILED) -m bench.balance
+	$(COMPILED) -m bench.limits
+	$(COMPILED) -m bench.telemetry
 	.venv-dev/bin/python -m bench.tokens
+
+bench-quick: $(PEERS) ## one round of a second each, to see that the bench runs
+	@scripts/apt.sh bench
+	.venv-dev/bin/python -m bench.gateway --quick $(ARGS)
 
 bench-litellm: .venv-bench/litellm/ready ## the environment for `make bench ARGS=--litellm`
 
-bench-soak: .venv-dev/ready ## a million requests and 5,000 open streams
+bench-soak: .venv/ready .venv-dev/ready ## a million requests and 5,000 open streams
 	@scripts/apt.sh bench
 	.venv-dev/bin/python -m bench.soak $(ARGS)
 
@@ -78,11 +97,15 @@ apt:
 
 node: .venv-dev/node-ready
 
-.venv/ready: requirements/gateway.txt pyproject.toml
-	@echo "penstock: installing the gateway's environment (about 30 MB of wheels)"
+.venv/packages: requirements/gateway.txt
+	@echo "penstock: installing the gateway's environment (about 50 MB of wheels)"
 	@$(PYTHON) -m venv .venv || { echo "penstock: python3-venv is missing? apt-get install python3-venv"; exit 1; }
 	@.venv/bin/pip install $(PIP) --no-deps --require-hashes -r requirements/gateway.txt $(FILTER)
-	@.venv/bin/pip install $(PIP) --no-deps --no-build-isolation -e . $(FILTER)
+	@touch $@
+
+.venv/ready: .venv/packages $(SOURCES)
+	@rm -rf build/wheel && HATCH_QUIET=1 .venv/bin/python -m hatchling build -t wheel -d build/wheel
+	@.venv/bin/pip install $(PIP) --no-deps --force-reinstall build/wheel/*.whl $(FILTER)
 	@touch $@
 
 .venv-dev/ready: requirements/dev.txt pyproject.toml
@@ -90,6 +113,15 @@ node: .venv-dev/node-ready
 	@$(PYTHON) -m venv .venv-dev || { echo "penstock: python3-venv is missing? apt-get install python3-venv"; exit 1; }
 	@.venv-dev/bin/pip install $(PIP) --no-deps --require-hashes -r requirements/dev.txt $(FILTER)
 	@.venv-dev/bin/pip install $(PIP) --no-deps --no-build-isolation -e . $(FILTER)
+	@touch $@
+
+# The tests' environment with the compiled wheel in place of the sources. The path to the checkout comes last: tests/ and bench/ are there.
+.venv-compiled/ready: .venv-dev/ready $(SOURCES)
+	@rm -rf .venv-compiled build/wheel-compiled
+	@HATCH_QUIET=1 PENSTOCK_FORM=compiled .venv-dev/bin/python -m hatchling build -t wheel -d build/wheel-compiled
+	@$(PYTHON) -m venv --without-pip .venv-compiled
+	@.venv-dev/bin/pip --python .venv-compiled/bin/python install $(PIP) --no-deps build/wheel-compiled/*.whl $(FILTER)
+	@printf '%s\n' $(CURDIR)/.venv-dev/lib/python*/site-packages $(CURDIR) > $$(echo .venv-compiled/lib/python*/site-packages)/tests.pth
 	@touch $@
 
 .venv-bench/%/ready: requirements/bench-%.txt
@@ -104,4 +136,4 @@ node: .venv-dev/node-ready
 	@touch $@
 
 clean: ## forget every environment, checkpoint and state
-	rm -rf .venv .venv-dev .venv-engine .venv-lock .venv-bench checkpoints state tests/node/node_modules
+	rm -rf .venv .venv-dev .venv-compiled build .venv-engine .venv-lock .venv-bench checkpoints state tests/node/node_modules

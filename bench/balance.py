@@ -15,7 +15,8 @@ from pathlib import Path
 from bench.peers import machine
 from gateway.plugin import Target, Verdict
 from gateway.serving.balance import policies
-from gateway.serving.balance.hosts import Health, Host, Hosts
+from gateway.serving.balance.hosts import Host, Hosts
+from gateway.serving.balance.settings import Health
 
 RESULTS = Path(__file__).parent / "results"
 PICKS, ROUNDS = 5000, 9

@@ -1,9 +1,11 @@
-"""CPU time per request and per relayed event, beside other gateways: in turn, medians, one table of ratios and one drawing.
+"""What the gateway costs, beside other gateways: in turn, medians, one table of ratios, one drawing, and the targets with met or not met.
 
-    make bench [ARGS="--rounds 3 --litellm"]      writes bench/results/gateway.{json,md,svg}
+    make bench [ARGS="--only cpu,latency --rounds 3 --litellm"]      writes bench/results/gateway.{json,md,svg}
+    make bench-quick                                                 one round of a second each, to see that it runs; writes to state/bench
 
-Figure of merit is CPU time the gateway spends, from the kernel's accounting while wrk loads it: on shared machines requests per second
-swing by half from run to run, CPU per request by a sixth. Read the ratios.
+Parts: `cpu` (CPU time per request and per relayed event), `latency` (added at 200 requests a second), `memory` (idle and with 5,000 open
+streams), `variants` (Redis, two workers), `start`. Figure of merit is CPU time the gateway spends, from the kernel's accounting while wrk
+loads it: on shared machines requests per second swing by half from run to run, CPU per request by a sixth. Read the ratios.
 """
 
 from __future__ import annotations
@@ -11,185 +13,147 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import re
 import statistics
-import subprocess
 import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.peers import Peer, machine, running, upstream
+from bench import latency, report, soak, variants
+from bench.load import KINDS, PACED_GAP_S, PACED_TOKENS, cost
+from bench.peers import BARE, OURS, Peer, Scene, default_python, form, machine, running, upstream, versions
+from tests.support.otlp import collector
 from tests.support.processes import ROOT
 
-RESULTS = Path(__file__).parent / "results"
-PACED_TOKENS, PACED_GAP_S, PACED_STREAMS = 100, 0.02, 128
+PARTS = ("cpu", "latency", "memory", "variants", "start")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One load: what it is called, what is counted, and how wrk makes it."""
+class Plan:
+    """How much is measured. `seconds`: of every load, where it is not its own."""
 
-    name: str
-    title: str
-    unit: str
-    seconds: int
-    connections: int
-    stream: bool = False
-    sentences: int = 20
-    paced: bool = False
-    per_request: int = 1
+    rounds: int
+    names: list[str]
+    seconds: float | None = None
+    streams: int = 5000
+    stream_tokens: int = soak.STREAM_TOKENS
+    starts: int = 5
 
 
-KINDS = (
-    Kind("json", "JSON request, 0.5 kB prompt", "µs of CPU per request", 3, 32),
-    Kind("json_200k", "JSON request, 200 kB prompt", "µs of CPU per request", 3, 8, sentences=7600),
-    Kind("sse", "Stream of 32 events written at once", "µs of CPU per stream", 3, 32, stream=True),
-    # Events of a paced stream: its tokens, and the finish that comes with [DONE].
-    Kind(
-        "event", f"Paced stream, {PACED_STREAMS} open, an event each {PACED_GAP_S * 1e3:.0f} ms", "µs of CPU per event", 8, PACED_STREAMS,
-        stream=True, paced=True, per_request=PACED_TOKENS + 2,
-    ),
-)  # fmt: skip
-
-
-def load(kind: Kind, port: int, seconds: int) -> int:
-    """Run wrk; how many requests were answered. Raises RuntimeError when any failed."""
-    env = {**os.environ, "STREAM": "1" if kind.stream else "0", "SENTENCES": str(kind.sentences)}
-    url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    command = ["wrk", "-t1", f"-c{kind.connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(ROOT / "bench" / "chat.lua"), url]
-    out = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
-    if "Non-2xx" in out or re.search(r"Socket errors: connect [1-9]|read [1-9]", out):
-        raise RuntimeError(out)
-    found = re.search(r"(\d+) requests in", out)
-    assert found is not None, out
-    return int(found[1])
-
-
-def one(kind: Kind, peer: Peer) -> float:
-    """Microseconds of the gateway's CPU for one unit of the load."""
-    if not kind.paced:
-        load(kind, peer.port, 1)  # warm
-    before = peer.cpu_s()
-    count = load(kind, peer.port, kind.seconds)
-    return (peer.cpu_s() - before) * 1e6 / (count * kind.per_request)
-
-
-def measure(names: list[str], rounds: int) -> dict[str, Any]:
+def cpu(peers: dict[str, Peer], scene: Scene, plan: Plan) -> dict[str, Any]:
     """All rounds, gateways in turn."""
-    taken: dict[str, dict[str, list[float]]] = {kind.name: {name: [] for name in names} for kind in KINDS}
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ports = {False: stack.enter_context(upstream(32, 0.0)), True: stack.enter_context(upstream(PACED_TOKENS, PACED_GAP_S))}
-        peers = {
-            (name, paced): stack.enter_context(running(name, port, folder / f"{name}-{paced}"))
-            for name in names
-            for paced, port in ports.items()
-        }
-        idle = {name: peers[name, True].resident_mb() for name in names}
-        for number in range(rounds):
-            for kind in KINDS:
-                for name in names:
-                    found = one(kind, peers[name, kind.paced])
-                    taken[kind.name][name].append(found)
-                    print(f"round {number + 1}  {kind.name:10s} {name:14s} {found:8.1f} {kind.unit}", flush=True)
-        resident = {name: peers[name, True].resident_mb() for name in names}
+    taken: dict[str, dict[str, list[float]]] = {kind.name: {name: [] for name in peers} for kind in KINDS}
+    kernel: dict[str, dict[str, list[float]]] = {kind.name: {name: [] for name in peers} for kind in KINDS}
+    busy: dict[str, dict[str, float]] = {kind.name: dict.fromkeys(peers, 0.0) for kind in KINDS}
+    idle = {name: peer.resident_mb() for name, peer in peers.items()}
+    for number in range(plan.rounds):
+        for kind in KINDS:
+            for name, peer in peers.items():
+                found = cost(kind, peer, scene.upstream, plan.seconds or kind.seconds)
+                taken[kind.name][name].append(found.us)
+                kernel[kind.name][name].append(found.system_us)
+                busy[kind.name][name] = max(busy[kind.name][name], round(found.upstream_busy))
+                print(
+                    f"round {number + 1}  {kind.name:10s} {name:14s} {found.us:8.1f} {kind.unit}"
+                    f" ({found.user_us:.1f} + {found.system_us:.1f} in the kernel; upstream {found.upstream_busy:.0f} % busy)",
+                    flush=True,
+                )
     return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": machine(),
-        "command": "make bench",
-        "rounds": rounds,
-        "median": {kind: {name: round(statistics.median(values), 1) for name, values in by.items()} for kind, by in taken.items()},
+        "rounds": plan.rounds,
+        "median": _each(taken, statistics.median),
+        "median_in_kernel": _each(kernel, statistics.median),
         "spread": {
             kind: {name: [round(min(values), 1), round(max(values), 1)] for name, values in by.items()} for kind, by in taken.items()
         },
-        "resident_mb": {name: [round(idle[name]), round(resident[name])] for name in names},
-        "start_s": start_s(),
+        "upstream_busy_percent": busy,
+        "resident_mb": {name: [round(idle[name]), round(peer.resident_mb())] for name, peer in peers.items()},
     }
 
 
-def start_s() -> float:
-    """`penstock serve` without a local engine, from the command to `listening`; the median of five."""
-    took: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "penstock.yaml"
-        config.write_text("listen: {port: 0, admin: 'off'}\nmodels: {m: {backend: b}}\nbackends: {b: {kind: scripted}}\n")
-        for _ in range(5):
-            began = time.perf_counter()
-            command = [str(ROOT / ".venv-dev" / "bin" / "penstock"), "serve", "-c", str(config)]
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-            )
-            assert process.stdout is not None
-            for line in process.stdout:
-                if "listening on" in line:
-                    took.append(time.perf_counter() - began)
-                    break
-            process.kill()
-            process.stdout.close()
-            process.wait()
-    return round(statistics.median(took), 2)
+def _each(taken: dict[str, dict[str, list[float]]], of: Callable[[list[float]], float]) -> dict[str, dict[str, float]]:
+    return {kind: {name: round(of(values), 1) for name, values in by.items()} for kind, by in taken.items()}
 
 
-def table(result: dict[str, Any]) -> str:
-    """Markdown: the medians, and in brackets how many times Penstock's."""
-    names = list(result["resident_mb"])
-    lines = ["| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for kind in KINDS:
-        row = result["median"][kind.name]
-        cells = [
-            f"{row[name]:.0f} ({row[name] / row['penstock']:.2f}×)" if name != "penstock" else f"**{row[name]:.0f}**" for name in names
-        ]
-        lines.append(f"| {kind.title}: {kind.unit} | " + " | ".join(cells) + " |")
-    memory = [f"{result['resident_mb'][name][1]}" for name in names]
-    lines.append("| Resident memory after all of it, MB | " + " | ".join(memory) + " |")
-    where = f"{result['date']}, {result['machine']}; `{result['command']}`"
-    foot = f"{where}, medians of {result['rounds']} rounds in turn, one worker each, bare."
-    start = f"`penstock serve` without a local engine listens {result['start_s']:.2f} s after it was started."
-    return "\n".join([*lines, "", foot, start]) + "\n"
+def memory(python: Path, plan: Plan) -> dict[str, Any]:
+    """Of Penstock with everything on, started anew for each round."""
+    found: list[soak.Open] = []
+    for number in range(plan.rounds):
+        found.append(soak.open_streams(python, plan.streams, plan.stream_tokens))
+        seen = found[-1]
+        if seen.whole < seen.streams:
+            raise RuntimeError(f"{seen.streams - seen.whole} of {seen.streams} streams were not whole")
+        print(f"round {number + 1}  idle {seen.before_mb:.0f} MB, {seen.streams:,d} streams {seen.resident_mb:.0f} MB", flush=True)
+    return {
+        "rounds": plan.rounds,
+        "streams": plan.streams,
+        "idle_mb": round(statistics.median(seen.before_mb for seen in found), 1),
+        "idle_shared_mb": round(statistics.median(seen.before_shared_mb for seen in found), 1),
+        "open_mb": round(statistics.median(seen.resident_mb for seen in found), 1),
+        "open_shared_mb": round(statistics.median(seen.shared_mb for seen in found), 1),
+        "each_kb": round(statistics.median(seen.each_kb for seen in found), 1),
+    }
 
 
-def draw(result: dict[str, Any]) -> str:
-    """One panel a load, one bar a gateway."""
-    names = list(result["resident_mb"])
-    row, panel = 24, 34 + 24 * len(names)
-    height = 40 + panel * len(KINDS) + 20
-    parts = ['<text x="10" y="24" font-size="16" font-weight="bold">CPU a gateway spends (less is better)</text>']
-    for index, kind in enumerate(KINDS):
-        top = 44 + index * panel
-        values = result["median"][kind.name]
-        scale = 380 / max(values.values())
-        parts.append(f'<text x="10" y="{top + 12}" font-weight="bold">{kind.title}</text>')
-        for place, name in enumerate(names):
-            y = top + 20 + place * row
-            width = max(values[name] * scale, 1)
-            color = "#2a7de1" if name == "penstock" else "#b8c4d0"
-            parts.append(f'<text x="10" y="{y + 14}">{name}</text>')
-            parts.append(f'<rect x="120" y="{y}" width="{width:.0f}" height="18" rx="2" fill="{color}"/>')
-            parts.append(f'<text x="{126 + width:.0f}" y="{y + 14}">{values[name]:.0f} {kind.unit.split(" ")[0]}</text>')
-    foot = f"{result['date']}, {result['machine']}; make bench, medians of {result['rounds']}"
-    parts.append(f'<text x="10" y="{height - 10}" font-size="10" fill="#555">{foot}</text>')
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {height}" font-family="sans-serif" font-size="13">'
-    return f'{head}<rect width="640" height="{height}" fill="white"/>{"".join(parts)}</svg>\n'
+def measure(parts: list[str], python: Path, plan: Plan) -> dict[str, Any]:
+    """The parts, one after the other."""
+    found: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        scene = Scene(stack.enter_context(upstream(PACED_TOKENS, PACED_GAP_S)), python, stack.enter_context(collector()).endpoint)
+        if {"cpu", "latency"} & set(parts):
+            with contextlib.ExitStack() as gateways:
+                peers = {name: gateways.enter_context(running(name, scene, folder / name)) for name in plan.names}
+                if "cpu" in parts:
+                    found["cpu"] = cpu(peers, scene, plan)
+                if "latency" in parts:
+                    ports = {latency.DIRECT: scene.upstream.ports[0]}
+                    # Litellm takes more CPU time for each request than there is at this rate.
+                    ports |= {name: peer.port for name, peer in peers.items() if name != "litellm"}
+                    found["latency"] = latency.measure(ports, plan.rounds, plan.seconds or latency.SECONDS)
+        if "variants" in parts:
+            found["variants"] = variants.measure(scene, plan.rounds, plan.seconds or KINDS[0].seconds)
+    if "memory" in parts:
+        found["memory"] = memory(python, plan)
+    if "start" in parts:
+        found["start"] = variants.start_s(python, plan.starts)
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    return {name: {"date": date, **part} for name, part in found.items()}
+
+
+def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """With the parts that only an earlier run measured, if it was of the same Penstock beside the same peers on this machine."""
+    same = all(before.get(name) == now[name] for name in ("machine", "penstock", "versions"))
+    parts = {**(before["parts"] if same else {}), **now["parts"]}
+    return {**now, "parts": {name: parts[name] for name in PARTS if name in parts}}
 
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of the parts: {','.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round of a second each; nothing to be published")
     parser.add_argument("--litellm", action="store_true", help="LiteLLM too (its environment is made by `make bench-litellm`)")
+    parser.add_argument("--python", type=Path, default=default_python(), help="of the environment whose Penstock is measured")
+    parser.add_argument("--results", type=Path, help="the folder to write to")
     options = parser.parse_args()
-    names = ["penstock", "nginx", "smg", "sglang-router", *(["litellm"] if options.litellm else [])]
-    result = measure(names, options.rounds)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "gateway.json").write_text(json.dumps(result, indent=2) + "\n")
-    (RESULTS / "gateway.md").write_text(table(result))
-    (RESULTS / "gateway.svg").write_text(draw(result))
-    print(table(result))
-    print(f"drawn in {RESULTS / 'gateway.svg'}")
+    parts = options.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; accepted: {', '.join(PARTS)}")
+    names = [OURS, BARE, "nginx", "smg", "sglang-router", *(["litellm"] if options.litellm else [])]
+    plan = Plan(1, names, 1.0, 500, 10, 1) if options.quick else Plan(options.rounds, names)
+    folder = options.results or (ROOT / "state" / "bench" if options.quick else report.RESULTS)
+    python = options.python.absolute()  # not resolved: an environment's python is a link
+    head: dict[str, Any] = {"machine": machine(), "command": "make bench", "penstock": form(python), "versions": versions(names)}
+    print(f"Penstock of {python}: {head['penstock']['form']}", flush=True)
+    earlier = folder / "gateway.json"
+    before = json.loads(earlier.read_text()) if earlier.exists() else {}
+    result = merged(before, {**head, "parts": measure(parts, python, plan)})
+    report.write(result, folder)
+    print(report.table(result))
+    print(f"written to {folder}")
 
 
 if __name__ == "__main__":

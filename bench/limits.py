@@ -19,16 +19,17 @@ import uvloop
 
 from bench.peers import machine
 from gateway import config
-from gateway.access.admission import Admission
 from gateway.access.keys import Keys, hashed
 from gateway.access.limits.memory import Memory
 from gateway.access.limits.rules import Store
 from gateway.config import Settings
-from gateway.plugin import Call, Endpoint, Usage
+from gateway.plugin import BackendEnv, Endpoint, Usage
 from gateway.serving import calls
+from gateway.serving.registry import Registry
 from gateway.store.shared import Shared
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.record import Record
+from middleware.rate_limit import Admitted, RateLimit
 from tests.support import redis
 
 REQUESTS, ROUNDS, CONNECTIONS = 4000, 5, 32
@@ -52,44 +53,45 @@ class Requests:
     """Requests as the gateway makes them, ready to be admitted."""
 
     def __init__(self, chosen: Settings, store: Store) -> None:
-        self.admission = Admission(chosen, store, Metrics())
+        self._limits = RateLimit(chosen, store, Metrics())
+        self._served = Registry(chosen, BackendEnv(Path("/nonexistent"))).serving("m", Endpoint.CHAT)
         self._caller = Keys(chosen).find(b"k")
 
-    def new(self) -> tuple[Call, Record]:
-        record = Record(dict(SCOPE))
+    def new(self) -> tuple[Admitted, Record]:
+        record, call = Record(dict(SCOPE)), calls.parse(Endpoint.CHAT, BODY)
         record.caller = self._caller
         record.status, record.first_event_at = 200, 1.0
         record.usage = Usage(140, 64)
-        return calls.parse(Endpoint.CHAT, BODY), record
+        return self._limits.admitted(call, self._served, record), record
 
 
-async def one_by_one(of: Requests, made: list[tuple[Call, Record]], settled: bool) -> None:
-    for call, record in made:
-        await of.admission.admit(call, "m", record)
+async def one_by_one(made: list[tuple[Admitted, Record]], settled: bool) -> None:
+    for admitted, _ in made:
+        await admitted.__aenter__()
         if settled:
-            of.admission.settle(record)
+            await admitted.__aexit__(None, None, None)
 
 
-async def at_once(of: Requests, made: list[tuple[Call, Record]], settled: bool) -> None:
+async def at_once(made: list[tuple[Admitted, Record]], settled: bool) -> None:
     """As many clients as there are connections, one request after another each."""
 
     async def client() -> None:
         while made:
-            call, record = made.pop()
-            await of.admission.admit(call, "m", record)
+            admitted, _ = made.pop()
+            await admitted.__aenter__()
             if settled:
-                of.admission.settle(record)
+                await admitted.__aexit__(None, None, None)
 
     await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
 
 
-async def cpu_us(of: Requests, way: Callable[[Requests, list[tuple[Call, Record]], bool], Awaitable[None]], settled: bool) -> float:
+async def cpu_us(of: Requests, way: Callable[[list[tuple[Admitted, Record]], bool], Awaitable[None]], settled: bool) -> float:
     """Of one request, in microseconds."""
     made = [of.new() for _ in range(REQUESTS)]
     gc.collect()
     gc.disable()  # what is looked through for garbage is this bench's own four thousand requests
     started = time.process_time()
-    await way(of, made, settled)
+    await way(made, settled)
     if settled:
         await asyncio.sleep(0.05)  # until the last batch is away
     took = (time.process_time() - started) / REQUESTS * 1e6

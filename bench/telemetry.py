@@ -13,11 +13,11 @@ from typing import Any
 
 from bench.peers import machine
 from gateway.config import Tracing
-from gateway.plugin import Endpoint, Usage
+from gateway.plugin import Endpoint, Reply, Usage, Verdict
 from gateway.serving import calls
 from gateway.telemetry import tracer as telemetry
 from gateway.telemetry.metrics import Metrics
-from gateway.telemetry.record import CLIENT, FIRST_TOKEN, GENERATE, QUEUE, RETRY, Attempt, Record
+from gateway.telemetry.record import CLIENT, QUEUE, RETRY, Attempt, Record
 from tests.support.otlp import collector
 
 REQUESTS, ROUNDS = 2000, 7
@@ -29,18 +29,17 @@ BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]
 def record(sampling: int) -> Record:
     """A stream that has ended, one attempt."""
     made = Record(dict(SCOPE), sampling)
-    made.call = calls.parse(Endpoint.CHAT, BODY)
-    made.route, made.served, made.model, made.call_id, made.stream, made.status = CHAT, "m", "m", made.call.id, True, 200
-    made.target = "10.0.0.1:30000"
-    for phase in (QUEUE, RETRY):
-        made.enter(phase)
-    attempt = Attempt(made.target, "00f067aa0ba902b7", made.mark)
-    made.tried.append(attempt)
-    for phase in (FIRST_TOKEN, GENERATE, CLIENT):
-        made.enter(phase)
-    attempt.connected_at = attempt.first_at = made.first_event_at = made.started_at + 1e-4
+    made.asks(calls.parse(Endpoint.CHAT, BODY))
+    made.route, made.served, made.stream, made.status = CHAT, "m", True, 200
+    made.enter(QUEUE)
+    attempt = Attempt(made, None, lambda host, verdict, connected: None, "10.0.0.1:30000", "w", False, made.enter(RETRY))
+    made.attempts.append(attempt)
+    attempt.reply = Reply()
+    attempt.begun()
     made.usage, made.events, made.largest_gap_s = Usage(12, 64), 64, 0.01
-    made.ended_at = attempt.ended_at = made.enter(CLIENT)
+    attempt.end(Verdict.OK)
+    made.end(None)
+    made.ended_at = made.enter(CLIENT)
     return made
 
 

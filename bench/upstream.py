@@ -1,8 +1,10 @@
 """What stands behind every gateway in the bench: an HTTP server that answers at once with the same bytes, or paces a stream.
 
-    python -m bench.upstream TOKENS GAP_S       prints its port
+    python -m bench.upstream PORTS TOKENS GAP_S       serves on so many ports, which it prints in a line
 
-Nothing of an engine is in it, so that what is measured is the gateway; one process answers some 45,000 JSON requests a second.
+A stream is `BURST` tokens written at once, or, when its prompt begins with "paced", TOKENS of them, one every GAP_S seconds. Nothing of an
+engine is in it, so that what is measured is the gateway. `GET /counted` says what it has answered so far: what a load came to is counted
+here, at the end that no gateway can embellish.
 """
 
 from __future__ import annotations
@@ -44,18 +46,34 @@ DONE = _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 MODELS = _json({"object": "list", "data": [{"id": "deepseek-v3", "object": "model", "created": 1, "owned_by": "sglang"}]})
 # What SGLang's routers ask a worker before they use it.
 INFO = _json({"model_path": "deepseek-v3", "served_model_name": "deepseek-v3", "architectures": ["DeepseekV3ForCausalLM"], "loads": []})
+BURST = 32
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+
+
+def _usage(tokens: int) -> bytes:
+    return _event([], usage={"prompt_tokens": 10, "completion_tokens": tokens, "total_tokens": 10 + tokens})
+
+
+def _streams(body: bytes) -> bool:
+    # The word is found first, by memchr: a regular expression over a long prompt would cost more than all the rest.
+    place = body.find(b'"stream"')
+    return place >= 0 and _STREAM.match(body, place) is not None
+
+
+class Counts:
+    """What all connections have answered: chat completions, and events of streams ([DONE] apart)."""
+
+    def __init__(self) -> None:
+        self.requests = self.events = 0
 
 
 class Upstream(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, tokens: int, gap_s: float) -> None:
-        self._tokens, self._gap_s = tokens, gap_s
+    def __init__(self, counts: Counts, tokens: int, gap_s: float) -> None:
+        self._counts, self._tokens, self._gap_s = counts, tokens, gap_s
         self._buffer = b""
-        usage = {"prompt_tokens": 10, "completion_tokens": tokens, "total_tokens": 10 + tokens}
-        self._usage = _event([], usage=usage)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -77,34 +95,49 @@ class Upstream(asyncio.Protocol):
             self._answer(head, body)
 
     def _answer(self, head: bytes, body: bytes) -> None:
-        if head.startswith(b"GET"):
-            self._transport.write(MODELS if b"/models" in head.split(b" ", 2)[1] else INFO)
-        elif not _STREAM.search(body):
+        method, _, rest = head.partition(b" ")
+        path = rest.partition(b" ")[0]
+        if method not in (b"GET", b"POST"):  # a router tries whether HTTP/2 is spoken here
+            self._transport.close()
+            return
+        if method == b"GET":
+            if path == b"/counted":
+                self._transport.write(_json(vars(self._counts)))
+            else:
+                self._transport.write(MODELS if b"/models" in path else INFO)
+            return
+        self._counts.requests += path == b"/v1/chat/completions"
+        if not _streams(body):
             self._transport.write(ANSWER)
-        elif self._gap_s == 0:
-            self._transport.write(HEAD + TOKEN * self._tokens + self._ending(body))
-        else:
+        elif b'"content":"paced' in body:
             self._task = asyncio.ensure_future(self._pace(body))
+        else:
+            self._counts.events += BURST + 1
+            self._transport.write(HEAD + TOKEN * BURST + self._ending(body, BURST))
 
-    def _ending(self, body: bytes) -> bytes:
-        return FINISH + (self._usage if b"include_usage" in body else b"") + DONE
+    @staticmethod
+    def _ending(body: bytes, tokens: int) -> bytes:
+        return FINISH + (_usage(tokens) if b"include_usage" in body else b"") + DONE
 
     async def _pace(self, body: bytes) -> None:
         self._transport.write(HEAD)
         for _ in range(self._tokens):
             if self._transport.is_closing():
                 return
+            self._counts.events += 1
             self._transport.write(TOKEN)
             await asyncio.sleep(self._gap_s)
-        self._transport.write(self._ending(body))
+        self._counts.events += 1
+        self._transport.write(self._ending(body, self._tokens))
 
 
-async def main(tokens: int, gap_s: float) -> None:
+async def main(ports: int, tokens: int, gap_s: float) -> None:
     """Serve until killed."""
-    server = await asyncio.get_running_loop().create_server(lambda: Upstream(tokens, gap_s), "127.0.0.1", 0, backlog=8192)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+    loop, counts = asyncio.get_running_loop(), Counts()
+    servers = [await loop.create_server(lambda: Upstream(counts, tokens, gap_s), "127.0.0.1", 0, backlog=8192) for _ in range(ports)]
+    print(*(server.sockets[0].getsockname()[1] for server in servers), flush=True)
+    await asyncio.gather(*(server.serve_forever() for server in servers))
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1]), float(sys.argv[2])))
+    uvloop.run(main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 from litestar import Litestar, Request
 from litestar.exceptions import HTTPException
 
-import middleware
 import openapi
 from gateway import routes
 from gateway.access import ledger
-from gateway.access.admission import Admission
+from gateway.access.keys import Keys
 from gateway.access.limits.memory import Memory
 from gateway.access.limits.rules import Store
 from gateway.config import Settings
 from gateway.errors import UnknownUrl
-from gateway.life import Life
+from gateway.exchange import Exchanges
+from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv
-from gateway.serving.pool import HostView
+from gateway.serving.hostview import HostView
 from gateway.serving.registry import Registry
+from gateway.telemetry.observe import Observer
 from gateway.wire.asgi import App, Receive, Scope, Send
+from middleware.auth import Auth
+from middleware.cors import Cors
+from middleware.errors import Errors
+from middleware.rate_limit import RateLimit
+from middleware.request_id import RequestId
 
 
 class Gateway:
     """The ASGI application, and what the worker's report says of it."""
 
-    def __init__(self, app: App, registry: Registry) -> None:
+    def __init__(self, app: App, registry: Registry, observer: Observer, keys: Keys, usage: ledger.Unreported) -> None:
         self._app = app
         self._registry = registry
+        self.observer = observer
+        self.keys = keys
+        self.usage = usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -55,50 +64,83 @@ class Gateway:
         return ""
 
 
-def build(settings: Settings, env: BackendEnv, life: Life) -> Gateway:
-    """The whole gateway for one worker; does no I/O until its lifespan begins. Two of them in one process do not meet."""
-    registry = Registry(settings, env)
-    admission = life.admission = Admission(settings, _store(settings, life), life.metrics)
+def build(settings: Settings, env: BackendEnv, lifecycle: Lifecycle, used: ledger.Rows | None = None) -> Gateway:
+    """The whole gateway for one worker; does no I/O until its lifespan begins. Two of them in one process do not meet.
 
+    `used`: what the ledger counted this month, where no shared store knows it.
+    """
+    observer = Observer(settings.log.requests)
+    metrics = observer.metrics
+    sampling, tracer = 0, None
     if settings.tracing.on():
-        from gateway.telemetry import tracer  # 0.3 s that only a gateway with a collector has to spend
+        from gateway.telemetry import tracer as tracing  # 0.3 s that only a gateway with a collector has to spend
 
-        life.sampling = tracer.bound(tracer.ratio(settings.tracing))
-        life.tracer = tracer.Tracer(settings.tracing, life.metrics)
+        sampling = tracing.bound(tracing.ratio(settings.tracing))
+        observer.tracer = tracer = tracing.Tracer(settings.tracing, metrics)
+
+    keys = Keys(settings)
+    usage = ledger.Unreported()
+    registry = Registry(settings, env)
+    store: Store
+    if settings.redis.url is None:
+        store = memory = Memory(count=usage.add)
+        memory.used(ledger.quotas(used or {}, ledger.Days(settings.limits.timezone)))
+    else:
+        from gateway.store.shared import Shared  # 0.1 s that only a gateway with Redis has to spend
+
+        store = shared = Shared(settings, keys, metrics)
+        observer.ring.share = shared.remember
+    rate_limit = RateLimit(settings, store, metrics)
+    exchanges = Exchanges(registry, settings, rate_limit)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         try:
             await registry.open()
-            await admission.open()
+            await rate_limit.open()
             yield
         finally:
-            await admission.aclose()  # which waits for what the backends still have to tell
+            await rate_limit.aclose()  # which waits for what the backends still have to tell
+            observer.flush()
             await registry.aclose()
-            if life.tracer is not None:
-                life.tracer.close()
+            if tracer is not None:
+                tracer.close()
 
-    table = routes.table(registry, settings, life, admission)
-    app = Litestar(
+    table = routes.table(registry, exchanges, lifecycle, keys)
+    inner = Litestar(
         route_handlers=routes.handlers((*table, *openapi.routes(table))),
         lifespan=[lifespan],
         openapi_config=None,
         logging_config=None,
         exception_handlers={HTTPException: _refused, Exception: _reraise},
     )
-    return Gateway(middleware.wrap(app, settings, life), registry)  # type: ignore[arg-type]
+    app = RequestId(
+        Cors(Errors(Auth(_routed(inner, table), keys, settings.security.cors.origins)), settings.security.cors),
+        observer,
+        lifecycle,
+        sampling,
+    )
+
+    outside: Any = inner
+
+    async def entry(scope: Scope, receive: Receive, send: Send) -> None:
+        await (app if scope["type"] == "http" else outside)(scope, receive, send)
+
+    return Gateway(entry, registry, observer, keys, usage)
 
 
-def _store(settings: Settings, life: Life) -> Store:
-    if settings.redis.url is None:
-        memory = Memory(count=lambda row: ledger.add(life.usage, row))
-        memory.used(ledger.quotas(life.usage_before, ledger.Days(settings.limits.timezone)))
-        return memory
-    from gateway.store.shared import Shared  # 0.1 s that only a gateway with Redis has to spend
+def _routed(litestar: Litestar, table: Sequence[routes.Route]) -> App:
+    """Litestar, with its routing of the table's own paths asked once: its way to a handler costs more than all of our middleware
+    (docs/performance.md), and a fixed path leads to the same handler each time."""
+    known: dict[str, Any] = {}
+    for route in table:
+        if not route.below:
+            known[route.path] = litestar.asgi_router.handle_routing(path=route.path, method=route.method)[0]
 
-    shared = Shared(settings, life.keys, life.metrics)
-    life.ring.share = shared.remember
-    return shared
+    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+        await known.get(scope["path"], litestar)(scope, receive, send)
+
+    return routed
 
 
 def _refused(request: Request[Any, Any, Any], error: HTTPException) -> NoReturn:

@@ -16,14 +16,18 @@ import msgspec
 
 import gateway
 from gateway import config
-from gateway.access import admission
-from gateway.admin import client as remote
+from gateway.access.limits.rules import StoreFailed
+from gateway.admin import commands, secret
 from gateway.errors import ConfigError
+from gateway.form import FORM
 from gateway.home import home
 from gateway.plugin import BackendEnv, CommandEnv, Service, ServiceState
 from gateway.processes import init, parent
+from gateway.processes.tree import Plan
 from gateway.serving import registry
 from gateway.telemetry import log
+from gateway.terminal import say, say_json, say_lines
+from gateway.wire.visible import visible
 
 CONFIG_OPTION = click.option(
     "-c", "--config", "path", type=click.Path(path_type=Path), help="A YAML (or JSON) file; every key is optional."
@@ -45,7 +49,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands)
-@click.version_option(gateway.__version__, prog_name="penstock")
+@click.version_option(gateway.__version__, prog_name="penstock", message=f"%(prog)s %(version)s ({FORM})")
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """An OpenAI-compatible gateway for self-hosted DeepSeek-V3 on SGLang."""
@@ -79,7 +83,7 @@ def serve(path: Path | None, host: str | None, port: int | None, workers: int | 
     given = {"listen.host": host, "listen.port": port, "listen.workers": workers}
     overrides = {key: value for key, value in given.items() if value is not None}
 
-    async def load() -> parent.Plan:
+    async def load() -> Plan:
         return await _plan(config.load(path, overrides=overrides))
 
     init.step_aside()
@@ -89,32 +93,35 @@ def serve(path: Path | None, host: str | None, port: int | None, workers: int | 
         log.setup(settings.log.level, settings.log.format)
         listener = parent.listen(settings.listen.host, settings.listen.port, "listen", settings.timeouts.client_s)
         address = config.admin_address(settings.listen)
-        door = parent.listen(*address, "listen.admin") if address is not None else None
+        admin = parent.listen(*address, "listen.admin") if address is not None else None
     except ConfigError as error:
         _refuse(error)
-    narrator = Narrator(settings, _url(listener) + "/v1", _url(door) if door is not None else "", plan.services)
-    asyncio.run(_run(parent.Parent(plan, home(), listener, door, load, narrator.observe), narrator))
+    console = Console(settings, _url(listener) + "/v1", _url(admin) if admin is not None else "", plan.services)
+    asyncio.run(_run(parent.Parent(plan, home(), listener, admin, load, console.observe), console))
 
 
-async def _plan(loaded: config.Loaded) -> parent.Plan:
+async def _plan(loaded: config.Loaded) -> Plan:
     """What can be served, or ConfigError: the same check for a start and for a reload."""
     env = BackendEnv(home())
     await registry.rehearse(loaded.settings, env)
     await _rehearse(loaded.settings)
-    return parent.Plan(loaded, registry.services(loaded.settings, env))
+    return Plan(loaded, registry.services(loaded.settings, env))
 
 
 async def _rehearse(settings: config.Settings) -> list[str]:
-    """Tokenizers and the way to Redis, as a worker will need them; what an operator should know of. Raises ConfigError."""
-    admission.verify(settings)
+    """Certificates, tokenizers and the way to Redis, as a worker will need them; what an operator should know of. Raises ConfigError."""
+    from middleware import rate_limit  # not before it is known that these names are ours
+
+    config.verify_files(settings)
+    rate_limit.verify(settings)
     if settings.redis.url is None:
         return []
-    from gateway.store.connect import FAILURES, Client
+    from gateway.store.connect import Client
 
     client = Client(settings.redis)
     try:
         await client.execute("PING")
-    except FAILURES as error:
+    except StoreFailed as error:
         return [f"redis.url: does not answer now ({error}); until it does, limits are {settings.redis.on_store_failure}"]
     finally:
         await client.aclose()
@@ -126,10 +133,10 @@ def _url(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _run(process: parent.Parent, narrator: Narrator) -> None:
+async def _run(process: parent.Parent, console: Console) -> None:
     async def announce() -> None:
         await process.serving.wait()
-        narrator.listening()
+        console.listening()
 
     greeting = asyncio.create_task(announce())
     try:
@@ -138,21 +145,25 @@ async def _run(process: parent.Parent, narrator: Narrator) -> None:
         greeting.cancel()
 
 
-class Narrator:
-    """Says on standard output what is going on while it goes on, and at last what to copy."""
+class Console:
+    """Says on standard output what happens while it happens, and at last what to copy."""
 
-    def __init__(self, settings: config.Settings, url: str, door: str, services: Sequence[Service]) -> None:
+    def __init__(self, settings: config.Settings, url: str, admin_url: str, services: Sequence[Service]) -> None:
         self._settings = settings
         self._url = url
-        self._door = door
+        self._admin_url = admin_url
         self._waiting = {service.name for service in services}
         self._greeted = False
 
     def listening(self) -> None:
         """The listener is up."""
+        _say(f"version {gateway.__version__} ({FORM})")
         _say(f"listening on {self._url}")
-        if self._door:
-            _say(f"metrics and /admin on {self._door}")
+        if self._admin_url:
+            _say(f"metrics and /admin on {self._admin_url}")
+            made = secret.path(home())
+            if self._settings.admin.key_hash is None and made.exists():
+                _say(f"the admin key is in {made}, where `penstock` finds it")
         if self._waiting:
             _say("until the engine is ready, requests are answered 503 'the engine is loading'")
         self._greet()
@@ -171,7 +182,7 @@ class Narrator:
         model = next(iter(self._settings.models))
         key = "YOUR_KEY" if self._settings.keys_required() else "none"
         with contextlib.suppress(OSError):
-            click.echo(_GREETING.format(url=self._url, model=model, key=key))
+            say_lines(_GREETING.format(url=self._url, model=visible(model), key=key))
 
 
 _GREETING = """
@@ -192,11 +203,11 @@ for chunk in stream:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # whoever read our output may have left; that is no reason to stop serving
-        click.echo(f"penstock: {text}")
+        say(f"penstock: {text}")
 
 
 def _refuse(error: ConfigError) -> NoReturn:
-    click.echo(f"penstock: {error}", err=True)
+    say_lines(f"penstock: {error}", error=True)
     sys.exit(2)
 
 
@@ -212,12 +223,12 @@ def check(path: Path | None, as_json: bool) -> None:
     except ConfigError as error:
         _refuse(error)
     if as_json:
-        click.echo(msgspec.json.encode({"values": rows, "findings": findings}))
+        say_json(msgspec.json.encode({"values": rows, "findings": findings}))
     else:
         _table(rows)
         for finding in findings:
-            click.echo(f"note: {finding}")
-        click.echo(f"ok: {path or 'the defaults'} can be served")
+            say(f"note: {finding}")
+        say(f"ok: {path or 'the defaults'} can be served")
 
 
 async def _findings(settings: config.Settings) -> list[str]:
@@ -229,12 +240,12 @@ def _table(rows: list[dict[str, Any]]) -> None:
     values = [msgspec.json.encode(row["value"]).decode() for row in rows]
     value_width = min(max(map(len, values)), 60)
     for row, value in zip(rows, values, strict=True):
-        click.echo(f"{row['key']:<{width}}  {value:<{value_width}}  {row['origin']}")
+        say(f"{row['key']:<{width}}  {value:<{value_width}}  {row['origin']}")
 
 
-main.add_command(remote.keys)
-main.add_command(remote.usage)
-main.add_command(remote.explain)
+main.add_command(commands.keys)
+main.add_command(commands.usage)
+main.add_command(commands.explain)
 
 
 if __name__ == "__main__":

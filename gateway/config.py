@@ -10,8 +10,9 @@ import difflib
 import ipaddress
 import os
 import re
+import ssl
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from zoneinfo import ZoneInfo
@@ -25,22 +26,35 @@ ENV_PREFIX = "PENSTOCK__"
 _SECRET = re.compile(r"(^|_)(key|hash|secret|token|password)$")
 _KEY_HASH = re.compile(r"^sha256:[0-9a-f]{64}$")
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")
+# Amounts beyond these (one in two years; more than anybody has) would only run over in what is reckoned with them.
+_LEAST, _MOST = 1e-6, 10**12
 _USERINFO = re.compile(r"(://[^/@:]*:)[^/@]*@")
 _ORIGIN = re.compile(r"^[a-z][a-z0-9+.-]*://[^/\s,]+$")
 T = TypeVar("T")
 
 
+class Tls(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The certificate chain and private key (PEM files) of the public listener; with `client_ca_file` clients must show a certificate that
+    one of those authorities has signed."""
+
+    cert_file: str
+    key_file: str
+    client_ca_file: str | None = None
+
+
 class Listen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where the public listener binds, how many worker processes serve it, and where the operator's door is (`HOST:PORT`, or `off`)."""
+    """Where the public listener binds, how many worker processes serve it, and where the admin API listens (`HOST:PORT`, or `off`).
+    `tls`: the public listener speaks TLS; plain HTTP without it."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
     admin: str | bool = "127.0.0.1:9464"  # a bare `off` is false in YAML
+    tls: Tls | None = None
 
 
 class Admin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Who may use the operator's door: SHA-256 of a key for all of it, and of one that only reads `/metrics`."""
+    """Who may use the admin API: SHA-256 of a key for all of it, and of one that only reads `/metrics`."""
 
     key_hash: str | None = None
     metrics_key_hash: str | None = None
@@ -83,6 +97,7 @@ class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     Told to stop, the gateway serves on for `grace_s` while load balancers take notice, then open answers have `drain_s`. The
     client has `head_s` to send a request's head, `body_s` for its body, and may leave an answer unread for `client_s`.
+    `keepalive_s`: a stream whose engine is silent before its first event gets an SSE comment every so often.
     """
 
     head_s: float = 20.0
@@ -92,6 +107,7 @@ class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     queue_s: float = 30.0
     first_token_s: float = 300.0
     between_tokens_s: float = 120.0
+    keepalive_s: float | None = None
     request_s: float = 600.0
     grace_s: float = 5.0
     drain_s: float = 30.0
@@ -205,9 +221,12 @@ class Cors(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Security(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Bounds on what a client may send, and whose word counts. `require_keys`: whether clients need one (by default where there are keys or
     Redis, and always beyond loopback). `trusted_proxies`: addresses and networks whose `x-forwarded-for` and
-    `x-forwarded-proto` are believed."""
+    `x-forwarded-proto` are believed. `body_memory_mb`: the sum of the request bodies that one worker is reading or parsing.
+    `strict_parameters`: OpenAI's own rules for parameters, where they are stricter than the engine's."""
 
     body_limit_mb: int = 32
+    body_memory_mb: int = 256
+    strict_parameters: bool = False
     require_keys: bool | None = None
     trusted_proxies: list[str] = []
     cors: Cors = Cors()
@@ -406,7 +425,7 @@ def _verify(settings: Settings) -> None:
     if not 1 <= listen.workers <= 64:
         raise ConfigError("listen.workers", f"{listen.workers} is out of range; accepted: 1 to 64")
     for name, seconds in msgspec.structs.asdict(settings.timeouts).items():
-        if not (0 < seconds <= 86400 or (name == "grace_s" and seconds == 0)):
+        if seconds is not None and not (0 < seconds <= 86400 or (name == "grace_s" and seconds == 0)):
             raise ConfigError(f"timeouts.{name}", f"{seconds} is out of range; accepted: above 0, up to 86400 seconds")
     for field, value, accepted in (
         ("level", settings.log.level, ("debug", "info", "warning", "error")),
@@ -443,6 +462,11 @@ def _verify(settings: Settings) -> None:
 def _verify_security(security: Security) -> None:
     if not 1 <= security.body_limit_mb <= 1024:
         raise ConfigError("security.body_limit_mb", f"{security.body_limit_mb} is out of range; accepted: 1 to 1024")
+    if not security.body_limit_mb <= security.body_memory_mb <= 1 << 20:
+        raise ConfigError(
+            "security.body_memory_mb",
+            f"{security.body_memory_mb} is out of range; accepted: {security.body_limit_mb} (security.body_limit_mb) to {1 << 20}",
+        )
     for index, proxy in enumerate(security.trusted_proxies):
         try:
             ipaddress.ip_network(proxy)
@@ -471,43 +495,57 @@ def _verify_keys(settings: Settings) -> None:
 
 def verify_key(key: KeyEntry, path: str, settings: Settings) -> None:
     """Raises ConfigError for what a key's types cannot say; for keys in the file, and for those that are made while the gateway runs."""
-    if not _KEY_HASH.match(key.hash):
-        raise ConfigError(f"{path}.hash", "must be 'sha256:' and 64 hex digits (the key itself never stands in the file)")
-    if not _NAME.match(key.name):
-        raise ConfigError(
-            f"{path}.name", f"'{key.name}' is no name: up to 64 letters, digits and . _ @ -, beginning with a letter or digit"
-        )
+    verify_key_values(key, path)
     known = {name for model, entry in settings.models.items() for name in (model, *entry.aliases)}
     for where, names in (("models", key.models or []), ("per_model", list(key.per_model))):
         for name in names:
             if name not in (known if where == "models" else settings.models):
                 near = difflib.get_close_matches(name, known, n=1)
                 raise ConfigError(f"{path}.{where}", f"no model is called '{name}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+    if key.budget is not None and all(model.price is None for model in settings.models.values()):
+        raise ConfigError(f"{path}.budget", "no model has a price, so nothing would ever be spent: set models.NAME.price")
+
+
+def verify_key_values(key: KeyEntry, path: str) -> None:
+    """Raises ConfigError for values that no gateway could use, whatever models it has: what is checked of a stored key when it is read."""
+    if not _KEY_HASH.match(key.hash):
+        raise ConfigError(f"{path}.hash", "must be 'sha256:' and 64 hex digits (the key itself never stands in the file)")
+    if not _NAME.match(key.name):
+        raise ConfigError(
+            f"{path}.name", f"'{key.name}' is no name: up to 64 letters, digits and . _ @ -, beginning with a letter or digit"
+        )
     for name in ("max_n", "max_tokens", "max_prompt_bytes", "max_grammar_bytes"):
-        if (value := getattr(key, name)) is not None and value < 1:
-            raise ConfigError(f"{path}.{name}", f"{value} is out of range; accepted: 1 or more")
+        if (value := getattr(key, name)) is not None and not 1 <= value <= _MOST:
+            raise ConfigError(f"{path}.{name}", f"{str(value)[:40]} is out of range; accepted: 1 or more")
     if not 0 <= key.priority <= 9:
         raise ConfigError(f"{path}.priority", f"{key.priority} is out of range; accepted: 0 (first) to 9")
-    if key.budget is not None:
-        if key.budget.amount <= 0:
-            raise ConfigError(f"{path}.budget.amount", f"{key.budget.amount:g} is out of range; accepted: above 0")
-        if all(model.price is None for model in settings.models.values()):
-            raise ConfigError(f"{path}.budget", "no model has a price, so nothing would ever be spent: set models.NAME.price")
+    if key.budget is not None and not 0 < key.budget.amount <= _MOST:
+        raise ConfigError(f"{path}.budget.amount", f"{key.budget.amount:g} is out of range; accepted: above 0")
     if key.expires is not None:
         try:
-            datetime.fromisoformat(key.expires)
-        except ValueError:
-            raise ConfigError(f"{path}.expires", f"'{key.expires}' is no date and time like 2027-01-31T18:00:00Z") from None
+            if instant(key.expires) < 0:
+                raise ValueError
+        except (ValueError, OverflowError):
+            raise ConfigError(
+                f"{path}.expires", f"'{key.expires}' is no date and time like 2027-01-31T18:00:00Z, from the year 1970 on"
+            ) from None
     _verify_amounts(key, path)
     for model, limits in key.per_model.items():
         _verify_amounts(limits, f"{path}.per_model.{model}")
 
 
+def instant(text: str) -> float:
+    """Seconds since 1970 of an ISO 8601 date and time; without a zone it is UTC. Raises ValueError or OverflowError."""
+    found = datetime.fromisoformat(text)
+    return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+
+
 def _verify_amounts(limits: Limits, path: str) -> None:
     for name in ("rpm", "tpm", "max_in_flight", "tokens_per_day"):
         value = getattr(limits, name)
-        if value is not None and not 0 < value <= 1e12:
-            raise ConfigError(f"{path}.{name}", f"{value:g} is out of range; accepted: above 0 (leave it out for no limit)")
+        if value is not None and not _LEAST <= value <= _MOST:
+            shown = f"{value:g}" if isinstance(value, float) else str(value)[:40]
+            raise ConfigError(f"{path}.{name}", f"{shown} is out of range; accepted: above 0 (leave it out for no limit)")
 
 
 def _verify_limits(settings: Settings) -> None:
@@ -559,7 +597,7 @@ def _verify_redis(redis: Redis) -> None:
 
 
 def admin_address(listen: Listen) -> tuple[str, int] | None:
-    """Where the operator's door is; None when it is off. Raises ConfigError."""
+    """Where the admin API listens; None when it is off. Raises ConfigError."""
     if listen.admin in ("off", False):
         return None
     host, _, port = str(listen.admin).rpartition(":")
@@ -578,8 +616,32 @@ def _verify_admin(settings: Settings) -> None:
         return
     if address == (settings.listen.host, settings.listen.port) and address[1] != 0:
         raise ConfigError("listen.admin", "must differ from the public address")
-    if settings.admin.key_hash is None and not is_loopback(address[0]):
-        raise ConfigError("listen.admin", f"without admin.key_hash the operator's door opens on loopback only, not on {address[0]}")
+
+
+def verify_files(settings: Settings) -> None:
+    """Raises ConfigError when the listener's certificate and key cannot be read or do not belong together; reads the files, so it is asked
+    where the gateway will run."""
+    tls = settings.listen.tls
+    if tls is None:
+        return
+    for name in ("cert_file", "key_file", "client_ca_file"):
+        if (file := getattr(tls, name)) is not None:
+            try:
+                Path(file).read_bytes()
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"listen.tls.{name}", f"cannot be read: {error}") from None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.cert_file, tls.key_file, password=lambda: "")  # without it OpenSSL would ask at the terminal
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError("listen.tls", f"cert_file and key_file are no PEM certificate and its unencrypted key ({reason})") from None
+    try:
+        if tls.client_ca_file is not None:
+            context.load_verify_locations(tls.client_ca_file)
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError("listen.tls.client_ca_file", f"holds no PEM certificate ({reason})") from None
 
 
 def is_loopback(host: str) -> bool:

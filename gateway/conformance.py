@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,10 +27,11 @@ import pytest
 
 from gateway import config
 from gateway.errors import ConfigError
-from gateway.plugin import AttemptFailed, Backend, BackendEnv, Call, Endpoint, Plugin, Reply, Verdict
+from gateway.plugin import AttemptFailed, Backend, BackendEnv, Call, Endpoint, Plugin, Reply, Terms, Usage, Verdict
 from gateway.serving import calls, registry
 
 Work = Callable[[Backend, str], Awaitable[None]]
+TERMS = Terms()
 
 
 def chat(prompt: str, **more: Any) -> Call:
@@ -39,13 +40,27 @@ def chat(prompt: str, **more: Any) -> Call:
     return calls.parse(Endpoint.CHAT, json.dumps(body).encode())
 
 
+async def begun(backend: Backend, target: str, call: Call, terms: Terms = TERMS) -> Reply:
+    """A reply that has begun."""
+    reply = backend.send(target, call, terms, {})
+    try:
+        await reply.begin()
+    except BaseException:
+        reply.close()
+        raise
+    return reply
+
+
 async def drain(reply: Reply) -> bytes:
     """All of a stream."""
-    assert reply.events is not None
+    assert reply.streams
+    blocks = []
     try:
-        return b"".join([block async for block in reply.events])
+        while block := await reply.next():
+            blocks.append(block)
     finally:
         reply.close()
+    return b"".join(blocks)
 
 
 class BackendConformance:
@@ -69,7 +84,7 @@ class BackendConformance:
 
         @asynccontextmanager
         async def life() -> AsyncIterator[Backend]:
-            backend = self.plugin.build("b", config.convert(section, self.plugin.Config, ""), BackendEnv(Path("/nonexistent")))
+            backend = self.plugin.build("b", config.convert(section, self.plugin.config, ""), BackendEnv(Path("/nonexistent")))
             try:
                 await backend.open()
                 yield backend
@@ -86,16 +101,16 @@ class BackendConformance:
     def test_the_plugin_is_what_its_entry_point_says(self, section: dict[str, Any]) -> None:
         """A strict configuration; services and commands, if only none."""
         assert self.plugin.kind == self.kind
-        assert issubclass(self.plugin.Config, msgspec.Struct)
+        assert issubclass(self.plugin.config, msgspec.Struct)
         with pytest.raises(ConfigError):
-            config.convert({**section, "no_such_key": 1}, self.plugin.Config, "")
-        converted = config.convert(section, self.plugin.Config, "")
+            config.convert({**section, "no_such_key": 1}, self.plugin.config, "")
+        converted = config.convert(section, self.plugin.config, "")
         assert list(self.plugin.services("b", converted, BackendEnv(Path("/nonexistent")))) is not None
         assert list(self.plugin.commands()) is not None
 
     def test_it_may_be_closed_without_having_been_opened(self, section: dict[str, Any]) -> None:
         """`aclose` is always called, also after an `open` that failed."""
-        backend = self.plugin.build("b", config.convert(section, self.plugin.Config, ""), BackendEnv(Path("/nonexistent")))
+        backend = self.plugin.build("b", config.convert(section, self.plugin.config, ""), BackendEnv(Path("/nonexistent")))
         asyncio.run(backend.aclose())
 
     def test_endpoints_targets_and_probe(self, section: dict[str, Any]) -> None:
@@ -112,42 +127,41 @@ class BackendConformance:
         self.drive(section, work)
 
     def test_a_json_reply_is_whole_and_knows_its_usage(self, section: dict[str, Any]) -> None:
-        """Under the public id and the client's model name; `close` may be called twice."""
+        """Under the public id and the client's model name; `close` may be called twice, and says what was used."""
 
         async def work(backend: Backend, target: str) -> None:
             call = chat("hello")
-            reply = await backend.send(target, call)
-            assert (reply.status, reply.events) == (200, None)
+            reply = await begun(backend, target, call)
+            assert (reply.status, reply.streams) == (200, False)
             answer = json.loads(reply.body)
             assert (answer["id"], answer["model"]) == (call.id, "m")
-            assert reply.usage is not None
-            assert reply.usage.completion_tokens > 0
-            assert backend.classify(reply) is Verdict.OK
-            reply.close()
-            reply.close()
+            usage = reply.close()
+            assert usage is not None
+            assert usage.completion_tokens > 0
+            assert reply.close() == usage
+            assert reply.late is None, "nothing was given up"
 
         self.drive(section, work)
 
     @pytest.mark.parametrize("n", [1, 3])
     def test_a_stream_is_whole_events_and_ends_in_done(self, section: dict[str, Any], n: int) -> None:
-        """One finish a choice, one id, no usage that nobody asked for."""
+        """One finish a choice, one id, no usage that nobody asked for; after the end there is nothing."""
 
         async def work(backend: Backend, target: str) -> None:
             call = chat("hello there", stream=True, n=n)
-            reply = await backend.send(target, call)
-            assert reply.events is not None
+            reply = await begun(backend, target, call)
             text = b""
-            async for block in reply.events:
+            while block := await reply.next():
                 assert block.startswith(b"data: ")
                 assert block.endswith(b"\n\n")
                 text += block
-            reply.close()
+            assert await reply.next() == b""
+            assert reply.close() is not None
             assert text.endswith(b"data: [DONE]\n\n")
             chunks = [json.loads(line[6:]) for line in text.decode().split("\n\n")[:-2]]
             assert {chunk["id"] for chunk in chunks} == {call.id}
             assert sorted(c["index"] for chunk in chunks for c in chunk["choices"] if c["finish_reason"]) == list(range(n))
             assert not any("usage" in chunk and chunk["usage"] for chunk in chunks)
-            assert reply.usage is not None
 
         self.drive(section, work)
 
@@ -155,7 +169,7 @@ class BackendConformance:
         """Once, just before the end."""
 
         async def work(backend: Backend, target: str) -> None:
-            text = await drain(await backend.send(target, chat("hi", stream=True, stream_options={"include_usage": True})))
+            text = await drain(await begun(backend, target, chat("hi", stream=True, stream_options={"include_usage": True})))
             assert text.count(b'"choices":[],') == 1
             assert text.rindex(b'"usage":{') < text.rindex(b"data: [DONE]")
 
@@ -166,27 +180,44 @@ class BackendConformance:
 
         async def work(backend: Backend, target: str) -> None:
             several = [chat("hello", stream=index % 2 == 0) for index in range(8)]
-            replies = await asyncio.gather(*(backend.send(target, call) for call in several))
+            replies = await asyncio.gather(*(begun(backend, target, call) for call in several))
             for call, reply in zip(several, replies, strict=True):
-                assert call.id.encode() in (reply.body or await drain(reply))
+                assert call.id.encode() in (await drain(reply) if reply.streams else reply.body)
+                reply.close()
 
         self.drive(section, work)
 
-    def test_an_answer_may_be_given_up(self, section: dict[str, Any]) -> None:
-        """Closing a stream after its first event, or cancelling an attempt, leaves a backend that serves on."""
+    @pytest.mark.parametrize("metered", [False, True])
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_an_answer_may_be_given_up_in_every_phase(self, section: dict[str, Any], stream: bool, metered: bool) -> None:
+        """Before it was sent, in every turn of the loop while it begins, and after the first event; the backend serves on."""
 
         async def work(backend: Backend, target: str) -> None:
-            reply = await backend.send(target, chat("hello there you", stream=True))
-            assert reply.events is not None
-            async for _ in reply.events:
-                break
-            reply.close()
-            attempt = asyncio.create_task(backend.send(target, chat("hello")))
-            await asyncio.sleep(0)
-            attempt.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await attempt
-            assert (await backend.send(target, chat("hello"))).status == 200
+            call, terms = chat("hello there you", stream=stream), Terms(metered=metered)
+            replies = [backend.send(target, call, terms, {})]
+            for turns in range(20):
+                reply = backend.send(target, call, terms, {})
+                attempt = asyncio.create_task(reply.begin())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                if turns % 2:  # either of the two may come first
+                    reply.close()
+                attempt.cancel()
+                with suppress(asyncio.CancelledError, AttemptFailed):
+                    await attempt
+                replies.append(reply)
+            reply = await begun(backend, target, call, terms)
+            if stream:
+                assert await reply.next()
+            replies.append(reply)
+            for reply in replies:
+                usage = reply.close()
+                assert reply.close() == usage
+                assert metered or reply.late is None
+                if reply.late is not None:
+                    with suppress(asyncio.CancelledError):
+                        assert isinstance(await reply.late, Usage | None)
+            assert (await begun(backend, target, chat("hello"))).status == 200
 
         self.drive(section, work)
 
@@ -197,24 +228,22 @@ class BackendConformance:
             assert not backend.resumable(chat("hello", stream=True, n=2))
             assert not backend.resumable(chat("hello"))
             call = chat("hello there you", stream=True)
-            call.keep = "text" if backend.resumable(call) else ""
-            reply = await backend.send(target, call)
-            assert reply.events is not None
-            begun = b""
-            async for block in reply.events:
-                begun += block
-                break
+            terms = Terms(keep="text" if backend.resumable(call) else "")
+            reply = await begun(backend, target, call, terms)
+            delivered = await reply.next()
             reply.close()
-            again = backend.resume(call, begun, reply.usage)
-            if not call.keep:
+            again = backend.resume(call, terms, reply, delivered)
+            if not terms.keep:
                 assert again is None
             elif isinstance(again, Call):
                 assert (again.id, again.model, again.stream, again.endpoint) == (call.id, call.model, True, call.endpoint)
-                rest = await drain(await backend.send(target, again))
+                second = await begun(backend, target, again, terms)
+                rest = await drain(second)
                 assert rest.endswith(b"data: [DONE]\n\n")
                 assert b'"role"' not in rest
-                ended = backend.resume(call, begun + rest[: rest.index(b"data: [DONE]")], None)
+                ended = backend.resume(call, terms, second, delivered + rest[: rest.index(b"data: [DONE]")])
                 assert isinstance(ended, Reply)
+                await ended.begin()
                 assert await drain(ended) == b"data: [DONE]\n\n"
 
         self.drive(section, work)
@@ -222,26 +251,24 @@ class BackendConformance:
     @pytest.mark.parametrize("stream", [False, True])
     @pytest.mark.parametrize(("word", "verdict"), [("busy", Verdict.BUSY), ("client", Verdict.CLIENT_FAULT), ("sick", Verdict.SICK)])
     def test_a_refusal_is_raised_and_classified(self, section: dict[str, Any], stream: bool, word: str, verdict: Verdict) -> None:
-        """Busy is not broken, and a client's fault is nobody else's; what was not foreseen is the target's."""
+        """Busy is not broken, and a client's fault is nobody else's."""
 
         async def work(backend: Backend, target: str) -> None:
             with pytest.raises(AttemptFailed) as refused:
-                await backend.send(target, chat(self.provoke[word], stream=stream))
-            assert backend.classify(refused.value) is verdict
+                await begun(backend, target, chat(self.provoke[word], stream=stream))
+            assert refused.value.verdict is verdict
             assert (refused.value.error.status < 500) is (verdict is Verdict.CLIENT_FAULT)
-            assert backend.classify(RuntimeError()) is Verdict.SICK
 
         self.drive(section, work)
 
     def test_a_stream_that_breaks_says_so_and_does_not_end_in_done(self, section: dict[str, Any]) -> None:
-        """After the first event a failure is raised by `events`."""
+        """After the first event a failure is raised by `next`."""
 
         async def work(backend: Backend, target: str) -> None:
-            reply = await backend.send(target, chat(self.provoke["cut"], stream=True))
-            assert reply.events is not None
+            reply = await begun(backend, target, chat(self.provoke["cut"], stream=True))
             got = b""
             with pytest.raises(AttemptFailed):
-                async for block in reply.events:
+                while block := await reply.next():
                     got += block
             reply.close()
             assert got

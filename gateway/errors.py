@@ -6,21 +6,41 @@ own words, a path, a traceback) goes into `detail`, which is logged and never re
 
 from __future__ import annotations
 
-import enum
 import math
 
 import msgspec
 
+from gateway.wire.error import AnthropicError, AnthropicErrorDetail, Error, ErrorDetail, ResponsesErrorEvent, Shape
+
 Headers = list[tuple[bytes, bytes]]
+
+# Characters of a text that somebody else wrote, where it stands inside a message of ours; and of a whole message.
+MAX_QUOTED = 256
+MAX_MESSAGE = 2000
 
 # The OpenAI SDKs ignore (node) or give up on (python, above 120 s) a longer retry-after.
 RETRY_AFTER_MAX_S = 60
 
 
+def visible(text: str) -> str:
+    """A text in which control characters, and whatever else prints nothing, are written out: none steers a terminal."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def shortened(text: str, limit: int = MAX_QUOTED) -> str:
+    """A text of somebody else's as it may stand in a message: visible, at most so many characters, and where it was longer it says so."""
+    return visible(text) if len(text) <= limit else f"{visible(text[:limit])}... ({len(text)} characters)"
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 class GatewayError(Exception):
     """A failure with a status and an OpenAI error body.
 
-    `retry_after_s` is a promise to the client, in seconds; `should_retry` overrides the SDKs' own rule when it is not None.
+    `retry_after_s` is a promise to the client, in seconds; `should_retry` overrides the SDKs' own rule when it is not None. No message and
+    no detail is longer than MAX_MESSAGE, no name of a parameter than MAX_QUOTED, whatever they were made of.
     """
 
     status = 500
@@ -40,16 +60,16 @@ class GatewayError(Exception):
         headers: Headers | None = None,
         detail: str | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = _cut(message, MAX_MESSAGE)
+        super().__init__(self.message)
         self.status = status or self.status
         self.type = type or self.type
         self.code = code or self.code
-        self.param = param
+        self.param = None if param is None else _cut(param, MAX_QUOTED)
         self.retry_after_s = retry_after_s
         self.should_retry = should_retry
         self.headers: Headers = headers or []
-        self.detail = detail
+        self.detail = None if detail is None else _cut(detail, MAX_MESSAGE)
 
 
 class InvalidRequest(GatewayError):
@@ -79,7 +99,7 @@ class UnknownUrl(InvalidRequest):
     code = "unknown_url"
 
     def __init__(self, method: str, path: str) -> None:
-        super().__init__(f"Unknown request URL: {method} {path}. Please check the URL for typos.")
+        super().__init__(f"Unknown request URL: {shortened(method)} {shortened(path)}. Please check the URL for typos.")
 
 
 class MethodNotAllowed(InvalidRequest):
@@ -90,7 +110,9 @@ class MethodNotAllowed(InvalidRequest):
 
     def __init__(self, method: str, path: str, allowed: list[str]) -> None:
         names = ", ".join(allowed)
-        super().__init__(f"Not allowed to {method} on {path} (allowed: {names}).", headers=[(b"allow", names.encode("latin-1"))])
+        super().__init__(
+            f"Not allowed to {shortened(method)} on {shortened(path)} (allowed: {names}).", headers=[(b"allow", names.encode("latin-1"))]
+        )
 
 
 class UnknownModel(InvalidRequest):
@@ -101,7 +123,7 @@ class UnknownModel(InvalidRequest):
 
     def __init__(self, model: str, known: list[str]) -> None:
         served = ", ".join(f"'{name}'" for name in known[:10])
-        super().__init__(f"The model '{model}' does not exist. Served here: {served or 'none'}.", param="model")
+        super().__init__(f"The model '{shortened(model)}' does not exist. Served here: {served or 'none'}.", param="model")
 
 
 class BodyTooLarge(InvalidRequest):
@@ -111,9 +133,8 @@ class BodyTooLarge(InvalidRequest):
     code = "request_too_large"
 
     def __init__(self, limit_bytes: int) -> None:
-        super().__init__(
-            f"The request body is larger than the limit of {limit_bytes // (1 << 20)} MB.", headers=[(b"connection", b"close")]
-        )
+        limit = f"{limit_bytes >> 20} MB" if limit_bytes >= 1 << 20 else f"{limit_bytes >> 10} kB"
+        super().__init__(f"The request body is larger than the limit of {limit}.", headers=[(b"connection", b"close")])
 
 
 class NotServed(InvalidRequest):
@@ -179,15 +200,6 @@ class ConfigError(Exception):
         self.problem = problem
 
 
-class Shape(enum.Enum):
-    """Whose words an endpoint's errors are told in: its clients parse no other."""
-
-    OPENAI = "openai"
-    RESPONSES = "responses"
-    ANTHROPIC = "anthropic"
-
-
-_SHAPES = {"/v1/responses": Shape.RESPONSES, "/v1/messages": Shape.ANTHROPIC}
 # Anthropic's error types by status (its API reference); what is not listed is `invalid_request_error` below 500 and `api_error` above.
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -199,60 +211,24 @@ _ANTHROPIC_TYPES = {
 }
 
 
-def shape_of(path: str) -> Shape:
-    """The shape for a request to `path`."""
-    return _SHAPES.get(path, Shape.OPENAI)
-
-
-class _Body(msgspec.Struct):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class _Envelope(msgspec.Struct):
-    error: _Body
-
-
-class _ResponsesEvent(msgspec.Struct, tag_field="type", tag="error"):
-    """OpenAI's own members, and `error` beside them: without it openai-python takes the event for one of many."""
-
-    code: str | None
-    message: str
-    param: str | None
-    sequence_number: int
-    error: _Body
-
-
-class _AnthropicBody(msgspec.Struct):
-    type: str
-    message: str
-
-
-class _AnthropicEnvelope(msgspec.Struct, tag_field="type", tag="error"):
-    error: _AnthropicBody
-    request_id: str
-
-
 _encoder = msgspec.json.Encoder()
 
 
-def _body(error: GatewayError, request_id: str) -> _Body:
+def _body(error: GatewayError, request_id: str) -> ErrorDetail:
     message = error.message
     if request_id and error.status >= 500:
         message = f"{message} (request id: {request_id})"  # so that a report can be traced
-    return _Body(message, error.type, error.param, error.code)
+    return ErrorDetail(message, error.type, error.param, error.code)
 
 
-def _anthropic(error: GatewayError, request_id: str) -> _AnthropicEnvelope:
+def _anthropic(error: GatewayError, request_id: str) -> AnthropicError:
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return _AnthropicEnvelope(_AnthropicBody(kind, _body(error, request_id).message), request_id)
+    return AnthropicError(AnthropicErrorDetail(kind, _body(error, request_id).message), request_id)
 
 
 def render(error: GatewayError, request_id: str = "", shape: Shape = Shape.OPENAI) -> tuple[int, Headers, bytes]:
     """Status, headers and JSON body of an answer that has not begun yet: `{"error": {message, type, param, code}}` but for Anthropic."""
-    content = _encoder.encode(_anthropic(error, request_id) if shape is Shape.ANTHROPIC else _Envelope(_body(error, request_id)))
+    content = _encoder.encode(_anthropic(error, request_id) if shape is Shape.ANTHROPIC else Error(_body(error, request_id)))
     headers: Headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(content)),
@@ -275,11 +251,11 @@ def event(error: GatewayError, request_id: str = "", shape: Shape = Shape.OPENAI
     """
     body = _body(error, request_id)
     if shape is Shape.RESPONSES:
-        named = _ResponsesEvent(body.code, body.message, body.param, number, body)
+        named = ResponsesErrorEvent(body.code, body.message, body.param, number, body)
         return b"event: error\ndata: " + _encoder.encode(named) + b"\n\n"
     if shape is Shape.ANTHROPIC:
         return b"event: error\ndata: " + _encoder.encode(_anthropic(error, request_id)) + b"\n\n"
-    return b"data: " + _encoder.encode(_Envelope(body)) + b"\n\n"
+    return b"data: " + _encoder.encode(Error(body)) + b"\n\n"
 
 
 def as_gateway_error(error: BaseException) -> GatewayError:

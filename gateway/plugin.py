@@ -1,9 +1,11 @@
 """THE backend contract: everything a third party needs to teach Penstock a new kind of engine.
 
-A *plugin* is found through the entry-point group `penstock.backends`. It has a `kind`, a strict `Config` struct and `build()`, which does
-no I/O. What it builds is a *backend*, whose life is
+A *plugin* is found through the entry-point group `penstock.backends`: a kind, a strict configuration struct, and what builds a *backend*,
+whose life is
 
     build -> open -> (check) -> send, probe ... -> aclose        aclose is always called, also after a failed open
+
+Of a backend only `endpoints`, `targets` and `send` have to be written; the rest has defaults.
 
 The core owns balancing, retries, limits and tracing; a backend makes single attempts and says truthfully how they went. The core never
 parses an engine's words, and a backend never sees a client's socket.
@@ -11,12 +13,13 @@ parses an engine's words, and a backend never sees a client's socket.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import enum
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -54,8 +57,8 @@ class Verdict(enum.Enum):
 class AttemptFailed(Exception):
     """One attempt ended without a (whole) answer.
 
-    `cause` and the error's `detail` are for metrics and logs; `error` is what the client is told when no other target can help.
-    Raised by `send` before the first event, and by `Reply.events` after it.
+    `cause` and the error's `detail` are for metrics and logs; `error` is what the client is told when no other target can help; `verdict`
+    says what it means for the target. Raised by `Reply.begin` before the first event, and by `Reply.next` after it.
     """
 
     def __init__(
@@ -70,35 +73,47 @@ class AttemptFailed(Exception):
         self.verdict = verdict
 
 
-@dataclass(slots=True)
-class Call:
-    """One request as the core hands it to a backend.
+# Parameters by which a client bounds an answer's tokens; the one that a bound of the core's is written to comes first.
+BOUNDS: Mapping[Endpoint, tuple[str, ...]] = {
+    Endpoint.CHAT: ("max_completion_tokens", "max_tokens"),
+    Endpoint.COMPLETIONS: ("max_tokens",),
+    Endpoint.RESPONSES: ("max_output_tokens",),
+    Endpoint.MESSAGES: ("max_tokens",),
+}
 
-    `fields` are the client's own top-level JSON values, undecoded; `id` is the public id the answer must carry where its kind has one;
-    `choices` is how many choices must finish before the answer is whole (n × prompts); `show_usage` says whether a streaming client
-    asked for usage; `headers` are all that may go to the engine beside its own key: the trace this attempt belongs to; `prompt_tokens` is
-    an estimate from the prompt's size. `keep` says that the answer may have to be continued elsewhere, and how (what it has used must then
-    be known while it runs); `continues` is the backend's own, put there by `send` or `resume`. `salt` keeps the caller's prompts apart in
-    a cache, where it is not empty. `metered` says that somebody wants to know what an answer came to that nobody waited for: a backend that
-    learns it only later puts a future of it into `tails`: of what a reply's usage did not say, so that the two add up.
-    """
+
+class Call(msgspec.Struct, frozen=True):
+    """One request in the client's own words; nothing in it changes after it was parsed."""
 
     endpoint: Endpoint
+    # The public id, which the answer must carry where its kind has one.
     id: str
     model: str
+    # The client's own top-level JSON values, undecoded.
     fields: Fields
     stream: bool = False
+    # Whether a streaming client asked for usage.
     show_usage: bool = False
+    # How many choices must finish before the answer is whole: n for each of the prompts.
     choices: int = 1
     prompts: int = 1
-    connect_s: float = 5.0
-    headers: Mapping[str, str] = field(default_factory=dict)
-    prompt_tokens: int = 0
-    keep: Literal["", "text", "exact"] = ""
+    # Of a call that goes on with an answer that broke off: the backend's own, put there by `resume`.
     continues: Any = None
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What the core has decided about a call. The defaults are those of a call that nobody limits, counts or keeps."""
+
+    # The most completion tokens of a choice, the client's own bound included; None leaves it to the engine.
+    bound: int | None = None
+    # Tokens of the prompt, as far as its size tells.
+    prompt_tokens: int = 0
+    # Keeps the caller's prompts apart in a prefix cache, where it is not empty.
     salt: str = ""
+    # Whether somebody wants to know what an answer came to that nobody waited for: see `Reply.late`.
     metered: bool = False
-    tails: list[asyncio.Future[Usage | None]] = field(default_factory=list)
+    # Whether the answer may have to be continued elsewhere, and how: what it has used must then be known while it runs.
+    keep: Literal["", "text", "exact"] = ""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -113,33 +128,36 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Reply:
-    """An answer that has begun: `body` for JSON (whole), `events` for a stream (the first event is already there).
+    """One attempt at an answer, from before it is sent until it is closed.
 
-    `events` yields blocks of whole OpenAI-shaped events as bytes, ends only after a true finish, and raises AttemptFailed otherwise.
-    `close()` is synchronous and idempotent; closing before the end stops the engine's generation. `usage` is known once it was called (of
-    an answer that broke off: as far as the engine had told), as are `finishes`, why its choices ended. `connected_at`: when there was a
-    connection to send the call on (monotonic seconds), 0 where that is not known.
+    `begin` sends it and waits until the answer has begun. Then `body` is the whole of a JSON answer; of a stream (`streams`) `next` gives
+    block after block. `close` may be called at any time after the constructor, during `begin` too (whose task is cancelled then).
     """
 
-    def __init__(
-        self,
-        *,
-        status: int = 200,
-        content_type: bytes = b"application/json",
-        body: bytes = b"",
-        events: AsyncIterator[bytes] | None = None,
-        usage: Usage | None = None,
-    ) -> None:
-        self.status = status
-        self.content_type = content_type
-        self.body = body
-        self.events = events
-        self.usage = usage
-        self.connected_at = 0.0
-        self.finishes: Sequence[str] = ()
+    status = 200
+    content_type: bytes = b"application/json"
+    body: bytes = b""
+    streams = False
+    # When there was a connection to send the call on (monotonic seconds); 0 where that is not known.
+    connected_at = 0.0
+    # Why its choices ended, known once it is closed.
+    finishes: Sequence[str] = ()
+    # What it has used, as far as the engine has told.
+    usage: Usage | None = None
+    # Set by `close` where the call is metered and the engine may still tell what an answer came to that was given up: by how much its
+    # usage differs from the one that `close` returned. None when nothing will be told.
+    late: asyncio.Future[Usage | None] | None = None
 
-    def close(self) -> None:
-        """Give up the rest of the answer."""
+    async def begin(self) -> None:
+        """Send the call; return once the first event (or the whole body) is there. Raises AttemptFailed."""
+
+    async def next(self) -> bytes:
+        """The next block of whole, OpenAI-shaped events; empty after a true finish, and only then. Raises AttemptFailed."""
+        return b""
+
+    def close(self) -> Usage | None:
+        """Give up the rest of the answer, if any: the engine stops generating. Synchronous, idempotent; what was used, if known."""
+        return self.usage
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -151,22 +169,54 @@ class Model(msgspec.Struct, frozen=True):
     object: str = "model"
 
 
-class Target(msgspec.Struct, frozen=True):
-    """A snapshot of one place a call can be sent to.
+class Gpu(msgspec.Struct, frozen=True):
+    """One GPU of a target's machine; None is what it does not tell."""
 
-    `priority`: a tier, lower first; a higher one is used only when the lower has nobody. `capacity`: how many requests it works on at once,
-    None for no bound. `weights`: whatever tells two models apart; an answer is continued only between equals. `retry_after_s` is the best
-    guess of when a target that is not ready will be. `details`: what else is known of it, for people.
-    """
+    index: int
+    utilisation_ratio: float | None = None
+    memory_used_ratio: float | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+    ecc_uncorrected: int | None = None
+    throttled: bool | None = None
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Numbers of a target's engine and of the machine below it, for metrics and people; None is what nobody knows."""
+
+    # Whether the agent beside the engine says that it takes requests.
+    ready: bool | None = None
+    running_requests: float | None = None
+    queued_requests: float | None = None
+    max_running_requests: float | None = None
+    kv_usage_ratio: float | None = None
+    cache_hit_ratio: float | None = None
+    generation_tokens_per_second: float | None = None
+    # Running over possible requests, while any wait.
+    batching_efficiency_ratio: float | None = None
+    memory_used_ratio: float | None = None
+    swap_used_bytes: float | None = None
+    disk_free_bytes: float | None = None
+    gpus: tuple[Gpu, ...] = ()
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A snapshot of one place a call can be sent to."""
 
     id: str
     weight: float = 1.0
     ready: bool = True
     reason: str = ""
+    # The best guess of when a target that is not ready will be.
     retry_after_s: float = 5.0
+    # A tier, lower first; a higher one is used only when the lower has nobody.
     priority: int = 0
+    # How many requests it works on at once; None for no bound.
     capacity: int | None = None
+    # Whatever tells two models apart; an answer is continued only between equals.
     weights: str = ""
+    stats: Stats | None = None
+    # What else is known of it, in the backend's own words, for people alone.
     details: dict[str, Any] = {}
 
 
@@ -197,11 +247,13 @@ class Service:
 
 
 class BackendEnv:
-    """What a backend may use of its surroundings: the home folder and the live state of services, by name."""
+    """What a backend may use of its surroundings: the home folder, the live state of services, by name, and how long (seconds) a
+    connection may take to be made."""
 
-    def __init__(self, home: Path, services: Mapping[str, ServiceState] | None = None) -> None:
+    def __init__(self, home: Path, services: Mapping[str, ServiceState] | None = None, connect_s: float = 5.0) -> None:
         self.home = home
         self.services: Mapping[str, ServiceState] = services if services is not None else {}
+        self.connect_s = connect_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,59 +265,70 @@ class CommandEnv:
     sections: Callable[[Path, str], Mapping[str, Any]]
 
 
-@runtime_checkable
-class Backend(Protocol):
-    """A live backend. Every method but `build` runs in the worker's event loop."""
+class Backend(abc.ABC):
+    """A live backend. Every method runs in the worker's event loop; the first three are all that it needs."""
 
-    async def open(self) -> None:
-        """Get ready; fast, and succeeds with every host down."""
-
-    async def check(self) -> list[str]:
-        """Problems an operator should know of before serving, one line each; may do I/O."""
-
+    @abc.abstractmethod
     def endpoints(self) -> frozenset[Endpoint]:
         """What it serves; everything else is a 404 that says so."""
 
+    @abc.abstractmethod
     def targets(self) -> Sequence[Target]:
         """A snapshot of every target, ready or not."""
 
-    async def send(self, target: str, call: Call) -> Reply:
-        """One attempt, never a retry; returns once the first event (or the whole JSON body) is there, raises AttemptFailed."""
+    @abc.abstractmethod
+    def send(self, target: str, call: Call, terms: Terms, trace: Mapping[str, str]) -> Reply:
+        """One attempt, never a retry, which does nothing before its `begin`. `trace`: headers that hand on the trace, for the engine."""
 
-    def classify(self, outcome: Reply | BaseException) -> Verdict:
-        """What an outcome says about its target; pure."""
+    async def open(self) -> None:  # noqa: B027 - optional
+        """Get ready; fast, and succeeds with every target down."""
+
+    async def check(self) -> list[str]:
+        """Problems an operator should know of before serving, one line each; may do I/O."""
+        return []
 
     async def probe(self, target: str) -> bool:
         """Whether the target would take a request now; cheap, and costs no token."""
+        return True
 
     async def verify(self, target: str) -> bool:
         """Whether the target generates: may cost a token and half a minute, and is asked only on suspicion, a few times a minute."""
+        return await self.probe(target)
 
     def resumable(self, call: Call) -> bool:
         """Whether an answer to this call could be continued on another target, as far as the call tells."""
+        return False
 
-    def resume(self, call: Call, delivered: bytes, usage: Usage | None) -> Call | Reply | None:
-        """How to go on with an answer of which the client has `delivered` (whole events) and which has used `usage` so far.
+    def resume(self, call: Call, terms: Terms, broken: Reply, delivered: bytes) -> Call | Reply | None:
+        """How to go on with an answer that broke off (and is closed), of which the client has `delivered`, whole events.
 
         A call for another target, whose events follow what was delivered without a seam: same id, no role again, one usage with the totals.
         A reply, where only the closing events are missing. None where going on would not be sound.
         """
+        return None
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027 - optional
         """Let go of everything; called once, also after a failed open."""
 
 
-class Plugin(Protocol):
+def _no_services(name: str, config: Any, env: BackendEnv) -> Sequence[Service]:
+    return ()
+
+
+def _no_commands() -> Sequence[click.Command]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
     """What the entry point names."""
 
     kind: str
-    Config: type[msgspec.Struct]
-
-    def build(self, name: str, config: Any, env: BackendEnv) -> Backend:
-        """A backend from its checked configuration; does no I/O."""
-
-    def services(self, name: str, config: Any, env: BackendEnv) -> Sequence[Service]:
-        """Processes the parent must run for this backend; usually none."""
-
-    def commands(self) -> Sequence[click.Command]:
-        """Commands to mount under `penstock`, usually none; `click.Context.obj` is a CommandEnv."""
+    # The strict struct of a section `backends.NAME` of this kind.
+    config: type[msgspec.Struct]
+    # A backend from its name and its checked configuration; does no I/O.
+    build: Callable[[str, Any, BackendEnv], Backend]
+    # Processes that the parent must run for it.
+    services: Callable[[str, Any, BackendEnv], Sequence[Service]] = _no_services
+    # Commands to mount under `penstock`; `click.Context.obj` is a CommandEnv.
+    commands: Callable[[], Sequence[click.Command]] = _no_commands

@@ -10,15 +10,13 @@ import msgspec
 from litestar import asgi
 from litestar.handlers import ASGIRouteHandler
 
-from gateway.access.admission import Admission
-from gateway.config import Settings
+from gateway.access.keys import Keys
 from gateway.errors import MethodNotAllowed, Unavailable, UnknownUrl
-from gateway.life import Life
+from gateway.exchange import Exchanges
+from gateway.lifecycle import Lifecycle
 from gateway.plugin import Endpoint
 from gateway.serving import dispatch
-from gateway.serving.dispatch import Dispatcher
 from gateway.serving.registry import Registry
-from gateway.serving.relay import exchange
 from gateway.telemetry.record import Record
 from gateway.wire import answers
 from gateway.wire.asgi import App, Receive, Scope, Send
@@ -41,14 +39,13 @@ class Route:
     below_answer: Any = None
 
 
-def table(registry: Registry, settings: Settings, life: Life, admission: Admission) -> Sequence[Route]:
+def table(registry: Registry, exchanges: Exchanges, lifecycle: Lifecycle, keys: Keys) -> Sequence[Route]:
     """All of them."""
-    dispatcher = Dispatcher(registry, settings, admission)
     return (
-        *(Route("POST", endpoint.value, exchange(endpoint, dispatcher, settings), endpoint=endpoint) for endpoint in Endpoint),
+        *(Route("POST", endpoint.value, exchanges.of(endpoint), endpoint=endpoint) for endpoint in Endpoint),
         Route("GET", "/v1/models", _models(registry), below=True, answer=answers.ModelList, below_answer=answers.ModelInfo),
         Route("GET", "/livez", _livez, answer=answers.Health),
-        Route("GET", "/readyz", _readyz(registry, life), answer=answers.Health),
+        Route("GET", "/readyz", _readyz(registry, lifecycle, keys), answer=answers.Health),
     )
 
 
@@ -94,12 +91,12 @@ async def _livez(scope: Scope, receive: Receive, send: Send) -> None:
     await _json(send, {"status": "alive"})
 
 
-def _readyz(registry: Registry, life: Life) -> App:
+def _readyz(registry: Registry, lifecycle: Lifecycle, keys: Keys) -> App:
     async def readyz(scope: Scope, receive: Receive, send: Send) -> None:
-        if not life.ready:
+        if not lifecycle.ready:
             raise Unavailable("The gateway is shutting down.", code="shutting_down", headers=[(b"connection", b"close")])
         for target in registry.not_ready().values():
             raise dispatch.not_ready(target)
-        await _json(send, {"status": "ready"})
+        await _json(send, {"status": "ready", **({"detail": problem} if (problem := keys.problem()) else {})})
 
     return readyz

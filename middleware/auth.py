@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from gateway.access.keys import Caller
-from gateway.config import Settings
-from gateway.errors import InvalidKey, Shape
-from gateway.life import Life
+from collections.abc import Sequence
+
+from gateway.access.keys import Caller, Keys
+from gateway.config import is_loopback
+from gateway.errors import InvalidKey
 from gateway.telemetry.record import Record
+from gateway.wire import origin
 from gateway.wire.asgi import App, Receive, Scope, Send, header
+from gateway.wire.error import Shape
 
 # What a load balancer or a browser asks without a key; none of it says anything that is not public.
 OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs"})
@@ -15,11 +18,13 @@ OPEN_BELOW = "/docs/"
 
 
 class Auth:
-    """Lets a request pass when its key is known, or when none is required (loopback only, see config)."""
+    """Lets a request pass when its key is known, or when none is required (loopback only, see config) and it comes from no foreign page;
+    `origins` are those whose pages may."""
 
-    def __init__(self, app: App, settings: Settings, life: Life) -> None:
+    def __init__(self, app: App, keys: Keys, origins: Sequence[str]) -> None:
         self._app = app
-        self._keys = life.keys
+        self._keys = keys
+        self._origins = frozenset(allowed.encode() for allowed in origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = Record.of(scope)
@@ -28,6 +33,10 @@ class Auth:
             record.key = record.caller.name
         else:
             record.caller = self._keys.nobody
+            if scope["method"] == "POST" and origin.cross_site(scope, self._origins, is_loopback):
+                raise origin.CrossSite(
+                    "This request comes from a web page of an origin that may not use this gateway (security.cors.origins says which may)."
+                )
         await self._app(scope, receive, send)
 
     def _caller(self, scope: Scope, record: Record) -> Caller:

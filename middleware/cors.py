@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.config import Settings
+from gateway.config import Cors as CorsSettings
 from gateway.errors import Headers
-from gateway.life import Life
 from gateway.wire.asgi import App, Message, Receive, Scope, Send, header
 
 # What a page may read beside the body: ids, and when to come again.
@@ -18,10 +17,10 @@ _METHODS = b"GET, HEAD, POST"
 class Cors:
     """Answers preflights, and marks answers for pages of allowed origins. Keys travel in headers, so cookies are never allowed."""
 
-    def __init__(self, app: App, settings: Settings, life: Life) -> None:
+    def __init__(self, app: App, settings: CorsSettings) -> None:
         self._app = app
-        self._origins = {origin.encode() for origin in settings.security.cors.origins}
-        self._max_age = b"%d" % settings.security.cors.max_age_s
+        self._origins = {origin.encode() for origin in settings.origins}
+        self._max_age = b"%d" % settings.max_age_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         origin = header(scope, b"origin") if self._origins else None

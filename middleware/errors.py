@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
-from gateway.config import Settings
-from gateway.errors import ClientGone, as_gateway_error, render
-from gateway.life import Life
+from gateway.errors import ClientGone, Unavailable, as_gateway_error, render
 from gateway.telemetry.record import Record
 from gateway.wire.asgi import App, Receive, Scope, Send
 
@@ -16,16 +15,21 @@ log = logging.getLogger("penstock.errors")
 class Errors:
     """Answers for whatever was raised before the response began; afterwards the relay has told the client already."""
 
-    def __init__(self, app: App, settings: Settings, life: Life) -> None:
+    def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = Record.of(scope)
         try:
             await self._app(scope, receive, send)
+        except asyncio.CancelledError as raised:
+            record.end(raised)
+            if not record.status:
+                stopping = Unavailable("The gateway is shutting down.", code="shutting_down", headers=[(b"connection", b"close")])
+                await _answer(stopping, record, send)
         except Exception as raised:
-            record = Record.of(scope)
             error = as_gateway_error(raised)
-            record.outcome = error.code or type(error).__name__
+            record.end(raised)
             if isinstance(error, ClientGone):
                 record.status = error.status
                 return
@@ -34,6 +38,12 @@ class Errors:
             elif error.detail:
                 log.warning("%s: %s", record.request_id, error.detail)
             if not record.status:
-                status, headers, content = render(error, record.request_id, record.shape)
-                await send({"type": "http.response.start", "status": status, "headers": headers})
-                await send({"type": "http.response.body", "body": content})
+                await _answer(error, record, send)
+        else:
+            record.end(None)
+
+
+async def _answer(error: Exception, record: Record, send: Send) -> None:
+    status, headers, content = render(as_gateway_error(error), record.request_id, record.shape)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})

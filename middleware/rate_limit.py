@@ -1,39 +1,283 @@
-"""Innermost: what a request was admitted with is settled once, when its body has ended, however it ended.
+"""Rate limits, budgets and the ledger, around everything that is done for a request once its body was read.
 
-The decision itself comes later, when the body has been read (`gateway/access/admission.py`); the `x-ratelimit-*` headers stand in the
-record, from where every answer to it gets them, refusals and failures included.
+What a request may take can only be said when it is known what it asks for. So this wraps the answer and not the connection:
+`async with rate_limit.admitted(...)` takes every limit of the request at once, or refuses it; gives the terms on which it is served; and
+settles at its exit, however that came about, once, by what engines really made of it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from gateway.access import ledger
+from gateway.access.keys import Caller
+from gateway.access.ledger import Days
+from gateway.access.limits import rules
+from gateway.access.limits.estimate import Estimator
+from gateway.access.limits.rules import QUOTA, RATE, Ask, Decision, Lease, Limit, Row, State, Store, StoreFailed, Unit
 from gateway.config import Settings
-from gateway.errors import ClientGone, as_gateway_error
-from gateway.life import Life
+from gateway.errors import Headers, InvalidRequest, LimitReached, Unavailable
+from gateway.plugin import BOUNDS, Call, Terms, Usage
+from gateway.serving import calls
+from gateway.serving.registry import Served
+from gateway.telemetry.metrics import LIMITED, Metrics
 from gateway.telemetry.record import Record
-from gateway.wire.asgi import App, Receive, Scope, Send
+
+# How long after an answer's end its backend may take to learn what a generation that nobody waited for had come to.
+LATE_S = 2.0
+_GRAMMARS = ("response_format", "regex", "ebnf", "json_schema", "structural_tag", "text")
+_UNITS = {
+    Unit.REQUESTS: "requests per minute (rpm)",
+    Unit.TOKENS: "tokens per minute (tpm)",
+    Unit.IN_FLIGHT: "requests in flight (max_in_flight)",
+    Unit.DAY: "tokens per day (tokens_per_day)",
+}
+
+_REQUESTS, _TOKENS, _DAY = Unit.REQUESTS, Unit.TOKENS, Unit.DAY
+_REQUEST_HEADERS, _TOKEN_HEADERS = (
+    tuple(b"x-ratelimit-%s-%s" % (what, of) for what in (b"limit", b"remaining", b"reset")) for of in (b"requests", b"tokens")
+)
+
+
+def verify(settings: Settings) -> None:
+    """Raises ConfigError for a tokenizer that cannot be used."""
+    for model, entry in settings.models.items():
+        if entry.tokenizer is not None:
+            Estimator(Path(entry.tokenizer), f"models.{model}.tokenizer")
 
 
 class RateLimit:
-    """Owns a lease's life around the request."""
+    """Admits and settles, over whatever store is configured."""
 
-    def __init__(self, app: App, settings: Settings, life: Life) -> None:
-        self._app = app
-        self._life = life
+    def __init__(self, settings: Settings, store: Store, metrics: Metrics) -> None:
+        self.store = store
+        self.metrics = metrics
+        self.days = Days(settings.limits.timezone)
+        self.prices = {model: entry.price for model, entry in settings.models.items()}
+        self.estimators = {
+            model: Estimator(Path(entry.tokenizer) if entry.tokenizer is not None else None, f"models.{model}.tokenizer")
+            for model, entry in settings.models.items()
+        }
+        # Only then does anybody want to know what an answer came to that nobody waited for.
+        self.metered = bool(settings.keys_required() or settings.limited())
+        self.continuations = settings.retry.max_continuations > 0
+        self._settling: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = Record.of(scope)
+    async def open(self) -> None:
+        """See `Store`."""
+        await self.store.open()
+
+    async def aclose(self) -> None:
+        """Settle what is still to be settled."""
+        if self._settling:
+            await asyncio.wait(self._settling, timeout=LATE_S)
+        await self.store.aclose()
+
+    def admitted(self, call: Call, served: Served, record: Record) -> Admitted:
+        """`async with` it: gives the Terms; raises LimitReached, Unavailable, or InvalidRequest for what its key may not ask."""
+        return Admitted(self, call, served, record)
+
+    def later(self, admitted: Admitted) -> asyncio.Task[None]:
+        """Settle when late usage was told, or not in time."""
+        task = asyncio.get_running_loop().create_task(admitted.settle_late())
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        return task
+
+
+class Admitted:
+    """One request's passage: what it holds from its admission to its settlement."""
+
+    __slots__ = ("_call", "_choices", "_lease", "_limits", "_model", "_prompt_tokens", "_record", "_served", "_size")
+
+    def __init__(self, limits: RateLimit, call: Call, served: Served, record: Record) -> None:
+        self._limits = limits
+        self._call: Call | None = call
+        self._served = served
+        self._record = record
+        self._model = served.name
+        self._choices = call.choices
+        self._size = self._prompt_tokens = 0
+        self._lease: Lease | None = None
+
+    async def __aenter__(self) -> Terms:
+        limits, call, record, model = self._limits, self._call, self._record, self._model
+        assert call is not None
+        self._call = None  # a prompt must not outlive its answer
+        caller: Caller = record.caller
+        estimator = limits.estimators[model]
+        self._size, prompt = await estimator.prompt(call.fields, calls.SPECS[call.endpoint].prompt)
+        self._prompt_tokens = prompt
+        bound = _bound(call, caller, self._served.entry.default_max_tokens) if call.endpoint in BOUNDS else None
+        _refuse_excess(call, caller, self._size)
+        completion = estimator.completion(call.choices, bound) if call.endpoint in BOUNDS else 0
+        asks = [Ask(limit.key, limit, 1.0) if limit.each else self._ask(limit, prompt, completion) for limit in caller.limits(model)]
+        lease = Lease(call.id, caller.name, model, asks)
         try:
-            await self._app(scope, receive, send)
-        except BaseException as raised:
-            # The ledger asks how it ended; who renders the error comes after us.
-            if not record.outcome:
-                record.outcome = "ClientGone" if isinstance(raised, ClientGone) else _code(raised)
-            raise
-        finally:
-            if record.held is not None and self._life.admission is not None:
-                self._life.admission.settle(record)
+            decision = await limits.store.admit(lease)
+        except StoreFailed:
+            raise Unavailable("The store that keeps the limits does not answer.", code="limits_unavailable", retry_after_s=1) from None
+        if decision.states:
+            record.headers = headers(asks, decision.states)
+        if decision.refused is not None:
+            limits.metrics.add(LIMITED, (decision.refused.unit, model))
+            raise _refusal(decision.refused, decision, asks)
+        if asks:  # no states where limits are open
+            record.limits = [
+                (f"{ask.limit.whose}: {ask.limit.unit}", ask.cost, state[0]) for ask, state in zip(asks, decision.states, strict=False)
+            ]
+        self._lease = lease
+        mode = self._served.entry.continuation
+        kept = call.stream and mode != "off" and limits.continuations and self._served.pool.backend.resumable(call)
+        return Terms(bound, prompt, caller.salt, limits.metered, mode if kept and mode != "off" else "")
+
+    def _ask(self, limit: Limit, prompt: int, completion: int) -> Ask:
+        if limit.kind == RATE:
+            if prompt > limit.burst:
+                raise LimitReached(
+                    f"Request too large for {limit.whose} on {_UNITS[limit.unit]}: at most {limit.burst:.0f} at once, "
+                    f"and the prompt has about {prompt}.",
+                    type="tokens",
+                    should_retry=False,
+                )
+            return Ask(limit.key, limit, min(float(prompt + completion), limit.burst))
+        now = time.time()
+        name, end = self._limits.days.at(now)[limit.period]
+        money = limit.unit is Unit.MONEY
+        cost = ledger.cost(self._limits.prices[self._model], prompt, 0, completion) if money else prompt + completion
+        return Ask(f"{limit.key}/{name}", limit, float(cost), end - now)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """The answer has ended: charge what it really took. Where that is not known yet, in the background."""
+        record = self._record
+        record.end(error)
+        if record.late:
+            record.settling = self._limits.later(self)
+        else:
+            self._settle(())
+
+    async def settle_late(self) -> None:
+        """When the engines have told what the generations came to that nobody waited for, or have not in time."""
+        done, missing = await asyncio.wait(self._record.late, timeout=LATE_S)
+        for future in missing:
+            future.cancel()
+        self._settle([future.result() for future in done if not future.cancelled() and future.exception() is None])
+
+    def _settle(self, late: Sequence[Usage | None]) -> None:
+        limits, record, model, lease = self._limits, self._record, self._model, self._lease
+        assert lease is not None
+        usage = record.usage
+        record.delivered = usage.completion_tokens if usage is not None else 0
+        generated, estimated = _generated(usage, late)
+        if usage is not None and record.outcome == "ok" and not usage.estimated:
+            limits.estimators[model].learn(self._size, usage.prompt_tokens, usage.completion_tokens // self._choices)
+        prompt = max([found.prompt_tokens for found in (usage, *late) if found is not None], default=0)
+        if not prompt and record.prefilled:
+            prompt = self._prompt_tokens  # no engine said how many, but one has worked on them
+        row = ledger.counts(record, prompt, generated, estimated, limits.prices[model])
+        tokens = prompt + generated
+        money = row.get("cost", 0)
+        record.cost = money / rules.NANO
+        costs = [1.0 if ask.limit.each else float(money if ask.limit.unit is Unit.MONEY else tokens) for ask in lease.asks]
+        limits.store.settle(lease, costs, Row(limits.days.at(time.time())["day"][0], lease.key, model, row))
+        limits.metrics.used(lease.key, model, row)
 
 
-def _code(raised: BaseException) -> str:
-    error = as_gateway_error(raised)
-    return error.code or type(error).__name__
+def _generated(usage: Usage | None, late: Sequence[Usage | None]) -> tuple[int, int]:
+    """Completion tokens that engines made for this request, and how many of them are our own estimate."""
+    generated = usage.completion_tokens if usage is not None else 0
+    estimated = generated if usage is not None and usage.estimated else 0
+    for more in late:
+        if more is not None:  # what it says comes on top of what the reply said, and corrects it
+            generated += more.completion_tokens
+            estimated = estimated + more.completion_tokens if more.estimated else 0
+    return max(0, generated), max(0, estimated)
+
+
+def _bound(call: Call, caller: Caller, default: int | None) -> int | None:
+    """The most tokens that a choice may have: the client's own word, or else the smaller of what its model and its key say."""
+    own = calls.bound(call)
+    most = caller.max_tokens
+    if own is not None:
+        if most is not None and own > most:
+            name = calls.bounding(call)
+            raise InvalidRequest(f"'{name}' is over what your key may ask for: at most {most}.", param=name, code="invalid_value")
+        return own
+    if default is None or most is None:
+        return most if default is None else default
+    return min(default, most)
+
+
+def _refuse_excess(call: Call, caller: Caller, size: int) -> None:
+    """What a key may never ask for in one request."""
+    if caller.max_n is not None and call.choices > caller.max_n * call.prompts:
+        raise InvalidRequest(f"'n' is over what your key may ask for: at most {caller.max_n}.", param="n", code="invalid_value")
+    if caller.max_prompt_bytes is not None and size > caller.max_prompt_bytes:
+        raise InvalidRequest(f"The prompt has {size} bytes; your key may send at most {caller.max_prompt_bytes}.", code="prompt_too_large")
+    if caller.max_grammar_bytes is not None:
+        for name in _GRAMMARS:
+            if name in call.fields and len(memoryview(call.fields[name])) > caller.max_grammar_bytes:
+                raise InvalidRequest(
+                    f"'{name}' is larger than your key may send: at most {caller.max_grammar_bytes} bytes.",
+                    param=name,
+                    code="grammar_too_large",
+                )
+
+
+def _refusal(limit: Limit, decision: Decision, asks: Sequence[Ask]) -> LimitReached:
+    if limit.kind == QUOTA:
+        ends_s = next(ask.ends_s for ask in asks if ask.limit is limit)
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + ends_s + 1))
+        what = (
+            f"budget of {limit.amount / rules.NANO:g} a {limit.period}"
+            if limit.unit is Unit.MONEY
+            else f"{limit.amount:.0f} {_UNITS[limit.unit]}"
+        )
+        return LimitReached(
+            f"You exceeded your current quota: {limit.whose}, {what}. It is renewed at {at}.",
+            type="insufficient_quota",
+            code="insufficient_quota",
+            should_retry=False,
+        )
+    # The SDKs wait whole milliseconds; a fraction less would be refused again.
+    wait_ms = math.ceil(decision.wait / 1000)
+    return LimitReached(
+        f"Rate limit reached for {limit.whose} on {_UNITS[limit.unit]}: limit {limit.amount:.0f}. Please try again in {duration(wait_ms)}.",
+        type="tokens" if limit.unit is Unit.TOKENS else "requests",
+        retry_after_s=wait_ms / 1000,
+    )
+
+
+def headers(asks: Sequence[Ask], states: Sequence[State]) -> Headers:
+    """`x-ratelimit-*` for requests and for tokens: of several limits the one with the least left."""
+    requests: tuple[float, float, Limit] | None = None
+    tokens: tuple[float, float, Limit] | None = None
+    for ask, (remaining, reset) in zip(asks, states, strict=True):
+        unit = ask.limit.unit
+        if unit is _REQUESTS:
+            if requests is None or remaining < requests[0]:
+                requests = (remaining, reset, ask.limit)
+        elif (unit is _TOKENS or unit is _DAY) and (tokens is None or remaining < tokens[0]):
+            tokens = (remaining, reset, ask.limit)
+    result: Headers = []
+    for found, (limit, left, again) in ((requests, _REQUEST_HEADERS), (tokens, _TOKEN_HEADERS)):
+        if found is not None:
+            remaining = found[0] if found[0] > 0 else 0
+            result += [(limit, b"%d" % found[2].amount), (left, b"%d" % remaining), (again, duration(found[1] / 1000).encode())]
+    return result
+
+
+def duration(milliseconds: float) -> str:
+    """As OpenAI writes it, which is as Go does: `12ms`, `1s`, `6m0s`, `1m30.5s`."""
+    whole = math.ceil(milliseconds)
+    if whole < 1000:
+        return f"{max(0, whole)}ms"
+    minutes, whole = divmod(whole, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    rest = f"{whole / 1000:.3f}".rstrip("0").rstrip(".")
+    return f"{f'{hours}h' if hours else ''}{f'{minutes}m' if hours or minutes else ''}{rest}s"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from gateway.config import Settings
-from gateway.errors import Headers, Shape
-from gateway.life import Life
-from gateway.telemetry import log
+from gateway.errors import Headers
+from gateway.lifecycle import Lifecycle
+from gateway.telemetry.observe import Observer
 from gateway.telemetry.record import KEY, Record
 from gateway.wire.asgi import App, Message, Receive, Scope, Send
+from gateway.wire.error import Shape
 
 # The version of OpenAI's API that has been in force since it began to say one.
 _VERSION = (b"openai-version", b"2020-10-01")
@@ -31,16 +31,17 @@ def _headers(record: Record) -> Headers:
 
 
 class RequestId:
-    """Makes the Record; nothing below may be without it."""
+    """Makes the Record; nothing below may be without it. `sampling`: which traces are recorded, see `wire.trace.Trace`."""
 
-    def __init__(self, app: App, settings: Settings, life: Life) -> None:
+    def __init__(self, app: App, observer: Observer, lifecycle: Lifecycle, sampling: int) -> None:
         self._app = app
-        self._log_requests = settings.log.requests
-        self._life = life
+        self._observer = observer
+        self._open = lifecycle.open
+        self._sampling = sampling
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record = scope[KEY] = Record(scope, self._life.sampling)
-        self._life.open.add(record)
+        record = scope[KEY] = Record(scope, self._sampling)
+        self._open.add(record)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -51,11 +52,6 @@ class RequestId:
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
-            self._life.open.discard(record)
+            self._open.discard(record)
             record.ended_at = record.enter(record.phase)
-            self._life.metrics.request(record)
-            if self._life.tracer is not None:
-                self._life.tracer.finish(record)
-            self._life.ring.keep(record)
-            if self._log_requests:
-                log.request(record)
+            self._observer.ended(record)

@@ -17,8 +17,9 @@ from gateway.plugin import Endpoint
 from gateway.routes import Route
 from gateway.serving import calls
 from gateway.telemetry.record import Record
-from gateway.wire import answers
+from gateway.wire import error
 from gateway.wire.asgi import App, Receive, Scope, Send
+from gateway.wire.error import Shape
 
 _TITLE = "Penstock"
 _REFUSALS = {
@@ -67,7 +68,7 @@ _POLICY = b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self'
 def document(table: Sequence[Route]) -> dict[str, Any]:
     """OpenAPI 3.1: every documented route, with the structs that check its requests."""
     specs = {route: calls.SPECS[route.endpoint] for route in table if route.endpoint is not None}
-    kinds: list[Any] = [answers.Error, answers.AnthropicError]
+    kinds: list[Any] = [error.Error, error.AnthropicError]
     for spec in specs.values():
         kinds += [spec.request, spec.answer]
     kinds += [kind for route in table for kind in (route.answer, route.below_answer) if kind is not None]
@@ -83,7 +84,7 @@ def document(table: Sequence[Route]) -> dict[str, Any]:
         if route.below_answer is not None:
             below = _get(f"{route.path}/{{id}}", route.below_answer, schema)
             below["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
-            below["responses"]["404"] = _answer(_REFUSALS["404"], schema[str(answers.Error)])
+            below["responses"]["404"] = _answer(_REFUSALS["404"], schema[str(error.Error)])
             paths[f"{route.path}/{{id}}"] = {"get": below}
     return {
         "openapi": "3.1.0",
@@ -103,7 +104,7 @@ def _post(endpoint: Endpoint, spec: calls.Spec, request: Any, answer: Any, schem
     content: dict[str, Any] = {"application/json": {"schema": answer}}
     if spec.streams:
         content["text/event-stream"] = {"schema": _EVENT}
-    error = schema[str(answers.AnthropicError if endpoint is Endpoint.MESSAGES else answers.Error)]
+    refusal = schema[str(error.AnthropicError if spec.shape is Shape.ANTHROPIC else error.Error)]
     return {
         "operationId": endpoint.name.lower(),
         "summary": _summary(spec.request),
@@ -111,7 +112,7 @@ def _post(endpoint: Endpoint, spec: calls.Spec, request: Any, answer: Any, schem
         "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
         "responses": {
             "200": {"description": "The answer.", "content": content},
-            **{status: _answer(text, error) for status, text in {**_REFUSALS, **_FAILURES}.items()},
+            **{status: _answer(text, refusal) for status, text in {**_REFUSALS, **_FAILURES}.items()},
         },
     }
 
@@ -129,7 +130,7 @@ def _get(path: str, kind: Any, schema: dict[str, Any]) -> dict[str, Any]:
         "tags": ["models" if path.startswith("/v1") else "health"],
         "responses": {
             "200": _answer("The answer.", schema[str(kind)]),
-            **{status: _answer({**_REFUSALS, **_FAILURES}[status], schema[str(answers.Error)]) for status in refusals},
+            **{status: _answer({**_REFUSALS, **_FAILURES}[status], schema[str(error.Error)]) for status in refusals},
         },
     }
 

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import openapi
 from gateway import config, routes
-from gateway.access.admission import Admission
+from gateway.access.keys import Keys
 from gateway.access.limits.memory import Memory
+from gateway.exchange import Exchanges
 from gateway.home import home
-from gateway.life import Life
+from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv
 from gateway.serving.registry import Registry
+from gateway.telemetry.metrics import Metrics
+from middleware.rate_limit import RateLimit
 
 FILE = Path(__file__).with_name("openapi.json")
 
@@ -20,9 +23,9 @@ FILE = Path(__file__).with_name("openapi.json")
 def main() -> int:
     """Write the document, or with `--check` say whether it is what the code serves."""
     settings = config.load(environment={}).settings
-    life = Life(settings)
-    admission = Admission(settings, Memory(), life.metrics)
-    made = openapi.text(routes.table(Registry(settings, BackendEnv(home())), settings, life, admission))
+    registry = Registry(settings, BackendEnv(home()))
+    exchanges = Exchanges(registry, settings, RateLimit(settings, Memory(), Metrics()))
+    made = openapi.text(routes.table(registry, exchanges, Lifecycle(), Keys(settings)))
     if "--check" not in sys.argv[1:]:
         FILE.write_bytes(made)
         return 0

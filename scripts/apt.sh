@@ -11,7 +11,10 @@ chromium chromium /docs is opened in a browser by a test
 javac default-jdk-headless the JDK's own HTTP client offers HTTP/2 with every request, and is one of the clients in tests
 nginx nginx-light stands in front of a gateway in tests, and both must see the same requests"
 [ "${1:-}" = bench ] && needed="wrk wrk puts the load on every gateway
-nginx nginx-light is the peer that shows what a proxy costs at least"
+nginx nginx-light is the peer that shows what a proxy costs at least
+redis-server redis-server limits are measured in memory and in a real Redis
+valgrind valgrind counts the instructions of each stage of a request
+strace strace counts the system calls of a request"
 missing=""
 while read -r command package why; do
   if ! command -v "$command" >/dev/null; then

@@ -15,7 +15,7 @@ from backends.sglang_dsv3 import translate
 from gateway import config
 from gateway.plugin import Endpoint
 from gateway.serving import registry
-from gateway.serving.balance.hosts import Health
+from gateway.serving.balance.settings import Health
 from gateway.wire import requests
 
 ROOT = Path(__file__).resolve().parents[1]

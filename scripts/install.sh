@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # install.sh FOLDER [engine]: Penstock from this checkout into FOLDER/venv, from the lock file with hashes; with `engine` also SGLang for the CPU
-# (FOLDER/.venv-engine) and the tiny checkpoint. Needs python3 with venv. The Dockerfile runs this, and nothing else.
+# (FOLDER/.venv-engine) and the tiny checkpoint. Needs python3 with venv; with gcc and Python.h the gateway is compiled. The Dockerfile
+# runs this, and nothing else.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:?where to?}
@@ -12,8 +13,9 @@ pip=("$folder/venv/bin/pip" --disable-pip-version-check --quiet --no-input insta
 # From a copy: a build leaves files beside its sources, which may be read-only.
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
-cp -r "$here"/{gateway,backends,middleware,openapi,pyproject.toml,README.md,LICENSE} "$copy"
-"${pip[@]}" --no-deps --no-build-isolation "$copy"
+cp -r "$here"/{gateway,backends,middleware,openapi,scripts,pyproject.toml,README.md,LICENSE} "$copy"
+(cd "$copy" && HATCH_QUIET=1 "$folder/venv/bin/python" -m hatchling build -t wheel -d "$copy/wheel")  # says so where it stays pure Python
+"${pip[@]}" --no-deps "$copy"/wheel/*.whl
 if [ "${2:-}" = engine ]; then
   PENSTOCK_HOME="$folder" "$folder/venv/bin/penstock" engine install
   PENSTOCK_HOME="$folder" "$folder/venv/bin/penstock" engine checkpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gateway.telemetry import log, metrics
 from gateway.telemetry import tracer as telemetry
-from gateway.telemetry.record import PHASES
+from gateway.telemetry.record import OUTCOMES, PHASES
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "observability.md"
 
@@ -43,7 +43,15 @@ def fields() -> Iterator[str]:
         yield f"| `{name}` | {words} |"
 
 
-SECTIONS = {"series": series, "attributes": attributes, "fields": fields}
+def outcomes() -> Iterator[str]:
+    """How a request may end."""
+    yield "| outcome | |"
+    yield "|---|---|"
+    for name, words in OUTCOMES.items():
+        yield f"| `{name}` | {words} |"
+
+
+SECTIONS = {"series": series, "attributes": attributes, "fields": fields, "outcomes": outcomes}
 
 
 def main() -> int:

@@ -10,10 +10,25 @@ import pytest
 from tests.support.processes import Gateway, Rehearsal, gateway, rehearsal
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--form", choices=("pure Python", "compiled"), default="pure Python", help="the form of the gateway that is tested")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A test's folder (unit, wire, engine, chaos) is its marker; what takes the whole machine or much patience says so itself."""
     for item in items:
         item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
+    if config.getoption("--form") == "compiled":
+        left_out = [item for item in items if item.get_closest_marker("pure")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def form(request: pytest.FixtureRequest) -> str:
+    """The form that this run is to test."""
+    found: str = request.config.getoption("--form")
+    return found
 
 
 @pytest.fixture(scope="session")

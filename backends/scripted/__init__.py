@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from gateway.errors import BadGateway, InvalidRequest, Unavailable
-from gateway.plugin import AttemptFailed, BackendEnv, Call, Endpoint, Reply, Service, Target, Usage, Verdict
+from gateway.plugin import AttemptFailed, Backend, Call, Endpoint, Plugin, Reply, Target, Terms, Usage, Verdict
 from gateway.wire.sse import DONE
 
 _COMMAND = re.compile(r"\[\[(\w+) ?([\w.]*)\]\]")
@@ -31,26 +31,52 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ScriptedReply(Reply):
-    """A reply whose `closed` tells a test what became of it."""
+    """The prompt's own words back, or what its command asks for."""
 
-    closed = False
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._events: list[bytes] = []
+        self._pause_s = 0.0
+        self._cut = -1
+        self._at = 0
+        self._whole = Usage()
 
-    def close(self) -> None:
-        self.closed = True
+    async def begin(self) -> None:
+        """See `Reply`."""
+        call = self._call
+        text = _prompt(call)
+        command, argument = _command(text)
+        if command == "fail":
+            raise _failure(argument)
+        self._pause_s = float(argument) if command == "slow" else 0.0
+        await asyncio.sleep(self._pause_s)
+        words = re.findall(r"\S+\s*", text) or ["nothing"]
+        self._whole = Usage(prompt_tokens=len(words), completion_tokens=len(words) * call.choices)
+        if not call.stream:
+            self.body, self.usage = _answer(call, text, self._whole), self._whole
+            return
+        self.streams, self.content_type = True, b"text/event-stream; charset=utf-8"
+        self._cut = int(argument) * call.choices if command == "cut" else -1
+        self._events = _events(call, words, self._whole)
+
+    async def next(self) -> bytes:
+        """See `Reply`."""
+        if self._at == self._cut:
+            raise AttemptFailed("cut", BadGateway("The script broke off."))
+        if self._at == len(self._events):
+            self.usage = self._whole
+            return b""
+        if self._at and self._at % self._call.choices == 0:
+            await asyncio.sleep(self._pause_s)
+        self._at += 1
+        return self._events[self._at - 1]
 
 
-class Scripted:
+class Scripted(Backend):
     """The backend."""
 
     def __init__(self, name: str, config: Config) -> None:
         self._targets = [Target(f"{name}/{index}") for index in range(config.targets)]
-
-    async def open(self) -> None:
-        """Nothing to do."""
-
-    async def check(self) -> list[str]:
-        """Nothing to find."""
-        return []
 
     def endpoints(self) -> frozenset[Endpoint]:
         """Chat and plain completions."""
@@ -60,46 +86,9 @@ class Scripted:
         """The pretended hosts, always ready."""
         return self._targets
 
-    async def probe(self, target: str) -> bool:
-        """Always well."""
-        return True
-
-    async def verify(self, target: str) -> bool:
-        """Always well."""
-        return True
-
-    def resumable(self, call: Call) -> bool:
-        """An echo is not worth it."""
-        return False
-
-    def resume(self, call: Call, delivered: bytes, usage: Usage | None) -> Call | Reply | None:
-        """See `resumable`."""
-        return None
-
-    async def aclose(self) -> None:
-        """Nothing to let go of."""
-
-    def classify(self, outcome: Reply | BaseException) -> Verdict:
-        """As the failure itself says."""
-        if isinstance(outcome, AttemptFailed):
-            return outcome.verdict
-        return Verdict.OK if isinstance(outcome, Reply) else Verdict.SICK
-
-    async def send(self, target: str, call: Call) -> Reply:
-        """The prompt's own words back, or what its command asks for."""
-        text = _prompt(call)
-        command, argument = _command(text)
-        if command == "fail":
-            raise _failure(argument)
-        pause_s = float(argument) if command == "slow" else 0.0
-        await asyncio.sleep(pause_s)
-        words = re.findall(r"\S+\s*", text) or ["nothing"]
-        usage = Usage(prompt_tokens=len(words), completion_tokens=len(words) * call.choices)
-        if not call.stream:
-            return ScriptedReply(body=_answer(call, text, usage), usage=usage)
-        reply = ScriptedReply(content_type=b"text/event-stream; charset=utf-8")
-        reply.events = _events(call, words, pause_s, int(argument) if command == "cut" else -1, reply, usage)
-        return reply
+    def send(self, target: str, call: Call, terms: Terms, trace: Mapping[str, str]) -> Reply:
+        """See `ScriptedReply`."""
+        return ScriptedReply(call)
 
 
 def _prompt(call: Call) -> str:
@@ -140,41 +129,17 @@ def _answer(call: Call, text: str, usage: Usage) -> bytes:
     return msgspec.json.encode(_shape(call, choices, False, usage=_usage(usage)))
 
 
-async def _events(call: Call, words: list[str], pause_s: float, cut: int, reply: ScriptedReply, usage: Usage) -> AsyncIterator[bytes]:
+def _events(call: Call, words: list[str], usage: Usage) -> list[bytes]:
     def event(index: int, text: str, finish: str | None) -> bytes:
         piece: dict[str, Any] = {"text": text} if call.endpoint is Endpoint.COMPLETIONS else {"delta": {"content": text}}
         choice = {"index": index, **piece, "finish_reason": finish}
         return b"data: " + msgspec.json.encode(_shape(call, [choice], True)) + b"\n\n"
 
-    for count, word in enumerate(words):
-        if count == cut:
-            raise AttemptFailed("cut", BadGateway("The script broke off."))
-        for index in range(call.choices):
-            yield event(index, word, None)
-        await asyncio.sleep(pause_s)
-    for index in range(call.choices):
-        yield event(index, "", "stop")
-    reply.usage = usage
+    events = [event(index, word, None) for word in words for index in range(call.choices)]
+    events += [event(index, "", "stop") for index in range(call.choices)]
     if call.show_usage:
-        yield b"data: " + msgspec.json.encode(_shape(call, [], True, usage=_usage(usage))) + b"\n\n"
-    yield DONE
+        events.append(b"data: " + msgspec.json.encode(_shape(call, [], True, usage=_usage(usage))) + b"\n\n")
+    return [*events, DONE]
 
 
-_Config = Config  # under this name where the plugin has a `Config` of its own
-
-
-class _Plugin:
-    kind = "scripted"
-    Config = _Config
-
-    def build(self, name: str, config: _Config, env: BackendEnv) -> Scripted:
-        return Scripted(name, config)
-
-    def services(self, name: str, config: _Config, env: BackendEnv) -> Sequence[Service]:
-        return ()
-
-    def commands(self) -> Sequence[Any]:
-        return ()
-
-
-plugin = _Plugin()
+plugin = Plugin("scripted", Config, lambda name, config, env: Scripted(name, config))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from backends.sglang_dsv3.config import Config as _Config
-from gateway.plugin import BackendEnv, Service
+from backends.sglang_dsv3.config import Config
+from gateway.plugin import BackendEnv, Plugin, Service
 
 if TYPE_CHECKING:
     import click
@@ -14,27 +14,25 @@ if TYPE_CHECKING:
     from backends.sglang_dsv3.backend import SGLang
 
 
-class _Plugin:
-    kind = "sglang_dsv3"
-    Config = _Config
+def _build(name: str, config: Config, env: BackendEnv) -> SGLang:
+    from backends.sglang_dsv3.backend import SGLang
 
-    def build(self, name: str, config: _Config, env: BackendEnv) -> SGLang:
-        from backends.sglang_dsv3.backend import SGLang
-
-        return SGLang(name, config, env)
-
-    def services(self, name: str, config: _Config, env: BackendEnv) -> Sequence[Service]:
-        from backends.sglang_dsv3.engine import service
-        from backends.sglang_dsv3.place import service_name
-
-        return [
-            service(service_name(name, index), config.engine, env.home) for index, host in enumerate(config.hosts) if host.launch == "local"
-        ]
-
-    def commands(self) -> Sequence[click.Command]:
-        from backends.sglang_dsv3.engine.commands import engine
-
-        return [engine]
+    return SGLang(name, config, env)
 
 
-plugin = _Plugin()
+def _services(name: str, config: Config, env: BackendEnv) -> Sequence[Service]:
+    from backends.sglang_dsv3.engine import service
+    from backends.sglang_dsv3.host import service_name
+
+    return [
+        service(service_name(name, index), config.engine, env.home) for index, host in enumerate(config.hosts) if host.launch == "local"
+    ]
+
+
+def _commands() -> Sequence[click.Command]:
+    from backends.sglang_dsv3.engine.commands import engine
+
+    return [engine]
+
+
+plugin = Plugin("sglang_dsv3", Config, _build, _services, _commands)

@@ -12,13 +12,13 @@ temperature, and a `top_p` unless the temperature is 0. Everything else is conti
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
-from backends.sglang_dsv3 import resume, stream
-from gateway.plugin import Call, Endpoint, Usage
+from backends.sglang_dsv3 import failures, resume, stream
+from backends.sglang_dsv3.shapes import generate_decoder, tokens_decoder
+from gateway.plugin import Call, Endpoint, Terms, Usage
 from gateway.wire import body
 from gateway.wire.sse import DONE
 
@@ -58,37 +58,20 @@ class Progress:
         self.opened = False
         self.created = int(time.time())
 
-
-class _Finish(msgspec.Struct):
-    type: str
-
-
-class _Meta(msgspec.Struct):
-    finish_reason: _Finish | None = None
-    cached_tokens: int | None = None
+    def copy(self) -> Progress:
+        """The same, to go on from: an attempt that fails before it has said anything must leave no trace."""
+        other = Progress(self.prompt_ids)
+        other.output_ids, other.opened, other.created = self.output_ids, self.opened, self.created
+        return other
 
 
-class _Event(msgspec.Struct):
-    text: str
-    output_ids: list[int]
-    meta_info: _Meta
-
-
-class _Tokens(msgspec.Struct):
-    tokens: list[int]
-
-
-_event_decoder = msgspec.json.Decoder(_Event)
-_tokens_decoder = msgspec.json.Decoder(_Tokens)
-
-
-def takes(call: Call) -> bool:
+def takes(call: Call, terms: Terms) -> bool:
     """Whether a call can be answered exactly."""
     known = {*_SAME, *_RENAMED, *_TEMPLATE, *_HARMLESS}
     if call.endpoint is not Endpoint.CHAT or not resume.resumable(call) or not known.issuperset(call.fields):
         return False
     temperature = msgspec.json.decode(call.fields.get("temperature", b"null"))
-    return temperature is not None and (temperature == 0 or "top_p" in call.fields) and resume.limit_of(call) is not None
+    return temperature is not None and (temperature == 0 or "top_p" in call.fields) and resume.limit_of(call, terms) is not None
 
 
 def tokenize_body(call: Call) -> bytes:
@@ -98,28 +81,28 @@ def tokenize_body(call: Call) -> bytes:
 
 def prompt_ids(content: bytes) -> list[int]:
     """Its answer; raises msgspec.DecodeError."""
-    return _tokens_decoder.decode(content).tokens
+    return tokens_decoder.decode(content).tokens
 
 
-def generate_body(call: Call, progress: Progress) -> bytes:
+def generate_body(call: Call, terms: Terms, progress: Progress) -> bytes:
     """What `/generate` is asked: everything so far as the prompt, and the rest of the tokens."""
     parameters: dict[str, Any] = {name: call.fields[name] for name in _SAME if name in call.fields}
     parameters |= {new: call.fields[name] for name, new in _RENAMED.items() if name in call.fields}
-    limit = resume.limit_of(call)
+    limit = resume.limit_of(call, terms)
     assert limit is not None
     parameters["max_new_tokens"] = limit - len(progress.output_ids)
     ids = progress.prompt_ids + progress.output_ids
-    salted = {"extra_key": call.salt} if call.salt else {}
+    salted = {"extra_key": terms.salt} if terms.salt else {}
     return body.splice({}, {"rid": call.id, "input_ids": ids, "sampling_params": parameters, "stream": True, **salted})
 
 
 class Generated(stream.EventStream):
     """`/generate`'s events as chat's. What was delivered before (a continuation) is not said again."""
 
-    def __init__(self, call: Call, read: Callable[[], Awaitable[bytes]], progress: Progress) -> None:
-        super().__init__(call, read)
+    def __init__(self, call: Call, terms: Terms, progress: Progress) -> None:
+        super().__init__(call, terms)
         self._progress = progress
-        self._before = list(progress.output_ids)
+        self._before = progress.output_ids
         self._said = 0
         self._finish = ""
         self._usage = Usage(len(progress.prompt_ids), len(self._before))
@@ -142,14 +125,14 @@ class Generated(stream.EventStream):
                 out.append(self._ending())
                 break
             if event.startswith(b'data: {"error"'):
-                self._failure = stream.error_of(event, self._call.endpoint)
+                self.failure = failures.error_of(event, self._call.endpoint)
                 break
-            found = _event_decoder.decode(event[6:])
+            found = generate_decoder.decode(event[6:])
             total = self._before + found.output_ids
             self._usage = Usage(len(self._progress.prompt_ids), len(total), found.meta_info.cached_tokens)
             finish = found.meta_info.finish_reason
             if finish is not None and finish.type == "abort":
-                self._failure = stream.aborted()
+                self.failure = failures.aborted()
                 break
             if not self._progress.opened:
                 self._progress.opened = True
@@ -162,12 +145,11 @@ class Generated(stream.EventStream):
             if finish is not None:
                 self._finish = finish.type
                 out.append(self._delta(finish.type))
-        self._begun = self._begun or bool(out)
         return b"".join(out)
 
     def _ending(self) -> bytes:
         if not self._finish:
-            self._failure = stream.cut("[DONE] without a finish")
+            self.failure = failures.cut("[DONE] without a finish")
             return b""
         self.complete = True
         self.usage = usage = self._usage

@@ -12,7 +12,7 @@ import dns.exception
 import dns.rdatatype
 import dns.resolver
 
-from backends.sglang_dsv3.config import Host
+from backends.sglang_dsv3.config import HostConfig
 
 log = logging.getLogger("penstock.resolve")
 
@@ -23,14 +23,14 @@ LIMIT_S = 5.0
 class Resolver:
     """One configured host that is a name; `hosts` are those that it stands for now."""
 
-    def __init__(self, host: Host, server: str | None) -> None:
+    def __init__(self, host: HostConfig, server: str | None) -> None:
         assert host.url is not None
         parts = urlsplit(host.url)
         self._host = host
         self._name, self._port = parts.hostname or "", parts.port or 80
         self._server = server
         self._resolver: dns.asyncresolver.Resolver | None = None
-        self.hosts: list[Host] = []
+        self.hosts: list[HostConfig] = []
         self.problem = f"The name {self._name} has not been resolved yet."
 
     def _open(self) -> dns.asyncresolver.Resolver:
@@ -74,8 +74,8 @@ class Resolver:
         found = [self._addresses(str(one.target), one.port, max(one.weight, 1), one.priority) for one in answer]
         return [each for several in await asyncio.gather(*found) for each in several]
 
-    def _as_host(self, address: str, port: int, weight: int, priority: int) -> Host:
+    def _as_host(self, address: str, port: int, weight: int, priority: int) -> HostConfig:
         at = f"[{address}]" if ":" in address else address
         host = self._host
         tier = host.priority + priority
-        return Host(url=f"http://{at}:{port}", weight=host.weight * weight, priority=tier, max_in_flight=host.max_in_flight)
+        return HostConfig(url=f"http://{at}:{port}", weight=host.weight * weight, priority=tier, max_in_flight=host.max_in_flight)

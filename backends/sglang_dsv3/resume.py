@@ -7,13 +7,12 @@ words. What cannot go on without a seam is not continued: several choices, tools
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 
-from gateway.plugin import Call, Endpoint, Reply, Usage
+from backends.sglang_dsv3.shapes import Continuation, Delivered, Message, chunk_decoder, raws_decoder
+from gateway.plugin import BOUNDS, Call, Endpoint, Reply, Terms, Usage
 from gateway.wire import body
 from gateway.wire.sse import DONE
 
@@ -34,59 +33,13 @@ _UNSOUND = (
 _NOTHING = frozenset([b"null", b"false", b"[]", b'{"type":"text"}', b"0"])
 
 
-class Continuation(msgspec.Struct, frozen=True):
-    """What the events of a continued answer take over from those before: when it began, and what was used."""
-
-    created: int
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[Any] | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta = msgspec.field(default_factory=_Delta)
-    text: str | None = None
-    finish_reason: str | None = None
-
-
-class _Chunk(msgspec.Struct):
-    created: int = 0
-    choices: list[_Choice] = []
-    usage: Any = None
-
-
-_chunk_decoder = msgspec.json.Decoder(_Chunk)
-_raws = msgspec.json.Decoder(list[msgspec.Raw])
-
-
-class _Message(msgspec.Struct):
-    role: str = ""
-    content: Any = None
-
-
-class Delivered(msgspec.Struct):
-    """What a client has been given of an answer."""
-
-    text: str = ""
-    created: int = 0
-    chunks: int = 0
-    finished: bool = False
-    usage_shown: bool = False
-    sound: bool = True
-
-
 def read(delivered: bytes) -> Delivered:
     """The events of one choice, added up."""
     found, pieces = Delivered(), []
     for event in delivered.split(b"\n\n"):
         if not event.startswith(b"data: {"):
             continue
-        chunk = _chunk_decoder.decode(event[6:])
+        chunk = chunk_decoder.decode(event[6:])
         found.created = found.created or chunk.created
         found.usage_shown = found.usage_shown or (not chunk.choices and chunk.usage is not None)
         for choice in chunk.choices:
@@ -112,32 +65,33 @@ def resumable(call: Call) -> bool:
     return True
 
 
-def limit_of(call: Call) -> int | None:
-    """The bound on the answer's tokens, if the call names one."""
-    for name in ("max_completion_tokens", "max_tokens"):
+def limit_of(call: Call, terms: Terms) -> int | None:
+    """The bound on the answer's tokens: the call's own word, else the core's."""
+    for name in BOUNDS[call.endpoint]:
         if name in call.fields:
             found = msgspec.json.decode(call.fields[name])
             return found if isinstance(found, int) and found > 0 else None
-    return None
+    return terms.bound
 
 
-def resume(call: Call, delivered: bytes, usage: Usage | None) -> Call | Reply | None:
-    """See `gateway.plugin.Backend.resume`."""
+def resume(call: Call, terms: Terms, delivered: bytes, usage: Usage | None) -> Call | Reply | None:
+    """See `gateway.plugin.Backend.resume`; `usage` is what the engine itself has told, if anything."""
     found = read(delivered)
     if not found.sound or not resumable(call):
         return None
     used = usage.completion_tokens if usage is not None and usage.completion_tokens else found.chunks
-    prompt = usage.prompt_tokens if usage is not None and usage.prompt_tokens else call.prompt_tokens
-    limit = limit_of(call)
+    prompt = usage.prompt_tokens if usage is not None and usage.prompt_tokens else terms.prompt_tokens
+    limit = limit_of(call, terms)
     if found.finished or (limit is not None and used >= limit):
         return closing(call, delivered, Usage(prompt, used))
     fields = _continued(call, found.text) if found.text else call.fields
     if fields is None:
         return None
     if limit is not None:
-        fields = {name: value for name, value in fields.items() if name not in ("max_tokens", "max_completion_tokens")}
-        fields["max_tokens"] = body.encode(limit - used)
-    return dataclasses.replace(call, fields=fields, continues=Continuation(found.created, prompt, used))
+        names = BOUNDS[call.endpoint]
+        fields = {name: value for name, value in fields.items() if name not in names}
+        fields[names[0]] = body.encode(limit - used)
+    return msgspec.structs.replace(call, fields=fields, continues=Continuation(found.created, prompt, used))
 
 
 def _continued(call: Call, text: str) -> body.Fields | None:
@@ -147,8 +101,8 @@ def _continued(call: Call, text: str) -> body.Fields | None:
     if call.endpoint is Endpoint.COMPLETIONS:
         prompt = msgspec.json.decode(call.fields["prompt"])
         return {**call.fields, "prompt": body.encode(prompt + text)} if isinstance(prompt, str) else None
-    messages = _raws.decode(call.fields["messages"])
-    last = msgspec.json.decode(messages[-1], type=_Message)
+    messages = raws_decoder.decode(call.fields["messages"])
+    last = msgspec.json.decode(messages[-1], type=Message)
     if last.role == "assistant":
         going_on = call.fields.get("continue_final_message")
         if going_on is None or bytes(going_on) != b"true" or not isinstance(last.content, str):
@@ -168,6 +122,22 @@ def _inside_a_stop(call: Call, text: str) -> bool:
     return any(text.endswith(word[:length]) for word in words for length in range(1, len(word)))
 
 
+class Ending(Reply):
+    """Events that no host has to be asked for."""
+
+    streams = True
+    content_type = b"text/event-stream; charset=utf-8"
+
+    def __init__(self, events: bytes, usage: Usage) -> None:
+        self.usage = usage
+        self._left = events
+
+    async def next(self) -> bytes:
+        """All of them at once."""
+        events, self._left = self._left, b""
+        return events
+
+
 def closing(call: Call, delivered: bytes, usage: Usage) -> Reply:
     """The events that the client lacks of an answer whose text is complete."""
     found = read(delivered)
@@ -182,7 +152,4 @@ def closing(call: Call, delivered: bytes, usage: Usage) -> Reply:
         counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens, "total_tokens": total}
         events.append({**head, "choices": [], "usage": counts})
 
-    async def rest() -> AsyncIterator[bytes]:
-        yield b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events) + DONE
-
-    return Reply(content_type=b"text/event-stream; charset=utf-8", events=rest(), usage=usage)
+    return Ending(b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events) + DONE, usage)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 
 import msgspec
 
 from gateway.access.limits import rules
 from gateway.access.limits.rules import Limit, Unit
-from gateway.config import KeyEntry, Limits, Settings
+from gateway.config import KeyEntry, Limits, Settings, instant, verify_key, verify_key_values
+from gateway.errors import ConfigError
 
+log = logging.getLogger("penstock.keys")
+
+# A list of stored keys that was not confirmed for so long is old: a revoked key may still work.
+STALE_S = 10.0
 # Of a new key: what it begins with, so that a scanner for leaked secrets knows it, and its random bytes.
 PREFIX = "sk-penstock-"
 _BYTES = 32
@@ -26,6 +31,34 @@ class StoredKey(KeyEntry, kw_only=True, frozen=True):
     created: float = 0.0
     old_hash: str | None = None
     old_until: float = 0.0
+
+
+def checked(entry: StoredKey, settings: Settings) -> StoredKey:
+    """A key that may be stored: what a key in the file must satisfy, by the same rules. Raises ConfigError."""
+    verify_key(entry, "", settings)
+    _verify_rotation(entry)
+    return entry
+
+
+def read(name: str, content: bytes) -> StoredKey:
+    """A stored key as it was written, perhaps by another version or by hand; its models need not be ours. Raises ConfigError."""
+    try:
+        entry = msgspec.json.decode(content, type=StoredKey)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError("", str(error) or type(error).__name__) from None
+    if entry.name != name:
+        raise ConfigError("name", f"'{entry.name[:64]}' is stored under another name")
+    try:
+        verify_key_values(entry, "")
+        _verify_rotation(entry)
+    except ConfigError as error:
+        raise ConfigError(error.path.lstrip("."), error.problem) from None
+    return entry
+
+
+def _verify_rotation(entry: StoredKey) -> None:
+    if entry.old_hash is not None:
+        verify_key_values(msgspec.structs.replace(entry, hash=entry.old_hash), "old_hash")
 
 
 class Caller:
@@ -86,34 +119,52 @@ class Keys:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._confirmed_at = time.monotonic()
         self.required = settings.keys_required()
         self.nobody = Caller(None, settings)
         self._configured = [
             (bytes.fromhex(entry.hash.removeprefix("sha256:")), Caller(entry, settings), float("inf")) for entry in settings.keys
         ]
         self._by_start: dict[bytes, list[tuple[bytes, Caller, float]]] = {}
-        self._stored: dict[str, tuple[StoredKey, Caller]] = {}
+        self._stored: dict[str, tuple[StoredKey, list[tuple[bytes, Caller, float]]]] = {}
         self._index()
 
     def learn(self, entries: Mapping[str, StoredKey]) -> None:
         """These are the stored keys from now on. One that has a configured key's name is not used."""
         configured = {entry.name for entry in self._settings.keys}
-        known: dict[str, tuple[StoredKey, Caller]] = {}
+        known: dict[str, tuple[StoredKey, list[tuple[bytes, Caller, float]]]] = {}
         for name, entry in entries.items():
             before = self._stored.get(name)
-            if name not in configured:
-                known[name] = before if before is not None and before[0] == entry else (entry, Caller(entry, self._settings))
+            if name in configured:
+                continue
+            try:
+                known[name] = before if before is not None and before[0] == entry else (entry, self._rows(entry))
+            except Exception:  # a fault of ours; whatever it is, it is no reason to keep the others from being learnt or revoked
+                log.exception("the stored key '%s' cannot be used", name)
         self._stored = known
         self._index()
 
+    def _rows(self, entry: StoredKey) -> list[tuple[bytes, Caller, float]]:
+        caller = Caller(entry, self._settings)
+        hashes = [(entry.hash, float("inf")), *([(entry.old_hash, entry.old_until)] if entry.old_hash is not None else [])]
+        return [(bytes.fromhex(digest.removeprefix("sha256:")), caller, until) for digest, until in hashes]
+
+    def confirmed(self) -> None:
+        """The stored keys are those that were last learnt."""
+        self._confirmed_at = time.monotonic()
+
+    def age_s(self) -> float:
+        """For how long the stored keys have not been confirmed, in seconds; 0 where there can be none."""
+        return time.monotonic() - self._confirmed_at if self._settings.redis.url is not None else 0.0
+
+    def problem(self) -> str:
+        """What an operator should know of the stored keys, or ""."""
+        age_s = self.age_s()
+        return f"the list of stored keys is {age_s:.0f} s old: a key revoked since then still works" if age_s > STALE_S else ""
+
     def _index(self) -> None:
         self._by_start = {}
-        rows = list(self._configured)
-        for entry, caller in self._stored.values():
-            rows.append((bytes.fromhex(entry.hash.removeprefix("sha256:")), caller, float("inf")))
-            if entry.old_hash is not None:
-                rows.append((bytes.fromhex(entry.old_hash.removeprefix("sha256:")), caller, entry.old_until))
-        for row in rows:
+        for row in (*self._configured, *(row for _, rows in self._stored.values() for row in rows)):
             self._by_start.setdefault(row[0][:8], []).append(row)
 
     def find(self, secret: bytes) -> Caller | None:
@@ -136,12 +187,6 @@ def new_secret() -> tuple[str, str]:
 def hashed(secret: str) -> str:
     """What is kept of a key."""
     return f"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"
-
-
-def instant(text: str) -> float:
-    """Seconds since 1970 of an ISO 8601 date and time; without a zone it is UTC. Raises ValueError."""
-    found = datetime.fromisoformat(text)
-    return (found if found.tzinfo is not None else datetime.fromisoformat(f"{text}+00:00")).timestamp()
 
 
 def shown(entry: KeyEntry, origin: str) -> dict[str, object]:

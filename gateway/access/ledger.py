@@ -81,25 +81,22 @@ def cost(price: Price | None, prompt: int, cached: int, completion: int) -> int:
     return round(((prompt - cached) * price.prompt + cached * of_cached + completion * price.completion) * rules.NANO / 1e6)
 
 
-def counts(record: Record, generated: int, estimated: int, price: Price | None) -> dict[str, int]:
-    """What a finished request adds; `generated` counts all its attempts."""
-    usage = record.usage
+def counts(record: Record, prompt: int, generated: int, estimated: int, price: Price | None) -> dict[str, int]:
+    """What a finished request adds; `prompt` and `generated` are what engines worked on in all its attempts."""
+    usage, gone = record.usage, record.client_gone
     delivered = min(record.delivered, generated)
-    wasted = generated - delivered
-    gone = record.status == 499 or record.outcome == "ClientGone"
-    outcome = "client_gone" if gone else "ok" if not record.outcome else "failed"
-    # Without an answer there is nothing to pay for, whatever the engine did.
-    served = usage is not None and record.first_event_at > 0
-    prompt, cached = (usage.prompt_tokens, usage.cached_tokens or 0) if usage is not None and served else (0, 0)
+    # A host's failure costs the client nothing, unless an answer had begun; a client that leaves pays for the work it asked for.
+    charged = gone or record.first_event_at > 0
+    cached = (usage.cached_tokens or 0) if usage is not None else 0
     found = {
-        outcome: 1,
+        "client_gone" if gone else "ok" if record.outcome == "ok" else "failed": 1,
         "prompt": prompt,
         "cached": cached,
         "generated": generated,
         "delivered": delivered,
-        "wasted_client" if gone else "wasted_host": wasted,
+        "wasted_client" if gone else "wasted_host": generated - delivered,
         "estimated": estimated,
-        "cost": cost(price, prompt, cached, delivered) if served else 0,
+        "cost": cost(price, prompt, cached, delivered) if charged else 0,
     }
     return {name: value for name, value in found.items() if value}
 
@@ -109,6 +106,22 @@ def add(rows: Rows, row: Row) -> None:
     into = rows.setdefault((row.day, row.key, row.model), {})
     for name, value in row.counts.items():
         into[name] = into.get(name, 0) + value
+
+
+class Unreported:
+    """What a worker has counted since it last told its parent (without a shared store)."""
+
+    def __init__(self) -> None:
+        self._rows: Rows = {}
+
+    def add(self, row: Row) -> None:
+        """Count a settled request."""
+        add(self._rows, row)
+
+    def take(self) -> Rows:
+        """All of it; from now on it is told."""
+        taken, self._rows = self._rows, {}
+        return taken
 
 
 def merge(rows: Rows, more: Rows) -> None:
@@ -121,13 +134,13 @@ def shown(rows: Rows) -> list[Used]:
     """For people, the latest day first."""
     ordered = sorted(rows.items(), key=lambda item: (item[0][0], item[0][1:]))
     ordered.sort(key=lambda item: item[0][0], reverse=True)
-    return [_used(place, {name: found.get(name, 0) for name in COLUMNS}) for place, found in ordered]
+    return [_used(row, {name: found.get(name, 0) for name in COLUMNS}) for row, found in ordered]
 
 
-def _used(place: tuple[str, str, str], of: dict[str, int]) -> Used:
+def _used(row: tuple[str, str, str], of: dict[str, int]) -> Used:
     requests = sum(of[name] for name in OUTCOMES)
     return Used(
-        *place, requests, of["ok"], of["failed"], of["client_gone"], of["lost"], of["prompt"], of["cached"], of["generated"],
+        *row, requests, of["ok"], of["failed"], of["client_gone"], of["lost"], of["prompt"], of["cached"], of["generated"],
         of["delivered"], of["wasted_client"], of["wasted_host"], of["estimated"], of["cost"] / rules.NANO,
     )  # fmt: skip
 
@@ -147,7 +160,7 @@ def as_csv(rows: Iterable[Used]) -> bytes:
 
 def packed(rows: Rows) -> dict[str, dict[str, int]]:
     """Rows under one name each, for a file or a line between processes."""
-    return {_JOIN.join(place): found for place, found in rows.items()}
+    return {_JOIN.join(row): found for row, found in rows.items()}
 
 
 def unpacked(content: Mapping[str, dict[str, int]]) -> Rows:
@@ -187,8 +200,8 @@ class File:
 def forget(rows: Rows, days: int, today: str) -> None:
     """Drop what is older than so many days."""
     oldest = (datetime.fromisoformat(today).replace(tzinfo=UTC) - timedelta(days=days)).date().isoformat()
-    for place in [place for place in rows if place[0] < oldest]:
-        del rows[place]
+    for row in [row for row in rows if row[0] < oldest]:
+        del rows[row]
 
 
 def quotas(rows: Rows, days: Days) -> dict[str, float]:
@@ -199,8 +212,8 @@ def quotas(rows: Rows, days: Days) -> dict[str, float]:
             if day.startswith(name):
                 if period == "day":
                     tokens = of.get("prompt", 0) + of.get("generated", 0)
-                    for place in (f"key/{key}/day", f"key/{key}/model/{model}/day", f"model/{model}/day"):
-                        found[f"{place}/{name}"] = found.get(f"{place}/{name}", 0.0) + tokens
-                place = f"key/{key}/budget/{name}"
-                found[place] = found.get(place, 0.0) + of.get("cost", 0)
+                    for limit in (f"key/{key}/day", f"key/{key}/model/{model}/day", f"model/{model}/day"):
+                        found[f"{limit}/{name}"] = found.get(f"{limit}/{name}", 0.0) + tokens
+                budget = f"key/{key}/budget/{name}"
+                found[budget] = found.get(budget, 0.0) + of.get("cost", 0)
     return found

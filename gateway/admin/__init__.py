@@ -1,1 +1,1 @@
-"""The operator's door: metrics, processes, hosts, keys, usage, reload."""
+"""The admin API: metrics, workers, hosts, keys, usage, what happened to a request, reload."""

@@ -1,4 +1,4 @@
-"""Commands that ask a running gateway through the operator's door, so that they and `/admin` always agree."""
+"""The admin API of a running gateway, asked over HTTP; what goes wrong ends the command."""
 
 from __future__ import annotations
 
@@ -10,57 +10,85 @@ import urllib.request
 from pathlib import Path
 from typing import Any, NoReturn
 
-import click
 import msgspec
 
 from gateway import config
+from gateway.admin import secret
 from gateway.errors import ConfigError
+from gateway.home import home
+from gateway.terminal import say
 
 _TIMEOUT_S = 30.0
 KEY_VARIABLE = "PENSTOCK_ADMIN_KEY"
 
-_door = click.option("--admin", "url", help="The operator's door, such as http://127.0.0.1:9464; by default that of the configuration.")
-_file = click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="The configuration that says where the door is.")
-_key = click.option("--admin-key-file", type=click.Path(path_type=Path), help=f"A file with the operator's key (or {KEY_VARIABLE}).")
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The key goes nowhere but where it was sent."""
+
+    def redirect_request(self, *about: Any) -> None:
+        """Follow none."""
 
 
-def _asks(command: Any) -> Any:
-    return _door(_file(_key(command)))
+# No proxy from the environment either: what is asked for is on this machine, or on the operator's own network.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
 
 
-class Door:
-    """The door of a running gateway."""
+class Client:
+    """The admin API at `url`, or where the configuration in `path` says. The key: from `key_file`, from the environment, or the one that a
+    gateway on this machine has made; the last is sent to this machine alone."""
 
-    def __init__(self, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
+    def __init__(self, url: str | None, path: Path | None, key_file: Path | None) -> None:
         try:
             self._url = url.rstrip("/") if url is not None else _configured(path)
-            self._key = (
-                admin_key_file.read_text(encoding="utf-8").strip() if admin_key_file is not None else os.environ.get(KEY_VARIABLE, "")
-            )
-        except (ConfigError, OSError) as error:
+            elsewhere = url is not None and not config.is_loopback(urllib.parse.urlsplit(url).hostname or "")
+            self._key, self._origin = _find_key(key_file, elsewhere)
+        except (ConfigError, OSError, ValueError) as error:
             refuse(str(error))
 
-    def ask(self, method: str, path: str, content: Any = None, accept: int = 200) -> bytes:
+    def ask(self, method: str, path: str, content: Any = None) -> bytes:
         """Its answer's body; anything but success ends the command with what the gateway says."""
         data = msgspec.json.encode(content) if content is not None else None
         headers = {"content-type": "application/json", **({"authorization": f"Bearer {self._key}"} if self._key else {})}
         request = urllib.request.Request(self._url + path, data, headers, method=method)  # noqa: S310 - the operator's own URL
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+            with _opener.open(request, timeout=_TIMEOUT_S) as answer:
                 found: bytes = answer.read()
                 return found
         except urllib.error.HTTPError as error:
             with error:
-                refuse(_reason(error.read()) or f"{error.code} {error.reason}")
-        except OSError as error:
+                reason = _reason(error.read()) or f"{error.code} {error.reason}"
+            if error.code == 401:
+                wrong = f"the admin key {self._origin} is not that of the gateway at {self._url}"
+                reason = wrong if self._key else f"the gateway at {self._url} wants its admin key: {self._origin}"
+            refuse(reason)
+        except (OSError, ValueError) as error:
             refuse(f"no gateway answers at {self._url}: {getattr(error, 'reason', error)}")
+
+
+def _find_key(key_file: Path | None, elsewhere: bool) -> tuple[str, str]:
+    """The key and where it is from, in words; or no key, and what to do."""
+    if key_file is not None:
+        return key_file.read_text(encoding="utf-8").strip(), f"in {key_file}"
+    if key := os.environ.get(KEY_VARIABLE):
+        return key, f"in {KEY_VARIABLE}"
+    others = f"--admin-key-file or {KEY_VARIABLE}"
+    if elsewhere:
+        return "", f"name it with {others}"
+    made = secret.path(home())
+    try:
+        return secret.read(made), f"in {made}"
+    except FileNotFoundError:
+        return "", f"it is not in {made} (PENSTOCK_HOME says where to look); name it with {others}"
+    except PermissionError:
+        return "", f"{made} is for the gateway's user alone: run this as that user or as root, or name the key with {others}"
 
 
 def _configured(path: Path | None) -> str:
     address = config.admin_address(config.load(path).settings.listen)
     if address is None:
-        raise ConfigError("listen.admin", "is off: there is no door to ask at")
-    return f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
+        raise ConfigError("listen.admin", "is off: there is no admin API to ask")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])  # noqa: S104 - what listens everywhere listens here
+    return f"http://{f'[{host}]' if ':' in host else host}:{address[1]}"
 
 
 def _reason(content: bytes) -> str:
@@ -72,123 +100,5 @@ def _reason(content: bytes) -> str:
 
 def refuse(problem: str) -> NoReturn:
     """End the command."""
-    click.echo(f"penstock: {problem}", err=True)
+    say(f"penstock: {problem}", error=True)
     sys.exit(1)
-
-
-@click.group()
-def keys() -> None:
-    """Make, list, rotate and revoke clients' keys (with Redis)."""
-
-
-@keys.command("create")
-@click.argument("name")
-@click.option("--rpm", type=float, help="Requests a minute.")
-@click.option("--tpm", type=float, help="Tokens a minute.")
-@click.option("--max-in-flight", type=int, help="Requests at once.")
-@click.option("--tokens-per-day", type=int, help="Tokens a calendar day.")
-@click.option("--model", "models", multiple=True, help="A model it may use; all without it. May be repeated.")
-@click.option("--expires", help="ISO 8601 date and time.")
-@click.option("--priority", type=int, help="Class in the queue, 0 (first) to 9.")
-@click.option("--set", "more", multiple=True, metavar="NAME=JSON", help="Any other field of a key, such as budget='{\"amount\": 50}'.")
-@_asks
-def create(
-    name: str,
-    models: tuple[str, ...],
-    more: tuple[str, ...],
-    url: str | None,
-    path: Path | None,
-    admin_key_file: Path | None,
-    **fields: Any,
-) -> None:
-    """Make a key. It is shown this once."""
-    wanted = {"name": name, **{field: value for field, value in fields.items() if value is not None}}
-    if models:
-        wanted["models"] = list(models)
-    for pair in more:
-        field, _, value = pair.partition("=")
-        try:
-            wanted[field] = msgspec.json.decode(value)
-        except msgspec.DecodeError:
-            wanted[field] = value
-    made = msgspec.json.decode(Door(url, path, admin_key_file).ask("POST", "/admin/keys", wanted))
-    _once(made["key"])
-
-
-@keys.command("list")
-@click.option("--json", "as_json", is_flag=True, help="As the gateway gives them.")
-@_asks
-def show(as_json: bool, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
-    """Every key, and what it may; never the key itself."""
-    content = Door(url, path, admin_key_file).ask("GET", "/admin/keys")
-    if as_json:
-        click.echo(content)
-        return
-    for row in msgspec.json.decode(content)["keys"]:
-        name, origin = row.pop("name"), row.pop("origin")
-        row.pop("created", None)
-        may = "  ".join(f"{field}={msgspec.json.encode(value).decode()}" for field, value in row.items() if value != 0)
-        click.echo(f"{name:<24} {origin:<7} {may}")
-
-
-@keys.command("rotate")
-@click.argument("name")
-@click.option("--overlap", type=float, help="Seconds for which the former key goes on working (3600).")
-@_asks
-def rotate(name: str, overlap: float | None, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
-    """Make a new key under the same name."""
-    wanted = {} if overlap is None else {"overlap_s": overlap}
-    made = Door(url, path, admin_key_file).ask("POST", f"/admin/keys/{urllib.parse.quote(name, safe='')}/rotate", wanted)
-    _once(msgspec.json.decode(made)["key"])
-
-
-@keys.command("revoke")
-@click.argument("name")
-@_asks
-def revoke(name: str, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
-    """End a key; every gateway refuses it within two seconds."""
-    Door(url, path, admin_key_file).ask("DELETE", f"/admin/keys/{urllib.parse.quote(name, safe='')}")
-    click.echo(f"penstock: '{name}' is revoked")
-
-
-def _once(secret: str) -> None:
-    """The key alone on standard output, for a script; the words beside it."""
-    click.echo("penstock: this is shown once; keep it:", err=True)
-    click.echo(secret)
-
-
-@click.command()
-@click.argument("request_id")
-@click.option("--json", "as_json", is_flag=True, help="As the gateway gives it.")
-@_asks
-def explain(request_id: str, as_json: bool, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
-    """What happened to a request: hosts, waits, limits, attempts, phases, tokens. By the answer's id or its x-request-id."""
-    query = "" if as_json else "?format=text"
-    content = Door(url, path, admin_key_file).ask("GET", f"/admin/requests/{urllib.parse.quote(request_id, safe='')}{query}")
-    click.echo(content, nl=as_json)
-
-
-@click.command()
-@click.option("--from", "first", help="First day, such as 2026-11-01; today without it.")
-@click.option("--to", "last", help="Last day.")
-@click.option("--by", help="What to tell apart: key, model, day, separated by commas.")
-@click.option("--csv", "as_csv", is_flag=True, help="A table for a spreadsheet.")
-@_asks
-def usage(
-    first: str | None, last: str | None, by: str | None, as_csv: bool, url: str | None, path: Path | None, admin_key_file: Path | None
-) -> None:
-    """What was used, by key, model and day."""
-    query = {"from": first, "to": last, "by": by, "format": "csv" if as_csv else None}
-    asked = urllib.parse.urlencode({name: value for name, value in query.items() if value is not None})
-    content = Door(url, path, admin_key_file).ask("GET", f"/admin/usage?{asked}")
-    if as_csv:
-        click.echo(content, nl=False)
-        return
-    rows = msgspec.json.decode(content)["usage"]
-    click.echo(f"{'day':<11}{'key':<20}{'model':<22}{'requests':>9}{'prompt':>12}{'cached':>12}{'delivered':>12}{'wasted':>10}{'cost':>12}")
-    for row in rows:
-        wasted = row["wasted_client_tokens"] + row["wasted_host_tokens"]
-        click.echo(
-            f"{row['day']:<11}{row['key']:<20}{row['model']:<22}{row['requests']:>9}{row['prompt_tokens']:>12}{row['cached_tokens']:>12}"
-            f"{row['delivered_tokens']:>12}{wasted:>10}{row['cost']:>12.4f}"
-        )

@@ -11,7 +11,7 @@ import msgspec
 from gateway import config
 from gateway.access import keys
 from gateway.access.keys import StoredKey
-from gateway.admin.asked import Answer, Asked, Shelf, as_json, from_store
+from gateway.admin.handler import Answer, Request, StoredKeys, as_json, from_store
 from gateway.config import Settings
 from gateway.errors import ConfigError, InvalidRequest
 
@@ -30,7 +30,7 @@ class Owner(Protocol):
     def settings(self) -> Settings:
         """Those in force."""
 
-    def shelf(self) -> Shelf | None:
+    def stored_keys(self) -> StoredKeys | None:
         """Where keys are made; None without Redis."""
 
 
@@ -40,72 +40,78 @@ class Keys:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
 
-    def _shelf(self) -> Shelf:
-        shelf = self._owner.shelf()
-        if shelf is None:
+    def _stored(self) -> StoredKeys:
+        stored = self._owner.stored_keys()
+        if stored is None:
             raise InvalidRequest(
                 "Keys can be made while the gateway runs only with Redis (set redis.url); without it they stand in the file.",
                 status=409,
                 code="no_store",
             )
-        return shelf
+        return stored
 
-    async def show(self, asked: Asked) -> Answer:
+    async def show(self, request: Request) -> Answer:
         """Every key, without its hash."""
         rows = [keys.shown(entry, "file") for entry in self._owner.settings.keys]
-        if self._owner.shelf() is not None:
-            rows += [keys.shown(entry, "stored") for _, entry in sorted((await from_store(self._shelf().keys())).items())]
+        if self._owner.stored_keys() is not None:
+            usable, unusable = await from_store(self._stored().keys())
+            rows += [keys.shown(entry, "stored") for _, entry in sorted(usable.items())]
+            rows += [{"name": name, "problem": problem, "origin": "stored"} for name, problem in sorted(unusable.items())]
         return as_json({"keys": rows})
 
-    async def create(self, asked: Asked) -> Answer:
+    async def create(self, request: Request) -> Answer:
         """A new key, shown this once."""
-        shelf = self._shelf()
-        tree = _object(asked.content)
+        stored = self._stored()
+        tree = _object(request.content)
         for name in _OURS:
             if name in tree:
                 raise InvalidRequest(f"'{name}' is the gateway's to set.", param=name, code="invalid_value")
         secret, digest = keys.new_secret()
         settings = self._owner.settings
         try:
-            entry = config.convert({**tree, "hash": digest, "created": time.time()}, StoredKey, "")
-            config.verify_key(entry, "", settings)
+            entry = keys.checked(config.convert({**tree, "hash": digest, "created": time.time()}, StoredKey, ""), settings)
         except ConfigError as error:
             raise InvalidRequest(f"{error.path.lstrip('.') or 'key'}: {error.problem}", param=error.path.lstrip(".") or None) from None
-        if entry.name in {key.name for key in settings.keys} or not await from_store(shelf.create(entry)):
+        if entry.name in {key.name for key in settings.keys} or not await from_store(stored.create(entry)):
             raise InvalidRequest(f"There is a key '{entry.name}' already.", status=409, code="name_taken", param="name")
         log.info("key '%s' was made", entry.name)
         return as_json({"key": secret, **keys.shown(entry, "stored")}, 201)
 
-    async def rotate(self, asked: Asked) -> Answer:
+    async def rotate(self, request: Request) -> Answer:
         """A new secret for a key; the former one works on for a while."""
-        shelf, name = self._shelf(), asked.parts["name"]
-        found = await self._found(shelf, name)
-        overlap_s = _object(asked.content or b"{}").get("overlap_s", OVERLAP_S)
+        stored, name = self._stored(), request.parts["name"]
+        found = await self._found(stored, name)
+        overlap_s = _object(request.content or b"{}").get("overlap_s", OVERLAP_S)
         if not isinstance(overlap_s, int | float) or not 0 <= overlap_s <= MAX_OVERLAP_S:
             raise InvalidRequest(f"'overlap_s' must be 0 to {MAX_OVERLAP_S:.0f} seconds.", param="overlap_s", code="invalid_value")
         secret, digest = keys.new_secret()
         entry = msgspec.structs.replace(found, hash=digest, old_hash=found.hash, old_until=time.time() + overlap_s)
-        if not await from_store(shelf.put(entry)):
+        if not await from_store(stored.put(entry)):
             raise _unknown(name)
         log.info("key '%s' was rotated", name)
         return as_json({"key": secret, **keys.shown(entry, "stored")})
 
-    async def revoke(self, asked: Asked) -> Answer:
+    async def revoke(self, request: Request) -> Answer:
         """A key that works no more, on every gateway within two seconds."""
-        shelf, name = self._shelf(), asked.parts["name"]
-        await self._found(shelf, name)
-        if not await from_store(shelf.drop(name)):
+        stored, name = self._stored(), request.parts["name"]
+        self._refuse_configured(name)
+        if not await from_store(stored.drop(name)):  # also one that cannot be read
             raise _unknown(name)
         log.info("key '%s' was revoked", name)
         return as_json({"revoked": name})
 
-    async def _found(self, shelf: Shelf, name: str) -> StoredKey:
+    def _refuse_configured(self, name: str) -> None:
         if name in {key.name for key in self._owner.settings.keys}:
             raise InvalidRequest(f"The key '{name}' stands in the configuration file: change it there.", status=409, code="key_in_file")
-        found = (await from_store(shelf.keys())).get(name)
-        if found is None:
+
+    async def _found(self, stored: StoredKeys, name: str) -> StoredKey:
+        self._refuse_configured(name)
+        usable, unusable = await from_store(stored.keys())
+        if name in unusable:
+            raise InvalidRequest(f"The key '{name}' cannot be used ({unusable[name]}): revoke it.", status=409, code="unusable_key")
+        if name not in usable:
             raise _unknown(name)
-        return found
+        return usable[name]
 
 
 def _unknown(name: str) -> InvalidRequest:

@@ -10,7 +10,7 @@ from typing import Protocol
 from gateway.access import ledger
 from gateway.access.ledger import Rows
 from gateway.access.limits.rules import Row
-from gateway.admin.asked import Answer, Asked, Handler, as_json, from_store
+from gateway.admin.handler import Answer, Handler, Request, as_json, from_store
 from gateway.config import Settings
 from gateway.errors import InvalidRequest
 
@@ -33,8 +33,8 @@ class Keeper(Protocol):
 def handler(keeper: Keeper) -> Handler:
     """Today's by default."""
 
-    async def show(asked: Asked) -> Answer:
-        query = asked.query
+    async def show(request: Request) -> Answer:
+        query = request.query
         for name in query:
             if name not in _ACCEPTED:
                 raise InvalidRequest(f"Unknown parameter '{name}'; accepted: {', '.join(_ACCEPTED)}.", param=name, code="invalid_value")

@@ -9,8 +9,6 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-import msgspec
-
 from gateway import lifeline
 from gateway.lifeline import Backoff
 
@@ -41,21 +39,22 @@ async def end(process: asyncio.subprocess.Process, grace_s: float) -> None:
     await process.wait()
 
 
-async def keep(one_life: Callable[[], Awaitable[int]], ended: Callable[[str, float], None], wanted: Callable[[], bool]) -> None:
-    """Run a child again and again while it is wanted, with back-off; whatever ends one life, or keeps it from beginning, is not the end of
-    the loop."""
+async def keep(one_life: Callable[[], Awaitable[int]], ended: Callable[[str, float], None], stop: asyncio.Event) -> None:
+    """Run a child again and again until `stop`, with back-off; whatever ends one life, or keeps it from beginning, is not the end of the
+    loop. `ended` hears how a life ended that should not have, and in how many seconds the next one begins."""
     backoff = Backoff()
-    while wanted():
+    while not stop.is_set():
         started = time.monotonic()
         try:
             how = how_it_ended(await one_life())
-        except (OSError, ValueError, msgspec.MsgspecError) as error:  # no process to be had, or one that talks nonsense
+        except Exception as error:  # no process to be had, or one that talks nonsense
             how = f"{type(error).__name__}: {error}"
-        if not wanted():
+        if stop.is_set():
             return
         delay_s = backoff.next(time.monotonic() - started)
         ended(how, delay_s)
-        await asyncio.sleep(delay_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), delay_s)
 
 
 def how_it_ended(code: int) -> str:

@@ -39,7 +39,7 @@ class Counts:
         self._past: Snapshot = {}
 
     def keep(self, counts: Snapshot) -> None:
-        """The last word of a worker that has ended."""
+        """The last counts of a worker that has ended."""
         self._past = metrics.merge([self._past, {name: series for name, series in counts.items() if name in _COUNTED}])
 
     def total(self, living: list[Snapshot]) -> Snapshot:
@@ -48,22 +48,42 @@ class Counts:
 
 
 class Worker:
-    """One worker as the parent knows it."""
+    """One worker as the parent knows it. `serving`: it accepts connections; `retiring`: it was sent an order to end."""
 
     def __init__(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter, generation: int) -> None:
         self.process = process
-        self.writer = writer
         self.generation = generation
         self.started_at = time.monotonic()
         self.serving = False
         self.retiring = False
         self.report: protocol.Report | None = None
-        self.found: protocol.Found | None = None
+        self._writer = writer
+        self._questions: dict[int, asyncio.Future[protocol.Report | protocol.Found]] = {}
 
-    def tell(self, message: protocol.ToWorker) -> None:
+    def send(self, message: protocol.ToWorker) -> None:
         """Send it a line; one that is dead does not hear it."""
         with contextlib.suppress(OSError):
-            self.writer.write(protocol.line(message))
+            self._writer.write(protocol.line(message))
+
+    def ask(self, question: protocol.Ask | protocol.Find) -> asyncio.Future[protocol.Report | protocol.Found]:
+        """The answer to come; cancelled when the worker ends without one. Whoever waits no more cancels it."""
+        answer: asyncio.Future[protocol.Report | protocol.Found] = asyncio.get_running_loop().create_future()
+        self._questions[question.number] = answer
+        answer.add_done_callback(lambda _: self._questions.pop(question.number, None))
+        self.send(question)
+        return answer
+
+    def answered(self, message: protocol.Report | protocol.Found) -> None:
+        """It has said something that somebody may wait for."""
+        answer = self._questions.get(message.number)
+        if answer is not None and not answer.done():
+            answer.set_result(message)
+
+    def close(self) -> None:
+        """It has ended: nobody waits for its answers any more."""
+        for answer in list(self._questions.values()):
+            answer.cancel()
+        self._writer.close()
 
 
 class Fleet:
@@ -86,96 +106,110 @@ class Fleet:
         self._states = states
         self._counts = counts
         self._usage = usage
-        self.drained: list[str] = []
+        self._drained: list[str] = []
         self.workers: set[Worker] = set()
-        self._serving = asyncio.Event()
-        self._retiring = False
+        # Whether every worker has been accepting connections at the same time, and whether none does now.
+        self._all_serve = asyncio.Event()
+        self._none_serves = asyncio.Event()
+        self._none_serves.set()
+        self._stop = asyncio.Event()
+        self._order: protocol.Retire | None = None
         self._keepers: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Start every worker; whoever ends is replaced, with back-off."""
         ended = partial(_ended, self._counts)
-        self._keepers = [
-            asyncio.create_task(children.keep(self._one_life, ended, lambda: not self._retiring))
-            for _ in range(self.settings.listen.workers)
-        ]
+        self._keepers = [asyncio.create_task(children.keep(self._one_life, ended, self._stop)) for _ in range(self.settings.listen.workers)]
 
     @property
     def retired(self) -> bool:
-        """Whether it has been told to end."""
-        return self._retiring
+        """Whether it was ordered to end."""
+        return self._order is not None
 
     async def serving(self) -> None:
         """Wait until every worker accepts connections."""
-        await self._serving.wait()
+        await self._all_serve.wait()
 
     async def closed(self, limit_s: float) -> None:
         """Wait until no worker accepts connections any more, at most so long."""
-        deadline = time.monotonic() + limit_s
-        while any(worker.serving for worker in self.workers) and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._none_serves.wait(), limit_s)
 
-    def tell(self, message: protocol.ToWorker) -> None:
+    def send(self, message: protocol.ToWorker) -> None:
         """Send a line to every worker."""
         for worker in self.workers:
-            worker.tell(message)
+            worker.send(message)
 
     def services(self, states: Mapping[str, ServiceState]) -> None:
-        """Tell how the services are now, also to workers to come."""
+        """Every worker learns how the services are now; those to come as well."""
         self._states = states
-        self.tell(protocol.Services(dict(states)))
+        self.send(protocol.Services(dict(states)))
 
     def drain(self, targets: list[str]) -> None:
-        """Tell which targets get no new requests, also to workers to come."""
-        self.drained = targets
-        self.tell(protocol.Drain(targets))
+        """Every worker learns which targets get no new requests; those to come as well."""
+        self._drained = targets
+        self.send(protocol.Drain(targets))
 
     async def retire(self, order: protocol.Retire) -> None:
         """Have every worker end; returns when they have. May be called again with less patience."""
-        self._retiring = True
+        self._order = order
+        self._stop.set()
         for worker in self.workers:
-            worker.retiring = True
-            worker.tell(order)
-        deadline = time.monotonic() + order.grace_s + order.limit_s + _PATIENCE_S
-        while self.workers and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+            self._dismiss(worker, order)
+        if self._keepers:
+            await asyncio.wait(self._keepers, timeout=order.grace_s + order.limit_s + _PATIENCE_S)
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    def _dismiss(self, worker: Worker, order: protocol.Retire) -> None:
+        worker.retiring = True
+        worker.send(order)
 
     async def _one_life(self) -> int:
         ours, theirs = socket.socketpair()
         with theirs:
             process = await children.spawn(
-                [sys.executable, "-m", "gateway.processes.worker", str(self._listener.fileno()), str(theirs.fileno())],
+                # -P: the code that we run, and not what the current folder may hold under its names.
+                [sys.executable, "-P", "-m", "gateway.processes.worker", str(self._listener.fileno()), str(theirs.fileno())],
                 os.environ,
                 [self._listener.fileno(), theirs.fileno()],
             )
         reader, writer = await protocol.streams(ours)
         worker = Worker(process, writer, self.generation)
         try:
-            worker.tell(protocol.Hello(msgspec.to_builtins(self.settings), str(self._home), self._usage.recent()))
-            worker.tell(protocol.Services(dict(self._states)))
-            worker.tell(protocol.Drain(self.drained))
+            worker.send(protocol.Hello(msgspec.to_builtins(self.settings), str(self._home), self._usage.recent()))
+            worker.send(protocol.Services(dict(self._states)))
+            worker.send(protocol.Drain(self._drained))
             self.workers.add(worker)
+            if self._order is not None:  # which came while this one was being started
+                self._dismiss(worker, self._order)
             while data := await reader.readline():
-                message = protocol.to_parent(data)
-                if isinstance(message, protocol.Report):
-                    worker.report = message
-                    self._usage.take(message.usage)
-                elif isinstance(message, protocol.Found):
-                    worker.found = message
-                else:
-                    worker.serving = message.accepting
-                    if sum(found.serving for found in self.workers) >= self.settings.listen.workers:
-                        self._serving.set()
+                self._heard(worker, protocol.to_parent(data))
             return await process.wait()
         finally:
             self.workers.discard(worker)
+            self._count_serving()
+            worker.close()
             if worker.report is not None:
                 self._counts.keep(worker.report.counts)
             await asyncio.shield(children.end(process, 0.0 if worker.retiring else _PATIENCE_S))
-            writer.close()
+
+    def _heard(self, worker: Worker, message: protocol.ToParent) -> None:
+        if isinstance(message, protocol.Serving):
+            worker.serving = message.accepting
+            self._count_serving()
+            return
+        if isinstance(message, protocol.Report):
+            worker.report = message
+            self._usage.take(message.usage)
+        worker.answered(message)
+
+    def _count_serving(self) -> None:
+        count = sum(worker.serving for worker in self.workers)
+        if count >= self.settings.listen.workers:
+            self._all_serve.set()
+        (self._none_serves.clear if count else self._none_serves.set)()
 
 
 def _ended(counts: Counts, how: str, delay_s: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from gateway.plugin import ServiceState
-from gateway.serving.pool import HostView
+from gateway.serving.hostview import HostView
 from gateway.telemetry.metrics import Exemplars, Snapshot
 
 # A line is settings, states or counts: kilobytes. The bound keeps a confused peer from filling memory.

@@ -1,4 +1,5 @@
-"""The processes that backends asked for (a local engine's supervisor): one each, restarted with back-off, states told to all."""
+"""The processes that backends asked for (a local engine's supervisor): one each, restarted with back-off, its state
+passed on."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ class Services:
         for name, service in named.items():
             if name not in self._running:
                 self.states[name] = ServiceState()
-                task = asyncio.create_task(children.keep(partial(self._one_life, service), partial(self._ended, name), lambda: True))
+                task = asyncio.create_task(children.keep(partial(self._one_life, service), partial(self._ended, name), asyncio.Event()))
                 self._running[name] = (service, task)
 
     async def aclose(self) -> None:
@@ -63,15 +64,15 @@ class Services:
         try:
             while data := await reader.readline():
                 with contextlib.suppress(msgspec.DecodeError):
-                    self._tell(service.name, msgspec.json.decode(data, type=ServiceState))
+                    self._change(service.name, msgspec.json.decode(data, type=ServiceState))
             return await process.wait()
         finally:
             await asyncio.shield(children.end(process, service.grace_s))
             transport.close()
 
     def _ended(self, name: str, how: str, delay_s: float) -> None:
-        self._tell(name, ServiceState("restarting", f"its supervisor ended ({how})", eta_s=delay_s + _USUAL_START_S))
+        self._change(name, ServiceState("restarting", f"its supervisor ended ({how})", eta_s=delay_s + _USUAL_START_S))
 
-    def _tell(self, name: str, state: ServiceState) -> None:
+    def _change(self, name: str, state: ServiceState) -> None:
         self.states[name] = state
         self._observe(name, state)

@@ -49,7 +49,7 @@ class Usage:
             self._path.rename(aside)
 
     def take(self, more: Mapping[str, dict[str, int]]) -> None:
-        """What a worker has counted since it last told."""
+        """What a worker has counted since its last report."""
         if more:
             ledger.merge(self.rows, ledger.unpacked(more))
             self._written = False

@@ -18,10 +18,10 @@ import uvloop
 from gateway import app, lifeline
 from gateway.access import ledger
 from gateway.config import Settings
-from gateway.life import Life
+from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv, ServiceState
 from gateway.processes import http, protocol
-from gateway.serving.pool import HostView
+from gateway.serving.hostview import HostView
 from gateway.telemetry import log, metrics
 
 REPORT_INTERVAL_S = 1.0
@@ -35,16 +35,16 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._reader, self._writer = reader, writer
-        self._life = Life(settings)
-        self._life.usage_before = used
+        self._lifecycle = Lifecycle()
         self._states: dict[str, ServiceState] = {}
         self._host_states: dict[tuple[str, str], str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._gateway = app.build(settings, BackendEnv(home, self._states), self._life)
+        self._gateway = app.build(settings, BackendEnv(home, self._states, settings.timeouts.connect_s), self._lifecycle, used)
+        self._metrics = self._gateway.observer.metrics
         self._server = http.server(
             self._gateway,
             settings,
-            self._life,
+            self._lifecycle,
             lambda accepting: self._tell(protocol.Serving(accepting)),
             lifespan="on",
             proxy_headers=bool(settings.security.trusted_proxies),
@@ -56,24 +56,28 @@ class Worker:
 
     def _report(self, number: int = 0) -> None:
         waiting = self._gateway.waiting()
-        life = self._life
-        used, life.usage = ledger.packed(life.usage), {}
+        self._gateway.observer.flush()
+        lifecycle, used = self._lifecycle, ledger.packed(self._gateway.usage.take())
         hosts = self._gateway.hosts()
         self._look(hosts)
-        counts, examples = life.metrics.snapshot(), life.metrics.exemplars
+        counts, examples = self._metrics.snapshot(), self._metrics.exemplars
         self._tell(
-            protocol.Report(number, len(life.open), life.oldest_s(), lifeline.resident_bytes(), waiting, counts, hosts, used, examples)
+            protocol.Report(
+                number, len(lifecycle.open), lifecycle.oldest_s(), lifeline.resident_bytes(), waiting, counts, hosts, used, examples
+            )
         )
 
     def _look(self, hosts: list[HostView]) -> None:
         """What is counted by looking."""
-        count = self._life.metrics
+        count = self._metrics
         for backend, waiting in self._gateway.queued().items():
             count.put(metrics.QUEUED, waiting, (backend,))
         for host in hosts:
             if self._host_states.get((host.backend, host.id), host.state) != host.state:
                 count.add(metrics.HOST_CHANGES, (host.backend, host.id, host.state))
             self._host_states[host.backend, host.id] = host.state
+        if self._settings.redis.url is not None:
+            count.put(metrics.KEY_LIST_AGE, self._gateway.keys.age_s())
         count.put(metrics.FILES, len(os.listdir("/proc/self/fd")))
 
     def _start(self, task: asyncio.Task[None]) -> None:
@@ -102,7 +106,7 @@ class Worker:
         while True:
             due = time.monotonic() + REPORT_INTERVAL_S
             await asyncio.sleep(REPORT_INTERVAL_S)
-            self._life.metrics.put(metrics.LOOP_LAG, max(0.0, time.monotonic() - due))
+            self._metrics.put(metrics.LOOP_LAG, max(0.0, time.monotonic() - due))
             self._report()
 
     async def _listen(self) -> None:
@@ -114,7 +118,8 @@ class Worker:
             elif isinstance(message, protocol.Ask):
                 self._report(message.number)
             elif isinstance(message, protocol.Find):
-                self._tell(protocol.Found(message.number, self._life.ring.find(message.name)))
+                self._gateway.observer.flush()
+                self._tell(protocol.Found(message.number, self._gateway.observer.ring.find(message.name)))
             elif isinstance(message, protocol.Drain):
                 self._gateway.drain(frozenset(message.targets))
             elif isinstance(message, protocol.Retire):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from gateway.errors import InvalidRequest
-from gateway.plugin import Call, Endpoint
+from gateway.plugin import BOUNDS, Call, Endpoint
 from gateway.wire import answers, body, requests
+from gateway.wire.error import Shape
+from gateway.wire.trace import new_id
 
 # Content types a JSON body is accepted under; the SDKs send the first, curl -d without a header the last.
 _JSON_TYPES = (b"", b"application/json", b"application/x-www-form-urlencoded")
@@ -22,14 +23,18 @@ _DEPRECATED = {"functions": "tools", "function_call": "tool_choice"}
 class Spec:
     """One endpoint as data.
 
-    `request` says what its bodies hold, `answer` what comes back where it is no stream; `id_prefix` begins the public id; `limits` are the
-    parameters that bound an answer's tokens, the one that a default is written to first.
+    `request` says what its bodies hold, `answer` what comes back where it is no stream; `operation` is its `gen_ai.operation.name`,
+    `prompt` where the words of a prompt stand, `id_prefix` begins the public id, `shape` whose words its errors are told in;
+    `generates`: tokens come out, not only in. What bounds them is in `plugin.BOUNDS`, since backends need it too.
     """
 
     request: type[msgspec.Struct]
     answer: Any
+    operation: str
+    prompt: tuple[str, ...]
     id_prefix: str = "call-"
-    limits: tuple[str, ...] = ()
+    generates: bool = False
+    shape: Shape = Shape.OPENAI
 
     @property
     def streams(self) -> bool:
@@ -38,15 +43,48 @@ class Spec:
 
 
 SPECS = {
-    Endpoint.CHAT: Spec(requests.ChatRequest, answers.ChatCompletion, "chatcmpl-", ("max_completion_tokens", "max_tokens")),
-    Endpoint.COMPLETIONS: Spec(requests.CompletionRequest, answers.TextCompletion, "cmpl-", ("max_tokens",)),
-    Endpoint.EMBEDDINGS: Spec(requests.EmbeddingsRequest, answers.EmbeddingList),
-    Endpoint.RESPONSES: Spec(requests.ResponsesRequest, answers.Response, "resp_", ("max_output_tokens",)),
-    Endpoint.MESSAGES: Spec(requests.MessagesRequest, answers.MessageAnswer, "msg_", ("max_tokens",)),
-    Endpoint.RERANK: Spec(requests.RerankRequest, list[answers.Ranked]),
-    Endpoint.SCORE: Spec(requests.ScoreRequest, answers.Scores),
-    Endpoint.TOKENIZE: Spec(requests.TokenizeRequest, answers.Tokens),
+    Endpoint.CHAT: Spec(
+        requests.ChatRequest,
+        answers.ChatCompletion,
+        operation="chat",
+        prompt=("messages", "tools"),
+        id_prefix="chatcmpl-",
+        generates=True,
+    ),
+    Endpoint.COMPLETIONS: Spec(
+        requests.CompletionRequest,
+        answers.TextCompletion,
+        operation="text_completion",
+        prompt=("prompt",),
+        id_prefix="cmpl-",
+        generates=True,
+    ),
+    Endpoint.EMBEDDINGS: Spec(requests.EmbeddingsRequest, answers.EmbeddingList, operation="embeddings", prompt=("input",)),
+    Endpoint.RESPONSES: Spec(
+        requests.ResponsesRequest,
+        answers.Response,
+        operation="responses",
+        prompt=("input", "instructions", "tools"),
+        id_prefix="resp_",
+        generates=True,
+        shape=Shape.RESPONSES,
+    ),
+    Endpoint.MESSAGES: Spec(
+        requests.MessagesRequest,
+        answers.MessageAnswer,
+        operation="messages",
+        prompt=("system", "messages", "tools"),
+        id_prefix="msg_",
+        generates=True,
+        shape=Shape.ANTHROPIC,
+    ),
+    Endpoint.RERANK: Spec(requests.RerankRequest, list[answers.Ranked], operation="rerank", prompt=("query", "documents", "instruct")),
+    Endpoint.SCORE: Spec(requests.ScoreRequest, answers.Scores, operation="score", prompt=("query", "items")),
+    Endpoint.TOKENIZE: Spec(requests.TokenizeRequest, answers.Tokens, operation="tokenize", prompt=("prompt", "messages")),
 }
+# By path, for those who know a request before its endpoint.
+SHAPES = {endpoint.value: spec.shape for endpoint, spec in SPECS.items()}
+OPERATIONS = {endpoint.value: spec.operation for endpoint, spec in SPECS.items()}
 _decoders = {endpoint: msgspec.json.Decoder(spec.request) for endpoint, spec in SPECS.items()}
 
 
@@ -71,7 +109,7 @@ def parse(endpoint: Endpoint, raw: bytes, content_type: bytes = b"") -> Call:
     options = getattr(request, "stream_options", None)
     return Call(
         endpoint=endpoint,
-        id=SPECS[endpoint].id_prefix + os.urandom(16).hex(),
+        id=SPECS[endpoint].id_prefix + new_id(),
         model=request.model,
         fields=fields,
         stream=getattr(request, "stream", None) or False,
@@ -81,16 +119,9 @@ def parse(endpoint: Endpoint, raw: bytes, content_type: bytes = b"") -> Call:
     )
 
 
-def limit(call: Call, tokens: int | None) -> None:
-    """Bound the answer of a request that names no bound itself."""
-    names = SPECS[call.endpoint].limits
-    if tokens is not None and names and not any(name in call.fields for name in names):
-        call.fields[names[0]] = body.encode(tokens)
-
-
 def bounding(call: Call) -> str:
     """The parameter by which a call bounds its answer, or ""."""
-    return next((name for name in SPECS[call.endpoint].limits if name in call.fields), "")
+    return next((name for name in BOUNDS.get(call.endpoint, ()) if name in call.fields), "")
 
 
 def bound(call: Call) -> int | None:

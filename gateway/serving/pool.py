@@ -8,18 +8,17 @@ import random
 import time
 from collections.abc import Collection, Sequence
 from itertools import islice
-from typing import Any
-
-import msgspec
 
 from gateway.access.keys import Caller
 from gateway.config import Admission, Retry
 from gateway.errors import GatewayError, Unavailable
 from gateway.plugin import Backend, Target, Verdict
-from gateway.serving.balance.hosts import Health, Host, Hosts, NoHost
+from gateway.serving.balance.hosts import Host, Hosts, NoHost
 from gateway.serving.balance.policies import Policy
 from gateway.serving.balance.queue import Queue, Ticket
 from gateway.serving.balance.retries import Budget
+from gateway.serving.balance.settings import Health
+from gateway.serving.hostview import HostView
 
 log = logging.getLogger("penstock.pool")
 
@@ -29,20 +28,6 @@ REFRESH_S = 0.1
 VERIFY_INTERVAL_S = 15.0
 # Of so many hosts a request's record says how they stood.
 _SHOWN = 8
-
-
-class HostView(msgspec.Struct, frozen=True):
-    """A host as `/admin/hosts` shows it."""
-
-    id: str
-    backend: str
-    weight: float
-    priority: int
-    state: str
-    why: str
-    in_flight: int
-    capacity: int | None
-    details: dict[str, Any] = {}
 
 
 class Pool:
@@ -78,7 +63,7 @@ class Pool:
             self.refresh(now)
         return self.hosts.choose(policy, key, tried, now)
 
-    async def place(self, policy: Policy, key: bytes, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
+    async def host(self, policy: Policy, key: bytes, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
         """A host to send to, begun; waits for one while all are full. Raises Unavailable when the wait is hopeless or over."""
         found: Host | NoHost = NoHost.FULL
         if not self.queue.waiting:  # nobody is overtaken
@@ -171,8 +156,20 @@ class Pool:
         for host in self.hosts:
             state, why = self.hosts.state(host, now)
             target = host.target
-            known = target.details
-            rows.append(HostView(target.id, self.name, target.weight, target.priority, state, why, host.in_flight, host.capacity, known))
+            rows.append(
+                HostView(
+                    target.id,
+                    self.name,
+                    target.weight,
+                    target.priority,
+                    state,
+                    why,
+                    host.in_flight,
+                    host.capacity,
+                    target.stats,
+                    target.details,
+                )
+            )
         return rows
 
     async def probe_forever(self) -> None:

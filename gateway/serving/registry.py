@@ -18,9 +18,10 @@ from gateway.config import Loaded, ModelEntry, Settings, convert, leaves, masked
 from gateway.errors import ConfigError, NotServed, UnknownModel
 from gateway.plugin import ENTRY_POINT_GROUP, BackendEnv, Endpoint, Model, Plugin, Service, Target
 from gateway.serving.balance import policies
-from gateway.serving.balance.hosts import Health
 from gateway.serving.balance.policies import Policy
-from gateway.serving.pool import HostView, Pool
+from gateway.serving.balance.settings import Health
+from gateway.serving.hostview import HostView
+from gateway.serving.pool import Pool
 
 
 def plugins() -> dict[str, Plugin]:
@@ -53,7 +54,7 @@ def configured(settings: Settings) -> dict[str, Configured]:
         plugin = known[kind]
         rest = {key: value for key, value in section.items() if key not in ("kind", "health")}
         health = convert(section.get("health") or {}, Health, f"backends.{name}.health")
-        result[name] = Configured(plugin, convert(rest, plugin.Config, f"backends.{name}"), health)
+        result[name] = Configured(plugin, convert(rest, plugin.config, f"backends.{name}"), health)
     for model, entry in settings.models.items():
         if entry.backend not in result:
             raise ConfigError(f"models.{model}.backend", f"no backend is called '{entry.backend}' (have: {', '.join(result) or 'none'})")

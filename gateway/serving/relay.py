@@ -1,4 +1,4 @@
-"""One exchange from the client's bytes to the client's bytes: body in, reply out, and a watch on everybody leaving."""
+"""From a reply that has begun to the client's last byte: whole answers, and streams event by event with honest endings."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import asyncio
 import logging
 import re
 import time
-from types import TracebackType
-from typing import Literal, Self
 
 from gateway import errors
-from gateway.config import Settings
-from gateway.errors import ClientGone, GatewayError, GatewayTimeout, Unavailable
-from gateway.plugin import AttemptFailed, Call, Endpoint, Verdict
-from gateway.serving import calls
-from gateway.serving.dispatch import Attempt, Dispatcher
-from gateway.telemetry.record import CLIENT, GENERATE, Record
-from gateway.wire import body
-from gateway.wire.asgi import App, Receive, Scope, Send, header
+from gateway.config import Timeouts
+from gateway.errors import GatewayError, Unavailable
+from gateway.plugin import AttemptFailed, Reply, Verdict
+from gateway.serving.dispatch import Dispatcher, Exchange
+from gateway.telemetry.record import CLIENT, GENERATE, Attempt
+from gateway.wire.asgi import Connection, Send
 
 log = logging.getLogger("penstock.relay")
 
@@ -27,6 +23,8 @@ _NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,9})\b')
 MAX_KEPT_BYTES = 4 << 20
 # What stands in a stream where another host took over; to every client a comment.
 _CONTINUED = b": continued on another host\n\n"
+# And while nothing has come yet, where `timeouts.keepalive_s` is set.
+_WAITING = b": waiting for the engine\n\n"
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -35,160 +33,61 @@ _STREAM_HEADERS = [
 ]
 
 
-class Watch:
-    """Cancels the task that entered it when the client leaves, or when the engine keeps silent in mid-stream for too long.
-
-    Time spent waiting for a slow client is not the engine's silence: `to_client` stops the clock, `to_engine` starts it again. How long
-    a client may leave its answer unread is the kernel's to watch (TCP_USER_TIMEOUT on the listening socket).
-    """
-
-    def __init__(self, receive: Receive, silence_s: float) -> None:
-        self._receive = receive
-        self._silence_s = silence_s
-        self._since: float | None = None
-        self._ended = False
-        self._timer: asyncio.TimerHandle | None = None
-        self.reason: Literal["client gone", "engine silent"] | None = None
-
-    def __enter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._watcher = self._loop.create_task(self._until_disconnect())
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.end()
-        self._watcher.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
-        if kind is asyncio.CancelledError and self.reason == "client gone" and self._task.uncancel() == 0:
-            raise ClientGone from None
-
-    def end(self) -> None:
-        """The answer is complete: whatever happens to the connection now is no concern of this request."""
-        self._ended = True
-
-    def to_engine(self) -> float:
-        """From now on the engine's silence counts; the time."""
-        self._since = now = self._loop.time()
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._silence_s, self._check)
-        return now
-
-    def to_client(self) -> None:
-        """From now on it is the client we wait for."""
-        self._since = None
-
-    def as_failure(self, error: BaseException) -> AttemptFailed:
-        """What broke an answer: the failure itself, or the engine's silence; anybody else's cancellation is raised again."""
-        if isinstance(error, AttemptFailed):
-            return error
-        if self.reason != "engine silent" or self._task.uncancel() > 0:
-            raise error
-        self.reason = None
-        if self._watcher.done():  # both at once: then there is nobody to go on for
-            self.reason = "client gone"
-            raise ClientGone
-        return AttemptFailed("timeout", GatewayTimeout("The engine stopped sending in the middle of the answer."))
-
-    def _check(self) -> None:
-        self._timer = None
-        silent = 0.0 if self._since is None else self._loop.time() - self._since
-        if silent >= self._silence_s:
-            self._cancel("engine silent")
-        else:
-            self._timer = self._loop.call_later(self._silence_s - silent, self._check)
-
-    async def _until_disconnect(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._cancel("client gone")
-
-    def _cancel(self, reason: Literal["client gone", "engine silent"]) -> None:
-        if not self._ended and self.reason is None:
-            self.reason = reason
-            self._task.cancel()
-
-
-def exchange(endpoint: Endpoint, dispatcher: Dispatcher, settings: Settings) -> App:
-    """The ASGI handler of one endpoint: the endpoint is data, the path through the gateway is this one."""
-    limit_bytes, limit_s = settings.security.body_limit_mb << 20, settings.timeouts.body_s
-    silence_s = settings.timeouts.between_tokens_s
-
-    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
-        record = Record.of(scope)
-        raw = await body.read(receive, limit_bytes, limit_s, header(scope, b"content-length"))
-        call = calls.parse(endpoint, raw, header(scope, b"content-type") or b"")
-        del raw
-        record.call_id, record.model, record.stream = call.id, call.model, call.stream
-        try:
-            with Watch(receive, silence_s) as watch:
-                attempt = await dispatcher.send(call, record)
-                record.first_event_at = record.mark
-                if attempt.reply.events is None:
-                    await _whole(attempt, send, watch, record)
-                else:
-                    await _Stream(call, dispatcher, send, watch, record).run(attempt)
-        except (AttemptFailed, errors.GatewayError) as error:
-            if not record.status:
-                raise  # nothing has been sent: the errors middleware answers
-            record.outcome = error.cause if isinstance(error, AttemptFailed) else type(error).__name__
-            log.info("%s ended early: %s", record.request_id, error)
-
-    return handle
-
-
-async def _whole(attempt: Attempt, send: Send, watch: Watch, record: Record) -> None:
+async def whole(exchange: Exchange, attempt: Attempt, send: Send) -> None:
+    """A JSON answer."""
     reply = attempt.reply
-    record.enter(CLIENT)
+    assert reply is not None
+    exchange.record.enter(CLIENT)
     try:
         headers = [(b"content-type", reply.content_type), (b"content-length", b"%d" % len(reply.body))]
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        watch.end()
+        exchange.watch.end()
         await send({"type": "http.response.body", "body": reply.body})
     finally:
         attempt.end(Verdict.OK)  # the engine has done its work, whatever became of the client
-        record.usage, record.finishes = reply.usage, reply.finishes
-        record.tried[-1].ended_at = record.tried[-1].first_at
 
 
-class _Stream:
+class Stream:
     """Event by event to the client. What breaks after the first event is continued on another host where that can be done without a seam,
     and otherwise ends in an honest error event, never in `[DONE]`."""
 
-    def __init__(self, call: Call, dispatcher: Dispatcher, send: Send, watch: Watch, record: Record) -> None:
-        self._call = call
+    def __init__(self, exchange: Exchange, dispatcher: Dispatcher, timeouts: Timeouts, connection: Connection | None, send: Send) -> None:
+        self._exchange = exchange
+        # Where the server is ours an event costs no coroutine on its way to the client.
+        self._connection = connection
         self._dispatcher = dispatcher
+        self._silence_s = timeouts.between_tokens_s
+        self._keepalive_s = timeouts.keepalive_s
         self._send = send
-        self._watch = watch
-        self._record = record
         # What the client was given, while the answer may have to be continued; nothing is decoded before that happens.
-        self._kept: list[bytes] | None = [] if call.keep else None
+        self._kept: list[bytes] | None = [] if exchange.terms.keep else None
         self._kept_bytes = 0
         self._last = b""
 
-    async def run(self, attempt: Attempt) -> None:
-        """To the answer's end; raises what ended it early, when the client has been told."""
-        send, watch, record = self._send, self._watch, self._record
-        await send({"type": "http.response.start", "status": attempt.reply.status, "headers": list(_STREAM_HEADERS)})
+    async def run(self) -> None:
+        """From the first attempt to the answer's end; raises what ended it early, when the client has been told."""
+        send, watch, record = self._send, self._exchange.watch, self._exchange.record
+        attempt: Attempt | None = None
         last = b""
         try:
+            attempt = await (self._dispatcher.begin(self._exchange) if self._keepalive_s is None else self._begin_and_keep_alive())
+            if not record.status:
+                await send({"type": "http.response.start", "status": 200, "headers": list(_STREAM_HEADERS)})
             while True:
+                reply = attempt.reply
+                assert reply is not None
                 try:
-                    await self._relay(attempt)
+                    await self._relay(attempt, reply)
                     attempt.end(Verdict.OK)
                     return
                 except (AttemptFailed, asyncio.CancelledError) as error:
-                    failure = watch.as_failure(error)
+                    failure = watch.as_failure(error, "The engine stopped sending in the middle of the answer.")
                     watch.to_client()
-                    attempt.end(failure.verdict)
-                    record.tried[-1].result, record.tried[-1].ended_at = failure.cause, time.monotonic()
-                    resumed = await self._resume(attempt)
+                    attempt.end(failure.verdict, failure.cause)
+                    resumed = await self._resume(attempt, reply)
                     if resumed is None:
                         raise failure from None
-                    log.warning("%s goes on at %s after %s", record.request_id, record.target, failure)
+                    log.warning("%s goes on at %s after %s", record.request_id, resumed.target, failure)
                     attempt = resumed
                     await send({"type": "http.response.body", "body": _CONTINUED, "more_body": True})
         except BaseException as error:
@@ -196,32 +95,56 @@ class _Stream:
             raise
         finally:
             watch.end()
-            attempt.end(None)
-            record.usage, record.finishes = attempt.reply.usage, attempt.reply.finishes
-            record.tried[-1].ended_at = record.tried[-1].ended_at or time.monotonic()
-            if watch.reason != "client gone":
+            if attempt is not None:
+                attempt.end(None, "given up")
+            if record.status and watch.reason != "client gone":
                 await send({"type": "http.response.body", "body": last})
 
-    async def _relay(self, attempt: Attempt) -> None:
-        send, watch, host, kept, record = self._send, self._watch, attempt.host, self._kept, self._record
-        assert attempt.reply.events is not None
-        clock = time.monotonic
-        watch.to_engine()
-        after, blocked, largest, count = record.mark, 0.0, record.largest_gap_s, 0
+    async def _begin_and_keep_alive(self) -> Attempt:
+        """The same as `Dispatcher.begin`, with comments for the client while it takes long: from the first of them on the answer is a 200,
+        and a refusal can only be an event of it."""
+        keeper = asyncio.get_running_loop().create_task(self._keep_alive())
         try:
-            async for block in attempt.reply.events:
+            return await self._dispatcher.begin(self._exchange)
+        finally:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+
+    async def _keep_alive(self) -> None:
+        assert self._keepalive_s is not None
+        while True:
+            await asyncio.sleep(self._keepalive_s)
+            if not self._exchange.record.status:
+                await self._send({"type": "http.response.start", "status": 200, "headers": list(_STREAM_HEADERS)})
+            await self._send({"type": "http.response.body", "body": _WAITING, "more_body": True})
+
+    async def _relay(self, attempt: Attempt, reply: Reply) -> None:
+        record, watch, send = self._exchange.record, self._exchange.watch, self._send
+        host, kept, connection = attempt.host, self._kept, self._connection
+        silence_s = self._silence_s
+        clock = time.monotonic
+        after, blocked, largest, count = clock(), 0.0, record.largest_gap_s, 0
+        block = self._last
+        try:
+            while True:
+                watch.to_engine(after + silence_s)
+                block = await reply.next()
+                if not block:
+                    return
                 before = clock()
                 if count and before - after > largest:
                     largest = before - after
                 watch.to_client()
-                await send({"type": "http.response.body", "body": block, "more_body": True})
-                now = watch.to_engine()
+                self._last = block
+                if connection is None:
+                    await send({"type": "http.response.body", "body": block, "more_body": True})
+                elif not connection.write(block):
+                    await connection.drain()
                 after = clock()
                 blocked += after - before
                 count += 1
-                self._last = block
                 if host is not None:
-                    host.last_event_at = now
+                    host.last_event_at = after
                 if kept is not None:
                     kept.append(block)
                     self._kept_bytes += len(block)
@@ -234,10 +157,10 @@ class _Stream:
             record.phases[CLIENT] += blocked
             record.largest_gap_s, record.events = largest, record.events + count
 
-    async def _resume(self, broken: Attempt) -> Attempt | None:
+    async def _resume(self, broken: Attempt, reply: Reply) -> Attempt | None:
         if self._kept is None:
             return None
-        return await self._dispatcher.resume(broken, self._call, b"".join(self._kept), broken.reply.usage, self._record)
+        return await self._dispatcher.resume(self._exchange, broken, reply, b"".join(self._kept))
 
 
 def _reason(error: BaseException) -> GatewayError:
@@ -245,7 +168,7 @@ def _reason(error: BaseException) -> GatewayError:
     if isinstance(error, AttemptFailed):
         return error.error
     if isinstance(error, asyncio.CancelledError):
-        return Unavailable("The gateway is shutting down.")
+        return Unavailable("The gateway is shutting down.", code="shutting_down")
     return errors.as_gateway_error(error)
 
 

@@ -1,12 +1,14 @@
-"""A client of whatever Redis is configured: one server, a master that sentinels name, or a cluster."""
+"""A client of whatever Redis is configured: one server, a master that sentinels name, or a cluster. Its exceptions end here: what leaves
+this file is StoreFailed, or StoreRefused in the place of a single answer."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
@@ -15,13 +17,17 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
+from gateway.access.limits.rules import StoreFailed, StoreRefused
 from gateway.config import Redis
 from gateway.errors import ConfigError
 
 # An answer that takes longer than this will not come: the connection is given up, and with it whatever was asked on it.
 SOCKET_TIMEOUT_S = 1.0
-# What a client may raise whose server is gone.
-FAILURES = (RedisError, OSError, TimeoutError)
+_FAILURES = (RedisError, OSError, TimeoutError)
+# Error codes by which a server says that it cannot serve us at all, whatever we ask. In a script's error Redis 6.2 has them in the middle.
+_UNFIT = re.compile(
+    r"\b(READONLY|LOADING|OOM|MISCONF|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK|NOAUTH|NOPERM|WRONGPASS|NOREPLICAS|BUSY|UNKILLABLE)\b"
+)
 
 
 class Script:
@@ -30,6 +36,14 @@ class Script:
     def __init__(self, name: str) -> None:
         self.text = files("gateway.store").joinpath(f"lua/{name}.lua").read_text(encoding="utf-8")
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest().encode()
+
+
+class Command(NamedTuple):
+    """A script with its keys and arguments."""
+
+    script: Script
+    keys: Sequence[bytes]
+    arguments: Sequence[Any]
 
 
 class Client:
@@ -43,18 +57,20 @@ class Client:
         """A key of this deployment; as bytes, which redis-py passes on as they are."""
         return f"penstock:{{{self._settings.prefix}}}:{':'.join(parts)}".encode()
 
-    async def run(self, commands: Sequence[tuple[Script, Sequence[bytes], Sequence[Any]]]) -> list[Any]:
-        """Run scripts in their order, each atomic, in one round trip. Raises one of FAILURES."""
-        answers = await self._pipeline([("EVALSHA", script.sha, len(keys), *keys, *arguments) for script, keys, arguments in commands])
-        forgotten = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-        if forgotten:
-            for index in forgotten:
-                script, keys, arguments = commands[index]
-                answers[index] = await self._client.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return answers
+    async def run(self, commands: Sequence[Command]) -> list[Any]:
+        """Run scripts in their order, each atomic, in one round trip. In the place of an answer stands a StoreRefused where a script met
+        with a value that is not ours. Raises StoreFailed."""
+        sent = [("EVALSHA", script.sha, len(keys), *keys, *arguments) for script, keys, arguments in commands]
+        try:
+            answers = await self._pipeline(sent)
+            forgotten = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+            if forgotten:
+                whole = [("EVAL", commands[index].script.text, *sent[index][2:]) for index in forgotten]
+                for index, answer in zip(forgotten, await self._pipeline(whole), strict=True):
+                    answers[index] = answer
+            return [_judged(answer) if isinstance(answer, Exception) else answer for answer in answers]
+        except _FAILURES as error:
+            raise StoreFailed(_words(error)) from None
 
     async def _pipeline(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False) if not self._settings.cluster else self._client.pipeline()
@@ -64,12 +80,28 @@ class Client:
         return found
 
     async def execute(self, *command: Any) -> Any:
-        """One plain command. Raises one of FAILURES."""
-        return await self._client.execute_command(*command)
+        """One plain command. Raises StoreFailed."""
+        try:
+            return await self._client.execute_command(*command)
+        except _FAILURES as error:
+            raise StoreFailed(_words(error)) from None
 
     async def aclose(self) -> None:
         """Close every connection."""
         await self._client.aclose()
+
+
+def _judged(error: Exception) -> StoreRefused:
+    """An error in the place of one answer: of that question alone, or (raised) of the whole server."""
+    if not isinstance(error, RedisError) or _UNFIT.search(_words(error)):
+        raise error
+    return StoreRefused(_words(error))
+
+
+def _words(error: Exception) -> str:
+    """What the server or the system says, with the code that redis-py has taken out of it."""
+    code = getattr(error, "status_code", None)
+    return f"{code} {error}" if code else str(error) or type(error).__name__
 
 
 def _client(settings: Redis) -> Any:
@@ -94,11 +126,11 @@ def _client(settings: Redis) -> Any:
         if settings.cluster:
             return RedisCluster.from_url(settings.url, **options)
         if settings.sentinels:
-            places = [(place.rpartition(":")[0], int(place.rpartition(":")[2])) for place in settings.sentinels]
+            addresses = [(address.rpartition(":")[0], int(address.rpartition(":")[2])) for address in settings.sentinels]
             parsed = redis.ConnectionPool.from_url(settings.url, **options).connection_kwargs
             kept = {name: value for name, value in parsed.items() if name not in ("host", "port")}
             asking = {"socket_timeout": SOCKET_TIMEOUT_S, "socket_connect_timeout": SOCKET_TIMEOUT_S, "protocol": 2}
-            sentinel: Any = Sentinel(places, sentinel_kwargs=asking, **kept)  # type: ignore[no-untyped-call]
+            sentinel: Any = Sentinel(addresses, sentinel_kwargs=asking, **kept)  # type: ignore[no-untyped-call]
             return sentinel.master_for(settings.service)
         return redis.Redis.from_url(settings.url, **options)
     except (ValueError, RedisError) as error:

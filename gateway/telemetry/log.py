@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from gateway.telemetry.record import PHASES, Record
+from gateway.wire.visible import visible
 
 _encoder = msgspec.json.Encoder()
 _requests = logging.getLogger("penstock.request")
@@ -32,14 +34,15 @@ FIELDS = {
     "prompt_tokens": "as the engine counted",
     "completion_tokens": "as the engine counted, or the events that passed",
     "key": "the key's name",
-    "outcome": "what went wrong, or nothing",
+    "outcome": "how it ended: see the table of outcomes",
+    "error": "the error's own code, where there is one",
 }
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "time": _stamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -52,7 +55,7 @@ class _Json(logging.Formatter):
 
 class Bounded(logging.Filter):
     """When things go wrong they go wrong often: of one kind of line so many are written in a while, and then how many more there were.
-    The line of a request is never left out."""
+    What was logged with `extra={"always": True}` is never left out."""
 
     def __init__(self, most: int = 20, window_s: float = 10.0) -> None:
         super().__init__()
@@ -63,7 +66,7 @@ class Bounded(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether it is written."""
-        if record.name == _requests.name:
+        if getattr(record, "always", False):
             return True
         seen = self._seen.setdefault((record.name, str(record.msg)), [record.created, 0.0])
         if record.created - seen[0] >= self._window_s:
@@ -82,6 +85,9 @@ class _Text(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S")
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        return visible(super().formatMessage(record))
+
 
 def setup(level: str, format: str) -> None:
     """Send the gateway's log to standard error; `auto` means JSON unless that is a terminal."""
@@ -97,36 +103,72 @@ def setup(level: str, format: str) -> None:
         logger.propagate = False
 
 
-def request(record: Record) -> None:
-    """The one line of a request, when its body has ended."""
-    if not _requests.isEnabledFor(logging.INFO):
-        return
+def requests_are_logged() -> bool:
+    """Whether anybody wants a line for each request."""
+    return _requests.isEnabledFor(logging.INFO)
+
+
+def requests(records: Sequence[Record]) -> None:
+    """One line for each request that has ended, all of them in one write."""
+    now = time.time()
+    offset = now - time.monotonic()
+    for handler in _requests.handlers or logging.getLogger("penstock").handlers:
+        readable = not isinstance(handler.formatter, _Json)
+        lines = [_readable(record, offset) if readable else _encoder.encode(_line(record, offset)).decode() for record in records]
+        if isinstance(handler, logging.StreamHandler):
+            handler.acquire()
+            try:
+                handler.stream.write("\n".join(lines) + "\n")
+                handler.flush()
+            except OSError:  # a log that cannot be written must not end a request
+                pass
+            finally:
+                handler.release()
+
+
+def _stamp(seconds: float) -> str:
+    """As all our lines write it."""
+    whole = int(seconds)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((seconds - whole) * 1000):03d}Z"
+
+
+def _message(record: Record) -> str:
+    usage = record.usage
+    tokens = f" {usage.prompt_tokens}+{usage.completion_tokens} tokens" if usage is not None else ""
+    outcome = f" {record.outcome}" if record.outcome != "ok" else ""
     elapsed_ms = (record.ended_at - record.started_at) * 1e3
+    return f"{record.method} {record.url} {record.status} {elapsed_ms:.1f} ms{tokens}{outcome} {record.request_id}"
+
+
+def _readable(record: Record, offset: float) -> str:
+    return visible(f"{time.strftime('%H:%M:%S', time.localtime(offset + record.ended_at))} I {_message(record)}")
+
+
+def _line(record: Record, offset: float) -> dict[str, Any]:
     fields: dict[str, Any] = {
+        "time": _stamp(offset + record.ended_at),
+        "level": "info",
+        "logger": "penstock.request",
+        "message": _message(record),
         "request_id": record.request_id,
         "trace_id": record.trace.id,
         "client": record.client,
         "status": record.status,
-        "ms": round(elapsed_ms, 1),
+        "outcome": record.outcome,
+        "ms": round((record.ended_at - record.started_at) * 1e3, 1),
     }
+    if record.error:
+        fields["error"] = record.error
+    if record.key:
+        fields["key"] = record.key
     if record.model:
-        fields.update(model=record.model, stream=record.stream, target=record.target, attempts=record.attempts, id=record.call_id)
+        fields["model"], fields["stream"], fields["target"] = record.model, record.stream, record.target
+        fields["attempts"], fields["id"] = len(record.attempts), record.call_id
+        fields["phases_ms"] = {PHASES[number]: round(spent * 1e3, 2) for number, spent in enumerate(record.phases) if spent}
     if record.continuations:
         fields["continuations"] = record.continuations
     if record.first_event_at:
         fields["first_event_ms"] = round((record.first_event_at - record.started_at) * 1e3, 1)
     if record.usage is not None:
-        fields.update(prompt_tokens=record.usage.prompt_tokens, completion_tokens=record.usage.completion_tokens)
-    if record.key:
-        fields["key"] = record.key
-    if record.outcome:
-        fields["outcome"] = record.outcome
-    if record.model:
-        fields["phases_ms"] = {name: round(spent * 1e3, 2) for name, spent in zip(PHASES, record.phases, strict=True) if spent}
-    tokens = f" {record.usage.prompt_tokens}+{record.usage.completion_tokens} tokens" if record.usage is not None else ""
-    outcome = f" {record.outcome}" if record.outcome else ""
-    _requests.info(
-        "%s %s %d %.1f ms%s%s %s",
-        record.method, record.target_sent, record.status, elapsed_ms, tokens, outcome, record.request_id,
-        extra={"fields": fields},
-    )  # fmt: skip
+        fields["prompt_tokens"], fields["completion_tokens"] = record.usage.prompt_tokens, record.usage.completion_tokens
+    return fields

@@ -6,12 +6,15 @@ lists of numbers, so merging is adding.
 
 from __future__ import annotations
 
+import operator
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from gateway.plugin import Stats
+from gateway.serving.calls import OPERATIONS
 from gateway.telemetry.record import GENERATE, PHASES, Record
 
 # Family -> label values joined by US (0x1f) -> numbers: one for counters and gauges, for histograms a count a bucket and the sum.
@@ -33,7 +36,11 @@ _USED = ("prompt", "cached", "generated", "delivered", "wasted_client", "wasted_
 # OpenTelemetry's advice for gen_ai.server.* (semantic conventions 1.41), and three more for a time to first token behind a queue.
 _DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
-OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
+
+
+def operation(route: str) -> str:
+    """What OpenTelemetry calls what a route does."""
+    return OPERATIONS.get(route, route)
 
 
 class Family(NamedTuple):
@@ -75,6 +82,15 @@ STORE_LATENCY = Family(
     "penstock_store_seconds", "histogram", "Round trips to the shared store, each with all that was to be decided.", (),
     (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5),
 )  # fmt: skip
+KEY_LIST_AGE = Family(
+    "penstock_key_list_age_seconds",
+    "gauge",
+    "How long ago the stored keys were last known to be what is stored, by the worker that is worst off.",
+)
+STORED_KEYS = Family(
+    "penstock_stored_keys", "gauge", "Keys that were made while the gateway runs, by whether they can be used.", ("state",)
+)
+TASK_FAILURES = Family("penstock_task_failures_total", "counter", "Background tasks of ours that failed and were begun again.", ("task",))
 LOST = Family("penstock_lost_requests_total", "counter", "Requests that were open at a gateway that died, as another one found.")
 PHASE = Family(
     "penstock_phase_seconds",
@@ -140,7 +156,8 @@ RELOADS = Family("penstock_reloads_total", "counter", "Reloads of the configurat
 MEMORY = Family("penstock_resident_memory_bytes", "gauge", "Resident memory of our own processes.", ("process",))
 FAMILIES = (
     REQUESTS, ATTEMPTS, RETRIES, CONTINUATIONS, TOKENS, DURATION, FIRST_TOKEN, PER_TOKEN, GAP, PHASE, USED, LIMITED,
-    STORE_FAILURES, STORE_UP, STORE_LATENCY, LOST, SPANS, QUEUED, HOST_STATE, HOST_IN_FLIGHT, HOST_CHANGES,
+    STORE_FAILURES, STORE_UP, STORE_LATENCY, LOST, KEY_LIST_AGE, STORED_KEYS, TASK_FAILURES,
+    SPANS, QUEUED, HOST_STATE, HOST_IN_FLIGHT, HOST_CHANGES,
     *ENGINE.values(), *MACHINE.values(), *GPU.values(), OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY, LOOP_LAG, FILES,
 )  # fmt: skip
 
@@ -198,45 +215,50 @@ class Metrics:
         """All that a finished request adds."""
         model = record.served
         self.add(REQUESTS, (record.route, model, str(record.status), record.outcome))
-        for attempt in record.tried:
+        for attempt in record.attempts:
             self.add(ATTEMPTS, (attempt.target, attempt.result))
         if not model:
             return
         if record.continuations:
             self.add(CONTINUATIONS, (model,), record.continuations)
-        for before, after in zip(record.tried, record.tried[1:], strict=False):
-            if not before.first_at and after is not before:
-                self.add(RETRIES, (model, before.result))
+        if len(record.attempts) > 1:
+            for before in record.attempts[:-1]:
+                if not before.first_at:
+                    self.add(RETRIES, (model, before.result))
         self._phases(record, model)
-        labels = (OPERATIONS.get(record.route, record.route.rsplit("/", 1)[-1]), model)
+        labels = (operation(record.route), model)
         trace = record.trace.id if record.trace.sampled else ""
         self.observe(DURATION, labels, record.ended_at - record.started_at, trace)
         if record.stream and record.first_event_at:
             self.observe(FIRST_TOKEN, labels, record.first_event_at - record.started_at, trace)
-        if record.usage is not None and not record.usage.estimated:
-            self.add(TOKENS, (model, "prompt"), record.usage.prompt_tokens)
-            self.add(TOKENS, (model, "completion"), record.usage.completion_tokens)
+        usage = record.usage
+        if usage is not None and not usage.estimated:
+            self.add(TOKENS, (model, "prompt"), usage.prompt_tokens)
+            self.add(TOKENS, (model, "completion"), usage.completion_tokens)
+        if record.events:
+            self.observe(GAP, (model,), record.largest_gap_s)
+            if usage is not None and usage.completion_tokens > 1:
+                self.observe(PER_TOKEN, labels, record.phases[GENERATE] / (usage.completion_tokens - 1))
 
     def _phases(self, record: Record, model: str) -> None:
-        outcome = "ok" if not record.outcome else "client_gone" if record.outcome == "ClientGone" else "failed"
+        ending, target = record.ending, record.target
         for number, name in _OBSERVED:
-            if record.phases[number] > 0:
-                place = (name, model, record.target, outcome)
+            spent = record.phases[number]
+            if spent > 0:
+                place = (name, model, target, ending)
                 series = self._phase_series.get(place)
                 if series is None:
                     series = self._phase_series[place] = self._series(PHASE, place, len(_PHASE_S) + 2)
-                series[bisect_left(_PHASE_S, record.phases[number])] += 1
-                series[-1] += record.phases[number]
-        if record.events:
-            self.observe(GAP, (model,), record.largest_gap_s)
-            tokens = record.usage.completion_tokens if record.usage is not None else 0
-            if tokens > 1:
-                labels = (OPERATIONS.get(record.route, record.route.rsplit("/", 1)[-1]), model)
-                self.observe(PER_TOKEN, labels, record.phases[GENERATE] / (tokens - 1))
+                series[bisect_left(_PHASE_S, spent)] += 1
+                series[-1] += spent
 
     def snapshot(self) -> Snapshot:
         """The numbers as they are now; not a copy."""
         return self._values
+
+
+# Of several processes' values the largest counts, not their sum.
+_WORST = frozenset({KEY_LIST_AGE.name})
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
@@ -247,7 +269,8 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
             into = total.setdefault(name, {})
             for key, values in series.items():
                 before = into.get(key)
-                into[key] = list(values) if before is None else [one + two for one, two in zip(before, values, strict=True)]
+                both = max if name in _WORST else operator.add
+                into[key] = list(values) if before is None else list(map(both, before, values))
     return total
 
 
@@ -292,35 +315,23 @@ def _pair(name: str, value: str) -> str:
     return f'{name}="{value}"'
 
 
-def of_hosts(rows: Iterable[tuple[str, str, str, int, Mapping[str, Any]]]) -> Snapshot:
-    """Gauges of hosts, from (backend, host, state, in flight, what is known of it)."""
+def of_hosts(rows: Iterable[tuple[str, str, str, int, Stats | None]]) -> Snapshot:
+    """Gauges of hosts, from (backend, host, state, in flight, what is known of its engine and its machine)."""
     found: Snapshot = {}
 
-    def put(family: Family, value: object, *labels: str) -> None:
-        if isinstance(value, int | float):
+    def put(family: Family, value: float | None, *labels: str) -> None:
+        if value is not None:
             found.setdefault(family.name, {})[_JOIN.join(labels)] = [float(value)]
 
-    for backend, host, state, in_flight, details in rows:
+    for backend, host, state, in_flight, stats in rows:
         put(HOST_STATE, 1, backend, host, state)
         put(HOST_IN_FLIGHT, in_flight, backend, host)
-        for name, value in details.get("engine", {}).items():
-            put(ENGINE[name], value, backend, host)
-        if "state" in details:
-            put(ENGINE["ready"], details["state"] == "ready", backend, host)
-        machine = details.get("machine")
-        if machine:
-            put(MACHINE["memory_used_ratio"], machine["memory_used"] / machine["memory_total"], backend, host)
-            put(MACHINE["swap_used_bytes"], machine["swap_used"], backend, host)
-            put(MACHINE["disk_free_bytes"], machine["disk_free"], backend, host)
-            for gpu in machine["gpus"]:
-                of = (backend, host, str(gpu["index"]))
-                put(GPU["utilisation_ratio"], gpu["utilisation"], *of)
-                if gpu["memory_total"]:
-                    put(GPU["memory_used_ratio"], (gpu["memory_used"] or 0) / gpu["memory_total"], *of)
-                put(GPU["temperature_celsius"], gpu["temperature"], *of)
-                put(GPU["power_watts"], gpu["power"], *of)
-                put(GPU["ecc_uncorrected"], gpu["ecc_uncorrected"], *of)
-                put(GPU["throttled"], int(bool(gpu["throttled"])), *of)
+        if stats is not None:
+            for name, family in (*ENGINE.items(), *MACHINE.items()):
+                put(family, getattr(stats, name), backend, host)
+            for gpu in stats.gpus:
+                for name, family in GPU.items():
+                    put(family, getattr(gpu, name), backend, host, str(gpu.index))
     return found
 
 

@@ -1,131 +1,199 @@
-"""One record per request: what the log line, and later spans, metrics and the ledger, are all rendered from."""
+"""One record per request: what the log line, spans, metrics, the ledger and `explain` are all rendered from.
+
+Data goes down the path and never back up: each part of the record is written at one place, named beside it.
+"""
 
 from __future__ import annotations
 
-import os
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from gateway import errors
-from gateway.errors import Headers
-from gateway.plugin import Call, Usage
+from gateway.errors import ClientGone, GatewayError, Headers
+from gateway.plugin import AttemptFailed, Call, Reply, Usage, Verdict
+from gateway.serving.balance.hosts import Host
+from gateway.serving.calls import SHAPES
 from gateway.wire.asgi import Scope, header
-from gateway.wire.trace import Trace, new_span
+from gateway.wire.error import Shape
+from gateway.wire.trace import Trace, new_id, new_span
 
 KEY = "penstock.record"
 # An id a client may choose: long enough for a trace id or a ULID, nothing that could break a log line or a header.
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:")
-_MAX_ID = 128
-
+MAX_ID = 128
+# Of what a client wrote so much is kept: in the log, the ring, spans, errors and Redis, which are bounded by this.
+MAX_MODEL = 256
+MAX_URL = 2048
 
 # What a request's time goes by, one after the other, each moment in one of them, so that they add up to the whole.
 PHASES = ("read", "limits", "queue", "retry", "connect", "first_token", "generate", "client")
 READ, LIMITS, QUEUE, RETRY, CONNECT, FIRST_TOKEN, GENERATE, CLIENT = range(len(PHASES))
 
+# How a request ended, in the words that the log, metrics, spans, the ledger and `explain` share; docs/observability.md shows this table.
+OUTCOMES = {
+    "ok": "answered whole",
+    "client_gone": "the client left before its answer was whole",
+    "unauthorized": "no key, or none that is known",
+    "refused": "the client's own fault: it is told what to mend",
+    "limited": "a limit or budget of its key or model",
+    "overloaded": "every engine was full, and the queue or its patience too",
+    "unavailable": "no engine could be asked",
+    "timeout": "an engine was silent for too long",
+    "engine_error": "an engine failed, and no other could help",
+    "cut": "an answer that had begun broke off",
+    "shutdown": "it was still open when the gateway had to end",
+    "internal_error": "a fault of the gateway's own",
+}
+_REFUSED = frozenset(["unauthorized", "refused", "limited"])
+_BY_STATUS = {401: "unauthorized", 429: "limited", 502: "engine_error", 503: "unavailable", 504: "timeout"}
+# Attempts after which an engine has done nothing for the request.
+_NOTHING_DONE = frozenset(["connect", "busy", "refused"])
+
 
 class Attempt:
-    """One attempt: on which target, under which span, when (monotonic seconds; 0 is not reached), and how it ended ("ok" or the cause)."""
+    """One attempt at one host: on which target, under which span, when (monotonic seconds; 0 is not reached), and how it ended.
 
-    __slots__ = ("connected_at", "considered", "ended_at", "first_at", "result", "span", "started_at", "target")
+    It holds the host's place and the reply until `end`, which alone writes what became of it, here, at the host and in the record.
+    """
 
-    def __init__(self, target: str, span: str, started_at: float) -> None:
+    __slots__ = (
+        "_give_back", "_record", "connected_at", "considered", "continues", "ended_at", "first_at", "host", "reply", "result", "span",
+        "started_at", "target", "weights",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        record: Record,
+        host: Host | None,
+        give_back: Callable[[Host, Verdict | None, bool], None],
+        target: str,
+        weights: str,
+        continues: bool,
+        now: float,
+    ) -> None:
+        # Let go of at the end: a record that is kept must not be held by itself.
+        self._record: Record | None = record
+        self._give_back = give_back
+        # None where only closing words are missing, which take no host.
+        self.host = host
+        # The target's id and what it serves now; when the answer ends it may be gone, or serve something else.
         self.target = target
-        self.span = span
-        self.started_at = started_at
+        self.weights = weights
+        # Whether it goes on with an answer that broke off elsewhere.
+        self.continues = continues
+        self.span = new_span()
+        self.started_at = now
         self.connected_at = 0.0
         self.first_at = 0.0
         self.ended_at = 0.0
+        # "ok", or the cause of its end.
         self.result = "ok"
         # Every host there was, and how it stood when this one was picked.
         self.considered: Sequence[tuple[str, str]] = ()
+        self.reply: Reply | None = None
+
+    def begun(self) -> None:
+        """The answer has begun: what the attempt took was no retry, but connecting, and waiting for the first event (or the whole body)."""
+        record, reply = self._record, self.reply
+        assert record is not None
+        assert reply is not None
+        now = time.monotonic()
+        self.connected_at = reply.connected_at or self.started_at
+        self.first_at = now
+        record.phase = CONNECT
+        record.enter(FIRST_TOKEN, self.connected_at)
+        record.enter(GENERATE, now)
+        if not record.first_event_at:
+            record.first_event_at = now
+
+    def end(self, verdict: Verdict | None, cause: str = "ok") -> None:
+        """Close the reply, give the host's place back with what this end says of it (None: nothing), and note it all. Idempotent."""
+        reply, host, record = self.reply, self.host, self._record
+        self.reply = self.host = self._record = None
+        if record is None:
+            return
+        if reply is not None:
+            usage = reply.close()
+            if usage is not None:
+                record.usage = usage
+            record.finishes = reply.finishes or record.finishes
+            if reply.late is not None:
+                record.late.append(reply.late)
+            if cause not in _NOTHING_DONE:
+                record.prefilled = True
+            self.result = cause
+            self.ended_at = time.monotonic()
+        if host is not None:
+            self._give_back(host, verdict, cause != "connect")
 
 
 class Record:
-    """Timestamps (monotonic seconds) and counts of one request, from its first byte to the end of its body."""
+    """One request, from its first byte to the end of its body; times are monotonic seconds."""
 
     __slots__ = (
-        "attempts",
-        "call",
-        "call_id",
-        "caller",
-        "client",
-        "continuations",
-        "delivered",
-        "ended_at",
-        "events",
-        "finishes",
-        "first_event_at",
-        "headers",
-        "held",
-        "key",
-        "largest_gap_s",
-        "mark",
-        "method",
-        "model",
-        "outcome",
-        "path",
-        "phase",
-        "phases",
-        "request_id",
-        "route",
-        "served",
-        "shape",
-        "span",
-        "started_at",
-        "status",
-        "stream",
-        "target",
-        "target_sent",
-        "trace",
-        "tried",
-        "usage",
-    )
+        "attempts", "call", "call_id", "caller", "client", "continuations", "cost", "delivered", "ended_at", "error", "events", "finishes",
+        "first_event_at", "headers", "key", "largest_gap_s", "late", "limits", "mark", "method", "model", "outcome", "path", "phase",
+        "phases", "prefilled", "request_id", "route", "served", "settling", "shape", "span", "started_at", "status", "stream",
+        "trace", "url", "usage",
+    )  # fmt: skip
 
     def __init__(self, scope: Scope, sampling: int = 0) -> None:
+        # By whoever makes it.
         self.request_id = request_id(scope)
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         # As it was sent: a decoded path may hold line ends.
-        self.target_sent: str = scope["raw_path"].decode("latin-1")
-        self.client: str = scope["client"][0] if scope.get("client") else ""
-        self.shape = errors.shape_of(self.path)
+        self.url: str = scope["raw_path"][:MAX_URL].decode("latin-1")
+        client = scope.get("client")
+        self.client: str = client[0] if client else ""
+        self.shape = SHAPES.get(self.path, Shape.OPENAI)
         self.trace = Trace(header(scope, b"traceparent"), header(scope, b"tracestate"), sampling)
         # Our own span, under which attempts lie.
         self.span = new_span()
         self.started_at = self.mark = time.monotonic()
-        # Seconds spent in each of PHASES, and the present one, which began at `mark`.
+        # Seconds spent in each of PHASES, and the present one, which began at `mark`. By `enter`, and by the relay, which tells the
+        # engine's time from the client's.
         self.phases = [0.0] * len(PHASES)
         self.phase = READ
-        # Of a stream: blocks of events that were sent, and the longest time the engine took for the next.
-        self.events = 0
-        self.largest_gap_s = 0.0
-        self.first_event_at = 0.0
+        # By middleware/request_id: what the client was answered, and when the last byte had left.
+        self.status = 0
         self.ended_at = 0.0
-        # Path of the route that answers, and the model's name: only such as we know, so that they may be labels.
+        # By middleware/auth: whose key it is (`keys.Caller`), and its name.
+        self.caller: Any = None
+        self.key = ""
+        # By routes: the path of the route that answers; only such as we know, so that it may be a label.
         self.route = ""
-        self.served = ""
+        # By `asks`: the call, until the request was observed (a record outlives its answer, a prompt must not), and of it what is kept.
+        self.call: Call | None = None
         self.call_id = ""
         self.model = ""
-        self.key = ""
-        # Whose key it is (`keys.Caller`), and what the request holds while it is answered (`admission.Held`).
-        self.caller: Any = None
-        self.held: Any = None
-        # What every answer to this request carries beside its own headers.
-        self.headers: Headers = []
         self.stream = False
-        self.target = ""
-        self.attempts = 0
-        self.continuations = 0
-        self.tried: list[Attempt] = []
-        # The call itself, and why its choices ended, as the engine said.
-        self.call: Call | None = None
-        self.finishes: Sequence[str] = ()
-        self.status = 0
-        self.outcome = ""
-        self.usage: Usage | None = None
-        # Completion tokens that reached the client.
+        # By exchange: the model's name where we serve it, so that it may be a label.
+        self.served = ""
+        # By middleware/rate_limit: what its limits were and took (words, reserved, left), what every answer to it says of them, and at
+        # its settlement what it costs and how many completion tokens reached the client; while that waits for an engine's word, a task.
+        self.limits: Sequence[tuple[str, float, float]] = ()
+        self.headers: Headers = []
+        self.cost = 0.0
         self.delivered = 0
+        self.settling: asyncio.Task[None] | None = None
+        # By dispatch: every attempt, and how often an answer that had begun went on elsewhere. What became of each attempt, and what the
+        # answer used, by `Attempt.end`.
+        self.attempts: list[Attempt] = []
+        self.continuations = 0
+        self.usage: Usage | None = None
+        self.finishes: Sequence[str] = ()
+        self.late: list[asyncio.Future[Usage | None]] = []
+        # Whether an engine has worked on the prompt, as far as is known.
+        self.prefilled = False
+        self.first_event_at = 0.0
+        # By relay, of a stream: blocks of events that were sent, and the longest time the engine took for the next.
+        self.events = 0
+        self.largest_gap_s = 0.0
+        # By `end`: one of OUTCOMES, and the error's own code.
+        self.outcome = ""
+        self.error = ""
 
     @staticmethod
     def of(scope: Scope) -> Record:
@@ -133,18 +201,78 @@ class Record:
         found: Record = scope[KEY]
         return found
 
-    def enter(self, phase: int, now: float | None = None) -> float:
+    def asks(self, call: Call) -> None:
+        """What the request is for, once its body was read."""
+        self.call = call
+        self.call_id, self.stream = call.id, call.stream
+        model = call.model
+        self.model = model if len(model) <= MAX_MODEL else model[: MAX_MODEL - 3] + "..."
+
+    def enter(self, phase: int, now: float = 0.0) -> float:
         """Another phase begins; the time."""
-        now = time.monotonic() if now is None else now
+        if not now:
+            now = time.monotonic()
         self.phases[self.phase] += now - self.mark
         self.phase, self.mark = phase, now
         return now
+
+    def end(self, error: BaseException | None) -> None:
+        """How it ended; the first word counts, since what comes after an end is only its consequence."""
+        if not self.outcome:
+            self.outcome, self.error = _outcome(error, self.first_event_at > 0)
+
+    @property
+    def target(self) -> str:
+        """The host that answered, or was asked last."""
+        return self.attempts[-1].target if self.attempts else ""
+
+    @property
+    def client_gone(self) -> bool:
+        """Whether its client left before its answer was whole."""
+        return self.outcome == "client_gone"
+
+    @property
+    def refused(self) -> bool:
+        """Whether it was the client's own fault, or its limits'."""
+        return self.outcome in _REFUSED
+
+    @property
+    def failed(self) -> bool:
+        """Whether somebody else than the client is to blame."""
+        return not (self.outcome == "ok" or self.outcome == "client_gone" or self.outcome in _REFUSED)
+
+    @property
+    def ending(self) -> str:
+        """The outcome in one of four words, where many series would be too many: ok, client_gone, refused or failed."""
+        if self.outcome == "ok" or self.outcome == "client_gone":
+            return self.outcome
+        return "refused" if self.outcome in _REFUSED else "failed"
+
+
+def _outcome(error: BaseException | None, begun: bool) -> tuple[str, str]:
+    """One of OUTCOMES, and the error's own code."""
+    if error is None:
+        return "ok", ""
+    if isinstance(error, ClientGone):
+        return "client_gone", ""
+    if isinstance(error, asyncio.CancelledError):
+        return "shutdown", ""
+    if isinstance(error, AttemptFailed):
+        if begun:
+            return ("timeout" if error.cause == "timeout" else "cut"), error.cause
+        error = error.error
+    if not isinstance(error, GatewayError):
+        return "internal_error", type(error).__name__
+    code = error.code or ""
+    if code == "engine_overloaded":
+        return "overloaded", code
+    return _BY_STATUS.get(error.status, "refused" if error.status < 500 else "internal_error"), code
 
 
 def request_id(scope: Scope) -> str:
     """The client's own `x-request-id` where it is sane, else a new one. Echoed and searchable, never trusted."""
     sent = header(scope, b"x-request-id")
-    if sent and len(sent) <= _MAX_ID:
+    if sent and len(sent) <= MAX_ID:
         text = sent.decode("latin-1")
         if _SAFE.issuperset(text):
             return text
@@ -153,4 +281,4 @@ def request_id(scope: Scope) -> str:
 
 def new_request_id() -> str:
     """`req_` and 32 hex digits."""
-    return f"req_{os.urandom(16).hex()}"
+    return f"req_{new_id()}"

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.telemetry.record import PHASES, Record
+from gateway.wire.visible import visible
 
 # Kept in each worker; about 3 kB each.
 KEPT = 2000
+# Of requests that share a client's id so many are shown.
+MOST_FOUND = 20
 
 
 def summary(record: Record) -> dict[str, Any]:
     """A finished request as plain values; times in milliseconds."""
     usage = record.usage
-    held = record.held
     return {
         "id": record.call_id,
         "request_id": record.request_id,
@@ -29,7 +31,8 @@ def summary(record: Record) -> dict[str, Any]:
         "model": record.model,
         "stream": record.stream,
         "status": record.status,
-        "outcome": record.outcome or "ok",
+        "outcome": record.outcome,
+        "error": record.error,
         "ms": _ms(record.ended_at - record.started_at),
         "phases_ms": {name: _ms(seconds) for name, seconds in zip(PHASES, record.phases, strict=True) if seconds},
         "first_event_ms": _ms(record.first_event_at - record.started_at) if record.first_event_at else None,
@@ -42,20 +45,15 @@ def summary(record: Record) -> dict[str, Any]:
                 "result": attempt.result,
                 "considered": [list(one) for one in attempt.considered],
             }
-            for attempt in record.tried
+            for attempt in record.attempts
         ],
         "continuations": record.continuations,
-        "limits": [
-            {"limit": f"{ask.limit.whose}: {ask.limit.unit}", "reserved": ask.cost, "left": state[0]}
-            for ask, state in zip(held.lease.asks, held.states, strict=False)  # none where limits are open
-        ]
-        if held is not None
-        else [],
+        "limits": [{"limit": words, "reserved": reserved, "left": left} for words, reserved, left in record.limits],
         "prompt_tokens": usage.prompt_tokens if usage is not None else None,
         "cached_tokens": usage.cached_tokens if usage is not None else None,
         "completion_tokens": usage.completion_tokens if usage is not None else None,
         "finish_reasons": list(record.finishes),
-        "cost": held.cost if held is not None else 0.0,
+        "cost": record.cost,
     }
 
 
@@ -64,33 +62,40 @@ def _ms(seconds: float) -> float:
 
 
 class Ring:
-    """The last requests, found by our own id or by the client's. Records are kept as they are, less the call with its prompt, and put into
-    words when somebody asks."""
+    """The last requests, found by our own id or by the client's. Records are kept as they are and put into words when somebody asks."""
 
     def __init__(self, size: int = KEPT) -> None:
         self._size = size
         self._kept: OrderedDict[str, Record] = OrderedDict()
-        self._ids: dict[str, str] = {}
+        # A client's id may stand for many requests: the same client's, or another's who took it too.
+        self._ids: dict[str, list[str]] = {}
         # Who else wants to know, where several gateways share a store.
-        self.share: Callable[[Record], None] = lambda record: None
+        self.share: Callable[[Record], None] | None = None
 
     def keep(self, record: Record) -> None:
         """A request that has ended, if it was one for a model."""
         if not record.model:
             return
-        record.call = None
         self._kept[record.call_id] = record
-        self._ids[record.request_id] = record.call_id
-        self.share(record)
+        self._ids.setdefault(record.request_id, []).append(record.call_id)
+        if self.share is not None:
+            self.share(record)
         if len(self._kept) > self._size:
-            name, old = self._kept.popitem(last=False)
-            if self._ids.get(old.request_id) == name:
+            call_id, old = self._kept.popitem(last=False)
+            named = self._ids[old.request_id]
+            named.remove(call_id)
+            if not named:
                 del self._ids[old.request_id]
 
     def find(self, name: str) -> dict[str, Any] | None:
-        """By either id."""
-        found = self._kept.get(name) or self._kept.get(self._ids.get(name, ""))
-        return summary(found) if found is not None else None
+        """The request of our id, or the newest of a client's id; `also` names the others, newest first."""
+        own = self._kept.get(name)
+        if own is not None:
+            return summary(own)
+        same = [self._kept[call_id] for call_id in reversed(self._ids.get(name, [])[-MOST_FOUND:])]
+        if len(same) < 2:
+            return summary(same[0]) if same else None
+        return {**summary(same[0]), "also": [record.call_id for record in same[1:]]}
 
 
 def readable(found: dict[str, Any]) -> str:
@@ -122,7 +127,9 @@ def readable(found: dict[str, Any]) -> str:
         lines += ["", f"  {found['prompt_tokens']}{cached} prompt and {found['completion_tokens']} completion tokens{ended}{cost}"]
         if found["largest_gap_ms"]:
             lines.append(f"  the longest the engine took between two events: {found['largest_gap_ms']:.1f} ms")
-    return "\n".join(lines)
+    if found.get("also"):
+        lines += ["", f"  other requests of the same request id: {', '.join(found['also'])}"]
+    return "\n".join(visible(line) for line in lines)
 
 
 _WORDS = {

@@ -26,7 +26,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 import gateway
 from gateway.config import Tracing
-from gateway.telemetry.metrics import OPERATIONS, SPANS, Metrics
+from gateway.telemetry.metrics import SPANS, Metrics, operation
 from gateway.telemetry.record import LIMITS, PHASES, QUEUE, Attempt, Record
 from gateway.wire.trace import new_span
 
@@ -48,12 +48,12 @@ ATTRIBUTES = {
     "http.response.status_code": "SERVER",
     "url.path": "SERVER",
     "client.address": "SERVER",
-    "error.type": "SERVER: the outcome; CLIENT: why the attempt failed",
+    "error.type": "SERVER: the outcome, unless it is ok; CLIENT: why the attempt failed",
     "penstock.request_id": "SERVER: as in the log",
     "penstock.id": "SERVER: the answer's id",
     "penstock.key": "SERVER: the key's name",
     "penstock.stream": "SERVER: whether events were asked for",
-    "penstock.outcome": "SERVER: what went wrong",
+    "penstock.outcome": "SERVER: how it ended",
     **{f"penstock.phase.{name}_ms": "SERVER: time spent there; all of them add up to the span" for name in PHASES},
     "gen_ai.operation.name": "CLIENT: chat, text_completion, embeddings ...",
     "gen_ai.provider.name": "CLIENT: deepseek",
@@ -168,9 +168,8 @@ class Tracer:
         if record.route in _UNTRACED:
             return
         if not record.trace.sampled:
-            failed = record.status >= 500 or (record.outcome and record.status == 200)
             slow = self._settings.slow_s is not None and record.ended_at - record.started_at >= self._settings.slow_s
-            if not (slow or (failed and self._settings.keep_errors)):
+            if not (slow or (record.failed and self._settings.keep_errors)):
                 return
         for span in self.spans(record):
             # What is over the queue's length pushes out the oldest: then one more was lost.
@@ -191,38 +190,37 @@ class Tracer:
         trace = int(record.trace.id, 16)
         server = SpanContext(trace, int(record.span or new_span(), 16), False, _SAMPLED)
         parent = SpanContext(trace, int(record.trace.parent, 16), True, _SAMPLED) if record.trace.parent else None
-        failed = record.status >= 500 or (record.outcome != "" and record.status == 200)
         name = f"{record.method} {record.route}" if record.route else record.method
-        yield self._span(
-            name, SpanKind.SERVER, server, parent, record.started_at, record.ended_at, _server(record), list(self._events(record)), failed
-        )
+        attributes, events = _server(record), list(self._events(record))
+        times = record.started_at, record.ended_at
+        yield self._span(name, SpanKind.SERVER, server, parent, *times, attributes, events, record.failed)
         at = record.started_at + record.phases[0]
         for phase, label in ((LIMITS, "limits"), (QUEUE, "wait for a host")):
             if record.phases[phase] > 0.0005:
                 own = SpanContext(trace, int(new_span(), 16), False, _SAMPLED)
                 yield self._span(label, SpanKind.INTERNAL, own, server, at, at + record.phases[phase], {}, [], False)
             at += record.phases[phase]
-        for number, attempt in enumerate(record.tried):
+        for number, attempt in enumerate(record.attempts):
             own = SpanContext(trace, int(attempt.span, 16), False, _SAMPLED)
             ended = attempt.ended_at or record.ended_at
             events = [Event("first token", {}, self._ns(attempt.first_at))] if attempt.first_at and record.stream else []
-            title = f"{_operation(record)} {record.model}"
+            title = f"{operation(record.route)} {record.model}"
             attributes = self._attempt(record, attempt, number)
             yield self._span(title, SpanKind.CLIENT, own, server, attempt.started_at, ended, attributes, events, attempt.result != "ok")
 
     def _events(self, record: Record) -> Iterator[Event]:
         if record.first_event_at and record.stream:
             yield Event("first token", {}, self._ns(record.first_event_at))
-        for before, after in zip(record.tried, record.tried[1:], strict=False):
+        for before, after in zip(record.attempts, record.attempts[1:], strict=False):
             name = "continued on" if before.first_at else "retry on"
             yield Event(f"{name} {after.target}", {"cause": before.result, "from": before.target}, self._ns(after.started_at))
-        if record.status == 499 or record.outcome == "ClientGone":
+        if record.client_gone:
             yield Event("client gone", {}, self._ns(record.ended_at))
 
     def _attempt(self, record: Record, attempt: Attempt, number: int) -> dict[str, Any]:
         call, usage = record.call, record.usage
         found: dict[str, Any] = {
-            "gen_ai.operation.name": _operation(record),
+            "gen_ai.operation.name": operation(record.route),
             "gen_ai.provider.name": PROVIDER,
             "gen_ai.request.model": record.model,
             "gen_ai.request.stream": record.stream,
@@ -245,7 +243,7 @@ class Tracer:
         if attempt.first_at:
             found["gen_ai.response.id"], found["gen_ai.response.model"] = record.call_id, record.model
             found["gen_ai.response.time_to_first_chunk"] = attempt.first_at - attempt.started_at
-        if number == len(record.tried) - 1 and attempt.first_at:
+        if number == len(record.attempts) - 1 and attempt.first_at:
             if record.finishes:
                 found["gen_ai.response.finish_reasons"] = list(record.finishes)
             if usage is not None:
@@ -269,10 +267,6 @@ class Tracer:
         return int((monotonic + self._offset) * 1e9)
 
 
-def _operation(record: Record) -> str:
-    return OPERATIONS.get(record.route, record.route.rsplit("/", 1)[-1])
-
-
 def _server(record: Record) -> dict[str, Any]:
     found: dict[str, Any] = {
         "http.request.method": record.method,
@@ -287,8 +281,9 @@ def _server(record: Record) -> dict[str, Any]:
         found["gen_ai.request.model"], found["penstock.stream"], found["penstock.id"] = record.model, record.stream, record.call_id
     if record.key:
         found["penstock.key"] = record.key
-    if record.outcome:
-        found["error.type"] = found["penstock.outcome"] = record.outcome
+    found["penstock.outcome"] = record.outcome
+    if record.outcome != "ok":
+        found["error.type"] = record.outcome
     for phase, seconds in zip(PHASES, record.phases, strict=True):
         if seconds > 0:
             found[f"penstock.phase.{phase}_ms"] = round(seconds * 1e3, 3)

@@ -171,33 +171,4 @@ class Health(Struct):
     """The gateway's own state."""
 
     status: Literal["alive", "ready"]
-
-
-class ErrorDetail(Struct):
-    """What is wrong, and where."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Error(Struct):
-    """Every error."""
-
-    error: ErrorDetail
-
-
-class AnthropicErrorDetail(Struct):
-    """What is wrong."""
-
-    type: str
-    message: str
-
-
-class AnthropicError(Struct):
-    """Every error of `/v1/messages`."""
-
-    type: Literal["error"]
-    error: AnthropicErrorDetail
-    request_id: str
+    detail: str | None = None

@@ -8,8 +8,9 @@ from typing import Any
 
 from msgspec import inspect
 
-from gateway.errors import InvalidRequest
+from gateway.errors import MAX_QUOTED, InvalidRequest, visible
 
+_MAX_PROBLEM = 3 * MAX_QUOTED
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(.*)`")
 _KIND = re.compile(r"`([^`]*)`")
@@ -18,7 +19,9 @@ _WORDS = {"int": "integer", "str": "string", "float": "number", "bool": "boolean
 
 def explain(problem: str, kind: Any) -> InvalidRequest:
     """msgspec's words about a value that should have been a `kind`, as the refusal a client gets."""
-    found = _PLACE.match(problem)
+    if len(problem) > _MAX_PROBLEM:  # it quotes what it was given; the place stands at its end
+        problem = f"{problem[:MAX_QUOTED]}...{problem[-MAX_QUOTED:]}"
+    found = _PLACE.match(visible(problem))
     assert found is not None
     path = (found["path"] or "").removeprefix(".").replace("[...]", "")
     what = found["what"]

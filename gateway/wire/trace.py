@@ -21,7 +21,7 @@ class Trace:
     def __init__(self, parent: bytes | None, state: bytes | None, bound: int = 0) -> None:
         found = _PARENT.match(parent) if parent else None
         if found is None:
-            self.id = os.urandom(16).hex()
+            self.id = new_id()
             self.parent = self.state = ""
             self.flags = "01" if bound and int(self.id[16:], 16) < bound else "00"
             return
@@ -39,6 +39,30 @@ class Trace:
         if self.state:
             headers["tracestate"] = self.state
         return headers
+
+
+class _Randomness:
+    """The system's own random bytes, many at a time: a system call for each id would cost more than the rest of it."""
+
+    def __init__(self) -> None:
+        self._digits = ""
+        self._at = 0
+
+    def take(self) -> str:
+        """32 hex digits, never given twice."""
+        if self._at >= len(self._digits):
+            self._digits, self._at = os.urandom(4096).hex(), 0
+        start = self._at
+        self._at = start + 32
+        return self._digits[start : start + 32]
+
+
+_randomness = _Randomness()
+
+
+def new_id() -> str:
+    """32 hex digits of the system's own randomness: nobody can guess them."""
+    return _randomness.take()
 
 
 def new_span() -> str:

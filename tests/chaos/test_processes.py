@@ -222,12 +222,12 @@ def test_as_process_1_it_buries_orphans_and_hears_signals(tmp_path: Path, script
         assert len(family) >= 3, "process 1, parent, worker"
         assert raw.call(running.port, "POST", CHAT, raw.chat("hi")).status == 200
         # An orphan: its parent ends at once, and the kernel hands it to process 1 of its namespace.
-        orphan = ["nsenter", "--target", str(first.pid), "--pid", "--mount", "sh", "-c", "sleep 1 & exit 0"]
-        subprocess.run(orphan, check=True, timeout=10)
-        assert any("sleep" in command(child) for child in first.children()), "process 1 has it"
-        until("it has ended and is buried", lambda: not any(
-            "sleep" in command(child) or ended(child) for child in first.children(recursive=True)
-        ))  # fmt: skip
+        orphan = ["nsenter", "--target", str(first.pid), "--pid", "--mount", "sh", "-c", "sleep 600 & exit 0"]
+        subprocess.run(orphan, check=True, timeout=30)
+        adopted = until("process 1 has it", lambda: [child for child in first.children() if "sleep" in command(child)])
+        adopted[0].kill()
+        until("it is buried", lambda: not psutil.pid_exists(adopted[0].pid))
+        assert not any(ended(child) for child in first.children(recursive=True))
         first.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         gone(family)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway import app, config
-from gateway.life import Life
+from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv
 from gateway.processes import http
 
@@ -79,9 +79,9 @@ class Gateway:
         hosts = [{"url": "http://10.0.0.1:30000"}]
         overrides = {"models": {"deepseek-v3": {"backend": "dsv3"}}, "backends": {"dsv3": {"kind": "sglang_dsv3", "hosts": hosts}}}
         settings = config.load(environment={}, overrides=overrides).settings
-        self.life = Life(settings)
-        self._app = app.build(settings, BackendEnv(Path("/nonexistent")), self.life)
-        self.server = http.server(self._app, settings, self.life, lambda accepting: None, lifespan="off", proxy_headers=False)
+        self.lifecycle = Lifecycle()
+        self._app = app.build(settings, BackendEnv(Path("/nonexistent")), self.lifecycle)
+        self.server = http.server(self._app, settings, self.lifecycle, lambda accepting: None, lifespan="off", proxy_headers=False)
         self.server.shared.loop = loop
         self.client = Pipe()
         self._connection = self.server.connection()
@@ -93,8 +93,9 @@ class Gateway:
 
         async def until() -> None:
             self._connection.data_received(request)
-            while not self.client.written.endswith(ending) or self.life.open:
+            while not self.client.written.endswith(ending) or self.lifecycle.open:
                 await asyncio.sleep(0)
+            self._app.observer.flush()  # in a worker a few milliseconds later, with others
 
         self.loop.run_until_complete(asyncio.wait_for(until(), 10))
         return bytes(self.client.written)

@@ -40,7 +40,7 @@ def until(what: str, probe: Callable[[], T], timeout_s: float = 20.0, every_s: f
 def environment(**more: str) -> dict[str, str]:
     """A clean one: none of the developer's own PENSTOCK settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PENSTOCK", "OPENAI"))}
-    # Any free port for the operator's door, and nobody in front who would have to take notice of a stop.
+    # Any free port for the admin API, and nobody in front who would have to take notice of a stop.
     ours = {"PENSTOCK_HOME": str(ROOT), "PENSTOCK__LISTEN__ADMIN": "127.0.0.1:0", "PENSTOCK__TIMEOUTS__GRACE_S": "0"}
     return {**kept, **ours, "PYTHONUNBUFFERED": "1", **more}
 
@@ -48,9 +48,10 @@ def environment(**more: str) -> dict[str, str]:
 class Gateway:
     """`penstock serve` as a process, on a free port."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, home: Path = ROOT) -> None:
         self.process = process
         self.log = log
+        self._home = home
         line = until("the gateway listens", lambda: self._line("listening on ") or self._ended(), 30)
         self.base_url = line.split("listening on ", 1)[1].strip()
         self.root = self.base_url.removesuffix("/v1")
@@ -71,15 +72,25 @@ class Gateway:
         return int(self.root.rsplit(":", 1)[1])
 
     @property
-    def door(self) -> str:
-        """The operator's door."""
-        return until("the door is open", lambda: self._line("metrics and /admin on ")).rsplit(" ", 1)[1]
+    def admin_url(self) -> str:
+        """Where the admin API is."""
+        return until("the admin API listens", lambda: self._line("metrics and /admin on ")).rsplit(" ", 1)[1]
+
+    @property
+    def admin_port(self) -> int:
+        return int(self.admin_url.rsplit(":", 1)[1])
+
+    def admin_key(self) -> str:
+        """The one that a gateway without a configured one has made; "" where there is none."""
+        file = self._home / "state" / "admin.key"
+        return file.read_text().strip() if file.exists() else ""
 
     def admin(
         self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None, content: dict[str, Any] | None = None
     ) -> raw.Answer:
-        """Ask there."""
-        return raw.call(int(self.door.rsplit(":", 1)[1]), method, path, b"" if content is None else content, dict(headers or {}))
+        """Ask the admin API, with the key that the gateway has made where no other is given."""
+        sent = {"authorization": f"Bearer {self.admin_key()}", **({"content-type": "application/json"} if method != "GET" else {})}
+        return raw.call(self.admin_port, method, path, b"" if content is None else content, {**sent, **(headers or {})})
 
     def wait_all_hosts(self, timeout_s: float = 20.0) -> None:
         """Until every host is well, and what it serves is known."""
@@ -135,7 +146,7 @@ def gateway(
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment(**env), cwd=folder)
     family: list[psutil.Process] = []
     try:
-        running = Gateway(process, log)
+        running = Gateway(process, log, Path(env.get("PENSTOCK_HOME", ROOT)))
         yield running
         if process.poll() is None:
             family = running.family()

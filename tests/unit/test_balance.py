@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from gateway.plugin import Target, Verdict
 from gateway.serving.balance import policies
 from gateway.serving.balance.breaker import TABLE, Breaker, Event, Limits, State
-from gateway.serving.balance.hosts import BUSY_S, Health, Host, Hosts, NoHost
+from gateway.serving.balance.hosts import BUSY_S, Host, Hosts, NoHost
 from gateway.serving.balance.policies import First, Policy, PrefixAffinity, RoundRobin, TwoChoices
 from gateway.serving.balance.queue import Queue, Ticket
 from gateway.serving.balance.retries import WINDOW_S, Budget
+from gateway.serving.balance.settings import Health
 
 PLAIN = Health(slow_start_s=0)
 WEIGHTS = st.lists(st.integers(1, 9), min_size=2, max_size=6)

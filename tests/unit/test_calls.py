@@ -9,7 +9,7 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming, CompletionCreateParamsStreaming
 
 from gateway.errors import InvalidRequest
-from gateway.plugin import Call, Endpoint
+from gateway.plugin import BOUNDS, Call, Endpoint
 from gateway.serving import calls
 from gateway.wire.requests import ChatRequest
 
@@ -89,6 +89,14 @@ def parse(endpoint: Endpoint = Endpoint.CHAT, **fields: Any) -> Call:
 
 def chat(**fields: Any) -> Call:
     return parse(**{"model": "m", "messages": [USER], **fields})
+
+
+def test_an_endpoint_is_one_row() -> None:
+    assert set(calls.SPECS) == set(Endpoint)
+    assert set(calls.SHAPES) == set(calls.OPERATIONS) == {endpoint.value for endpoint in Endpoint}
+    for endpoint, spec in calls.SPECS.items():
+        assert set(spec.prompt) <= set(spec.request.__struct_fields__), "a prompt stands where the endpoint has a parameter"
+        assert spec.generates == (endpoint in BOUNDS), "what generates can be bounded"
 
 
 def test_the_table_holds_every_parameter_the_sdk_knows() -> None:
@@ -188,27 +196,6 @@ def test_every_endpoint_keeps_what_it_was_sent(endpoint: Endpoint, fields: dict[
 @pytest.mark.parametrize(("prompt", "n", "choices"), [("a", 1, 1), (["a", "b"], 1, 2), ([1, 2, 3], 1, 1), ([[1], [2]], 3, 6), ("a", 4, 4)])
 def test_choices_are_counted_over_prompts(prompt: Any, n: int, choices: int) -> None:
     assert parse(Endpoint.COMPLETIONS, model="m", prompt=prompt, n=n).choices == choices
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "fields", "given"),
-    [
-        (Endpoint.CHAT, {"messages": [USER]}, {"max_completion_tokens": 7}),
-        (Endpoint.CHAT, {"messages": [USER], "max_tokens": None}, {"max_completion_tokens": 7}),
-        (Endpoint.CHAT, {"messages": [USER], "max_tokens": 3}, {}),
-        (Endpoint.CHAT, {"messages": [USER], "max_completion_tokens": 3}, {}),
-        (Endpoint.COMPLETIONS, {"prompt": "x"}, {"max_tokens": 7}),
-        (Endpoint.RESPONSES, {"input": "x"}, {"max_output_tokens": 7}),
-        (Endpoint.TOKENIZE, {"prompt": "x"}, {}),
-    ],
-)
-def test_a_default_bound_is_set_where_the_client_names_none(endpoint: Endpoint, fields: dict[str, Any], given: dict[str, Any]) -> None:
-    call = parse(endpoint, model="m", **fields)
-    before = dict(call.fields)
-    calls.limit(call, None)
-    assert call.fields == before
-    calls.limit(call, 7)
-    assert {name: json.loads(bytes(value)) for name, value in call.fields.items() if name not in before} == given
 
 
 def test_a_foreign_content_type_is_refused() -> None:

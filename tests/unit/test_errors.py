@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import msgspec
 import pytest
 
 from gateway import errors
+from gateway.wire.error import AnthropicError, Error, ResponsesErrorEvent, Shape
 
 
 def test_the_body_has_openais_four_members() -> None:
@@ -43,3 +46,44 @@ def test_an_event_is_one_line_that_the_sdks_raise_on() -> None:
     assert event.startswith(b'data: {"error":{')
     assert event.endswith(b"\n\n")
     assert event.count(b"\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "whole", "event"),
+    [
+        (Shape.OPENAI, Error, Error),
+        (Shape.RESPONSES, Error, ResponsesErrorEvent),
+        (Shape.ANTHROPIC, AnthropicError, AnthropicError),
+    ],
+)
+def test_every_shape_is_the_documented_one(shape: Shape, whole: Any, event: Any) -> None:
+    refused = errors.UnknownModel("x", [])
+    assert msgspec.json.decode(errors.render(refused, "req_1", shape)[2], type=whole).error.message == refused.message
+    data = errors.event(refused, "req_1", shape, 7).split(b"data: ")[1]
+    assert msgspec.json.decode(data, type=event).error.message == refused.message
+
+
+LONG = "x\x1b[2J" * 100_000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.UnknownModel(LONG, ["a"]),
+        errors.UnknownUrl("GET", LONG),
+        errors.MethodNotAllowed(LONG, LONG, ["POST"]),
+        errors.InvalidRequest(LONG, param=LONG, detail=LONG),
+        errors.as_gateway_error(RuntimeError(LONG)),
+    ],
+)
+def test_what_others_wrote_is_bounded_in_every_error(error: errors.GatewayError) -> None:
+    _, _, body = errors.render(error, "req_1")
+    assert len(body) < 4 * errors.MAX_MESSAGE
+    assert len(error.detail or "") <= errors.MAX_MESSAGE
+    assert len(error.param or "") <= errors.MAX_QUOTED
+
+
+def test_a_long_name_is_shortened_in_words_and_made_visible() -> None:
+    message = errors.UnknownModel("m" * 300, []).message
+    assert message == f"The model '{'m' * 256}... (300 characters)' does not exist. Served here: none."
+    assert errors.shortened("a\x1b[2J\u2028\n\u00e9") == "a\\x1b[2J\\u2028\\n\u00e9"

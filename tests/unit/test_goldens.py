@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
 import pytest
 
 from backends.sglang_dsv3 import stream
-from gateway.plugin import AttemptFailed, Call, Endpoint, Usage
+from gateway.plugin import AttemptFailed, Call, Endpoint, Terms, Usage
 from gateway.serving import calls
 from tests.support.processes import GOLDEN
 
@@ -42,21 +41,14 @@ def call(endpoint: Endpoint, **fields: Any) -> Call:
     return calls.parse(endpoint, json.dumps({"model": "deepseek-v3-tiny", "stream": True, **fields}).encode())
 
 
-async def relay(call: Call, *pieces: bytes) -> tuple[bytes, stream.EventStream, AttemptFailed | None]:
+def relay(call: Call, *pieces: bytes) -> tuple[bytes, stream.EventStream, AttemptFailed | None]:
     """What a client would get of these writes of the engine."""
-    left = [piece for piece in pieces if piece]
-
-    async def read() -> bytes:
-        return left.pop(0) if left else b""
-
-    source, got = stream.reader_of(call)(call, read), b""
-    try:
-        await source.begin()
-        async for block in source.events():
-            got += block
-    except AttemptFailed as failure:
-        return got, source, failure
-    return got, source, None
+    source, got = stream.stream_of(call, Terms()), b""
+    for piece in [piece for piece in pieces if piece]:
+        got += source.feed(piece)
+        if source.complete or source.failure is not None:
+            return got, source, source.failure
+    return got + source.end(), source, source.failure
 
 
 def test_every_recorded_stream_is_tried() -> None:
@@ -74,14 +66,11 @@ def test_a_whole_answer_passes_whatever_the_split(name: str) -> None:
                  for line in sent.split(b"\n")]  # fmt: skip
         expected = b"\n".join(lines)
 
-    async def run() -> None:
-        for at in range(len(sent)):
-            got, source, failure = await relay(asked, sent[:at], sent[at:])
-            assert (got, failure, source.usage) == (expected, None, usage), at
-        singles = [sent[at : at + 1] for at in range(len(sent))]
-        assert (await relay(asked, *singles))[0] == expected
-
-    asyncio.run(run())
+    for at in range(len(sent)):
+        got, source, failure = relay(asked, sent[:at], sent[at:])
+        assert (got, failure, source.usage) == (expected, None, usage), at
+    singles = [sent[at : at + 1] for at in range(len(sent))]
+    assert (relay(asked, *singles))[0] == expected
 
 
 @pytest.mark.parametrize("name", ["chat-stream-plain", "chat-stream-full", "completions"])
@@ -91,12 +80,9 @@ def test_usage_that_nobody_asked_for_is_left_out_whatever_the_split(name: str) -
     sent = recorded(name)
     expected = b"\n\n".join(event for event in sent.split(b"\n\n") if b'"choices":[]' not in event)
 
-    async def run() -> None:
-        for at in range(len(sent)):
-            got, source, failure = await relay(asked, sent[:at], sent[at:])
-            assert (got, failure, source.usage) == (expected, None, usage), at
-
-    asyncio.run(run())
+    for at in range(len(sent)):
+        got, source, failure = relay(asked, sent[:at], sent[at:])
+        assert (got, failure, source.usage) == (expected, None, usage), at
 
 
 @pytest.mark.parametrize("name", FAILED)
@@ -106,14 +92,11 @@ def test_a_failure_is_one_whatever_the_split_and_never_ends_in_done(name: str) -
     sent = recorded(name)
     expected = b"".join(event + b"\n\n" for event in sent.split(b"\n\n")[:events])
 
-    async def run() -> None:
-        for at in range(len(sent)):
-            got, _, failure = await relay(asked, sent[:at], sent[at:])
-            assert got == expected, at
-            assert failure is not None
-            assert (failure.cause, failure.error.status) == (cause, status)
-
-    asyncio.run(run())
+    for at in range(len(sent)):
+        got, _, failure = relay(asked, sent[:at], sent[at:])
+        assert got == expected, at
+        assert failure is not None
+        assert (failure.cause, failure.error.status) == (cause, status)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -122,14 +105,11 @@ def test_an_answer_that_is_cut_anywhere_is_never_taken_for_whole(name: str) -> N
     asked, sent = call(endpoint, **fields), recorded(name)
     last = sent.rstrip().rfind(b"\n\n") + 2  # of chunks the closing line may be missing, and is then supplied
 
-    async def run() -> None:
-        for at in range(1, last - 2):
-            got, _, failure = await relay(asked, sent[:at])
-            if failure is None:
-                assert got.endswith(b"data: [DONE]\n\n")
-                assert sent[:at].count(b'"finish_reason":"') == asked.choices
-            else:
-                assert b"[DONE]" not in got
-                assert b"message_stop" not in got
-
-    asyncio.run(run())
+    for at in range(1, last - 2):
+        got, _, failure = relay(asked, sent[:at])
+        if failure is None:
+            assert got.endswith(b"data: [DONE]\n\n")
+            assert sent[:at].count(b'"finish_reason":"') == asked.choices
+        else:
+            assert b"[DONE]" not in got
+            assert b"message_stop" not in got

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.access.admission import duration, headers
 from gateway.access.limits import rules
 from gateway.access.limits.memory import SLOT_WAIT, Memory
 from gateway.access.limits.rules import SECOND, Ask, Limit, Unit
+from middleware.rate_limit import duration, headers
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""What keeps processes alive: back-off, the loop around a child's lives, an engine's progress, and a narrator nobody listens to."""
+"""What keeps processes alive: back-off, the loop around a child's lives, an engine's progress, and a console nobody reads."""
 
 from __future__ import annotations
 
@@ -20,23 +20,48 @@ def test_delays_double_up_to_half_a_minute_and_a_healthy_minute_resets_them() ->
     assert [backoff.next(lived_s) for lived_s in (60, 5)] == [1, 2]
 
 
-@pytest.mark.parametrize("trouble", [OSError("no more processes"), ValueError("a line without an end")])
+@pytest.mark.parametrize(
+    "trouble", [OSError("no more processes"), ValueError("a line without an end"), RuntimeError("what nobody foresaw")]
+)
 def test_a_child_that_cannot_even_begin_is_tried_again(monkeypatch: pytest.MonkeyPatch, trouble: Exception) -> None:
     monkeypatch.setattr(lifeline, "BACKOFF_FIRST_S", 0.0)
-    lives: list[Exception | int] = [trouble, -9, 3]
+    lives: list[Exception | int] = [trouble, -9, 3, 0]
     ends: list[str] = []
 
-    async def one_life() -> int:
-        if not lives:
-            raise KeyboardInterrupt
-        life = lives.pop(0)
-        if isinstance(life, Exception):
-            raise life
-        return life
+    async def keep() -> None:
+        stop = asyncio.Event()
 
-    with pytest.raises(KeyboardInterrupt):
-        asyncio.run(children.keep(one_life, lambda how, delay_s: ends.append(how), lambda: True))
-    assert ends == [f"{type(trouble).__name__}: {trouble}", "signal SIGKILL", "exit code 3"]
+        async def one_life() -> int:
+            life = lives.pop(0)
+            if not lives:
+                stop.set()
+            if isinstance(life, Exception):
+                raise life
+            return life
+
+        await children.keep(one_life, lambda how, delay_s: ends.append(how), stop)
+
+    asyncio.run(keep())
+    assert ends == [f"{type(trouble).__name__}: {trouble}", "signal SIGKILL", "exit code 3"], "whoever ends when it should is no loss"
+
+
+def test_whoever_stops_waits_for_no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifeline, "BACKOFF_FIRST_S", 3600.0)
+    monkeypatch.setattr(lifeline, "BACKOFF_MAX_S", 3600.0)
+
+    async def keep() -> None:
+        stop = asyncio.Event()
+
+        async def one_life() -> int:
+            return 1
+
+        def ended(how: str, delay_s: float) -> None:
+            asyncio.get_running_loop().call_soon(stop.set)
+
+        async with asyncio.timeout(60):
+            await children.keep(one_life, ended, stop)
+
+    asyncio.run(keep())
 
 
 def test_progress_is_told_once_a_step_and_never_after_the_engine_is_ready() -> None:
@@ -55,11 +80,11 @@ def test_a_start_takes_a_quarter_longer_than_usual_and_longer_still_when_it_is_o
     assert remaining_s(16.0, elapsed_s) == left_s
 
 
-def test_nobody_has_to_read_what_the_narrator_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_has_to_read_what_the_console_says(monkeypatch: pytest.MonkeyPatch) -> None:
     def closed(*words: object, **more: object) -> None:
         raise BrokenPipeError
 
     monkeypatch.setattr(click, "echo", closed)
-    narrator = cli.Narrator(config.load(environment={}).settings, "http://127.0.0.1:1/v1", "", [Service("dsv3/local-0", [])])
-    narrator.listening()
-    narrator.observe("dsv3/local-0", ServiceState("ready"))
+    console = cli.Console(config.load(environment={}).settings, "http://127.0.0.1:1/v1", "", [Service("dsv3/local-0", [])])
+    console.listening()
+    console.observe("dsv3/local-0", ServiceState("ready"))

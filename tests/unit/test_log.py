@@ -21,8 +21,3 @@ def test_of_one_kind_of_line_so_many_are_written_and_then_how_many_more() -> Non
     assert bounded.filter(late)
     assert late.getMessage() == "host a is down (and 47 more like it before)"
     assert bounded.filter(line(112))
-
-
-def test_a_requests_line_is_never_left_out() -> None:
-    bounded = Bounded(most=1)
-    assert all(bounded.filter(line(100, "%s", "penstock.request")) for _ in range(100))

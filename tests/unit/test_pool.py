@@ -12,8 +12,9 @@ from gateway.access.keys import Caller
 from gateway.config import Admission, KeyEntry, Retry, Settings
 from gateway.errors import Unavailable
 from gateway.plugin import Target, Verdict
-from gateway.serving.balance.hosts import Health, Host, NoHost
+from gateway.serving.balance.hosts import Host, NoHost
 from gateway.serving.balance.policies import First, RoundRobin
+from gateway.serving.balance.settings import Health
 from gateway.serving.pool import Pool
 
 PLAIN = Health(slow_start_s=0)
@@ -93,7 +94,7 @@ def test_the_drained_get_nothing_new_and_come_back() -> None:
 
 async def place(found: Pool, whose: str = "", wait_s: float = 5.0, priority: int = 0) -> Host:
     caller = Caller(KeyEntry(name=whose or "nobody", hash="", priority=priority), Settings())
-    host = await found.place(First(), b"", (), caller, wait_s)
+    host = await found.host(First(), b"", (), caller, wait_s)
     assert isinstance(host, Host)
     return host
 

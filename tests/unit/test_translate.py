@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
 import pytest
 
-from backends.sglang_dsv3 import stream, translate
+from backends.sglang_dsv3 import failures, stream, translate
 from gateway.errors import InvalidRequest
-from gateway.plugin import AttemptFailed, Call, Endpoint, Verdict
+from gateway.plugin import AttemptFailed, Call, Endpoint, Terms, Verdict
 from gateway.serving import calls
 from tests.support.processes import GOLDEN
 
@@ -21,7 +20,7 @@ def call(**fields: Any) -> Call:
 
 def test_the_engine_gets_the_clients_fields_and_our_rid() -> None:
     sent = call(top_k=3, regex="a+", chat_template_kwargs={"thinking": True}, never_heard_of={"a": [1, None]})
-    assert json.loads(translate.engine_body(sent)) == {
+    assert json.loads(translate.engine_body(sent, Terms())) == {
         "model": "m",
         "messages": [{"role": "user", "content": "hi"}],
         "top_k": 3,
@@ -34,14 +33,14 @@ def test_the_engine_gets_the_clients_fields_and_our_rid() -> None:
 
 def test_usage_is_always_asked_of_a_stream_and_other_options_stay() -> None:
     body = json.loads(
-        translate.engine_body(call(stream=True, stream_options={"include_usage": False, "continuous_usage_stats": True, "x": 1}))
+        translate.engine_body(call(stream=True, stream_options={"include_usage": False, "continuous_usage_stats": True, "x": 1}), Terms())
     )
     assert body["stream_options"] == {"include_usage": True, "x": 1}
-    assert "stream_options" not in json.loads(translate.engine_body(call(stream_options={"include_usage": True})))
+    assert "stream_options" not in json.loads(translate.engine_body(call(stream_options={"include_usage": True}), Terms()))
 
 
 def test_nulls_of_known_parameters_are_left_out_and_others_stay() -> None:
-    body = json.loads(translate.engine_body(call(n=None, logprobs=None, presence_penalty=None, stop=None, unknown=None)))
+    body = json.loads(translate.engine_body(call(n=None, logprobs=None, presence_penalty=None, stop=None, unknown=None), Terms()))
     assert set(body) == {"model", "messages", "unknown", "rid"}
 
 
@@ -74,7 +73,7 @@ def flat(message: str) -> bytes:
     ],
 )  # fmt: skip
 def test_an_engines_error_becomes_ours(status: int, body: bytes, becomes: int, code: str, verdict: Verdict) -> None:
-    failure = translate.failure(status, body)
+    failure = failures.failure(status, body)
     assert (failure.error.status, failure.error.code, failure.verdict) == (becomes, code, verdict)
     assert "/sgl" not in failure.error.message
     if code == "context_length_exceeded":
@@ -83,41 +82,28 @@ def test_an_engines_error_becomes_ours(status: int, body: bytes, becomes: int, c
 
 def test_the_engines_own_words_reach_the_client_and_nothing_around_them() -> None:
     for shape in (flat("bad seed"), b'{"error":{"message":"bad seed"}}', b'{"error":"bad seed"}', b'{"detail":"bad seed"}', b"bad seed"):
-        assert translate.failure(400, shape).error.message == "bad seed"
+        assert failures.failure(400, shape).error.message == "bad seed"
 
 
 def test_a_validation_dump_is_shortened_to_place_and_reason() -> None:
     dump = "2 validation errors for ChatCompletionRequest\nmessages.0.role\n  Input should be 'user' [type=literal_error]\n"
-    error = translate.failure(400, flat(dump)).error
+    error = failures.failure(400, flat(dump)).error
     assert error.param == "messages[0].role"
     assert error.message == "Invalid value for 'messages[0].role': Input should be 'user'."
 
 
 def test_paths_in_a_message_are_not_passed_on() -> None:
-    assert "/usr" not in translate.failure(400, flat("bad thing in /usr/lib/python3/x.py")).error.message
+    assert "/usr" not in failures.failure(400, flat("bad thing in /usr/lib/python3/x.py")).error.message
 
 
 def run(recorded: bytes, size: int, **fields: Any) -> tuple[bytes, stream.EventStream, AttemptFailed | None]:
     """What a client would get of `recorded`, arriving in pieces of `size` bytes."""
-    pieces = [recorded[at : at + size] for at in range(0, len(recorded), size)] + [b""]
-
-    async def read() -> bytes:
-        return pieces.pop(0) if pieces else b""
-
-    source = stream.Chunks(call(stream=True, **fields), read)
-
-    async def collect() -> tuple[bytes, AttemptFailed | None]:
-        got = b""
-        try:
-            await source.begin()
-            async for block in source.events():
-                got += block
-        except AttemptFailed as failure:
-            return got, failure
-        return got, None
-
-    got, failure = asyncio.run(collect())
-    return got, source, failure
+    source, got = stream.Chunks(call(stream=True, **fields), Terms()), b""
+    for at in range(0, len(recorded), size):
+        got += source.feed(recorded[at : at + size])
+        if source.complete or source.failure is not None:
+            return got, source, source.failure
+    return got + source.end(), source, source.failure
 
 
 def test_done_counts_only_when_every_choice_has_finished() -> None:

@@ -1,9 +1,15 @@
-"""The operator's door: what it shows, who may pass, and that it is nowhere else."""
+"""The admin API: what it shows, who may use it, and that it is nowhere else."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.support import raw
 from tests.support.otlp import collector
-from tests.support.processes import Gateway, Rehearsal, gateway, until
+from tests.support.processes import Gateway, Rehearsal, environment, gateway, until
 from tests.wire.test_command import penstock
 
 CHAT = "/v1/chat/completions"
@@ -40,10 +46,10 @@ def test_one_scrape_is_the_whole_gateway(guarded: Gateway) -> None:
     assert raw.call(guarded.port, "POST", CHAT, {**raw.chat("x"), "model": "nope"}).status == 404
     lines = guarded.admin("/metrics", headers=BAR).body.decode().splitlines()
     route, model = f'route="{CHAT}"', 'model="deepseek-v3"'
-    assert f'penstock_requests_total{{{route},{model},status="200",outcome=""}} 21' in lines
-    assert f'penstock_requests_total{{{route},{model},status="503",outcome="engine_overloaded"}} 1' in lines
-    assert 'penstock_requests_total{route="",model="",status="404",outcome="unknown_url"} 1' in lines, "a path nobody knows is no label"
-    assert f'penstock_requests_total{{{route},model="",status="404",outcome="model_not_found"}} 1' in lines
+    assert f'penstock_requests_total{{{route},{model},status="200",outcome="ok"}} 21' in lines
+    assert f'penstock_requests_total{{{route},{model},status="503",outcome="overloaded"}} 1' in lines
+    assert 'penstock_requests_total{route="",model="",status="404",outcome="refused"} 1' in lines, "a path nobody knows is no label"
+    assert f'penstock_requests_total{{{route},model="",status="404",outcome="refused"}} 1' in lines
     operation = 'gen_ai_operation_name="chat",gen_ai_request_model="deepseek-v3"'
     assert f'gen_ai_server_request_duration_seconds_bucket{{{operation},le="+Inf"}} 22' in lines
     assert f"gen_ai_server_time_to_first_token_seconds_count{{{operation}}} 1" in lines
@@ -75,7 +81,7 @@ def test_a_request_is_explained_on_one_screen(guarded: Gateway) -> None:
         assert words in shown
     unknown = guarded.admin("/admin/requests/chatcmpl-nobody", headers=FOO)
     assert (unknown.status, unknown.error()["code"]) == (404, "unknown_request")
-    done = penstock("explain", "my-own-id", "--admin", guarded.door, folder=guarded.log.parent, PENSTOCK_ADMIN_KEY="foo")
+    done = penstock("explain", "my-own-id", "--admin", guarded.admin_url, folder=guarded.log.parent, PENSTOCK_ADMIN_KEY="foo")
     assert done.returncode == 0, done.stderr
     assert public_id in done.stdout
 
@@ -171,16 +177,138 @@ def test_who_may_pass(guarded: Gateway, method: str, path: str, headers: dict[st
         answer.error()
 
 
-def test_without_a_key_a_web_page_is_kept_out_by_its_host(wired: Gateway) -> None:
-    assert wired.admin("/admin/workers").status == 200
-    for host in ("evil.example", "evil.example:9464", "127.0.0.1.evil.example", ""):
-        answer = wired.admin("/admin/workers", headers={"host": host})
-        assert (answer.status, answer.error()["code"]) == (403, "unknown_host")
-    assert wired.admin("/admin/workers", headers={"host": "localhost:9464"}).status == 200
-    assert wired.admin("/admin/workers", headers={"host": "[::1]:9464"}).status == 200
+def made_key(running: Gateway) -> dict[str, str]:
+    return {"authorization": f"Bearer {running.admin_key()}"}
 
 
-def test_the_public_listener_has_no_such_door(wired: Gateway) -> None:
+def ask(running: Gateway, method: str, path: str, headers: dict[str, str] | None = None) -> raw.Answer:
+    """With these headers and no key."""
+    return raw.call(running.admin_port, method, path, headers={"content-type": "", **(headers or {})})
+
+
+def test_there_is_always_a_key_and_it_is_asked_for(wired: Gateway) -> None:
+    tried: list[tuple[str, str, dict[str, str]]] = [
+        ("GET", "/admin/workers", {}),
+        ("GET", "/admin/config", {}),
+        ("POST", "/admin/reload", {}),
+        ("DELETE", "/admin/keys/x", {}),
+        ("GET", "/admin/workers", {"authorization": "Bearer sk-penstock-guess"}),
+        ("GET", "/admin/workers", {"authorization": f"Basic {wired.admin_key()}"}),
+    ]
+    for method, path, headers in tried:
+        answer = ask(wired, method, path, {"content-type": "application/json", **headers})
+        assert (answer.status, answer.error()["code"]) == (401, "invalid_api_key")
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert ask(wired, "GET", "/admin/workers", made_key(wired)).status == 200
+
+
+def test_the_key_is_made_once_kept_for_us_alone_and_said(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
+    """By several gateways at once with one home, too."""
+    home = tmp_path / "home"
+    with contextlib.ExitStack() as stack:
+        three = [
+            stack.enter_context(gateway(tmp_path / str(number), scripted_sglang.backend(), PENSTOCK_HOME=str(home))) for number in range(3)
+        ]
+        for running in three:
+            running.wait_ready()
+            assert ask(running, "GET", "/admin/workers", made_key(three[0])).status == 200
+            assert f"the admin key is in {home}/state/admin.key" in running.output()
+            assert running.admin_key() not in running.output()
+    file = home / "state" / "admin.key"
+    assert (stat.S_IMODE(file.stat().st_mode), stat.S_IMODE(file.parent.stat().st_mode)) == (0o600, 0o700)
+    assert [path.name for path in file.parent.glob("admin.*")] == ["admin.key"]
+    before = file.read_text()
+    with gateway(tmp_path / "again", scripted_sglang.backend(), PENSTOCK_HOME=str(home)) as again:
+        again.wait_ready()
+        assert again.admin_key() == before.strip() == three[0].admin_key()
+        file.unlink()
+        assert again.admin("/admin/workers", headers={"authorization": f"Bearer {before.strip()}"}).status == 200
+        assert again.admin("/admin/reload", "POST", {"authorization": f"Bearer {before.strip()}"}).status == 200
+        assert again.admin("/admin/workers", headers={"authorization": f"Bearer {before.strip()}"}).status == 401, "deleted and reloaded"
+        assert again.admin("/admin/workers").status == 200
+        assert file.read_text() != before
+
+
+def test_a_key_that_cannot_be_kept_stops_nobody_but_the_operator(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
+    home = tmp_path / "home"
+    (home / "state").mkdir(parents=True)
+    (home / "state" / "admin.key").write_text("short\n")
+    with gateway(tmp_path / "run", scripted_sglang.backend(), PENSTOCK_HOME=str(home)) as running:
+        running.wait_ready()
+        assert raw.call(running.port, "POST", CHAT, raw.chat("hi")).status == 200
+        refused = ask(running, "GET", "/admin/workers", {"authorization": "Bearer short"})
+        assert (refused.status, refused.error()["code"]) == (503, "no_admin_key")
+        assert f"{home}/state/admin.key holds no key: delete it" in running.output()
+        assert ask(running, "GET", "/metrics").status == 200
+        (home / "state" / "admin.key").unlink()
+        assert ask(running, "GET", "/admin/workers", {"authorization": "Bearer short"}).status == 401
+        assert running.admin("/admin/workers").status == 200, "mended without a restart"
+
+
+@pytest.mark.parametrize("whose", ["wired", "guarded"])
+def test_a_page_of_another_origin_is_refused_whatever_it_carries(whose: str, request: pytest.FixtureRequest) -> None:
+    running: Gateway = request.getfixturevalue(whose)
+    key = FOO if whose == "guarded" else made_key(running)
+    for page in (
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:3000", "sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "cross-site"},
+    ):
+        for method, path in (
+            ("GET", "/metrics"), ("GET", "/livez"), ("GET", "/admin/workers"), ("POST", "/admin/reload"), ("OPTIONS", "/admin/reload"),
+        ):  # fmt: skip
+            answer = ask(running, method, path, {"content-type": "application/json", **page, **key})
+            assert (answer.status, answer.error()["code"]) == (403, "cross_site")
+            assert not [name for name in answer.headers if name.startswith("access-control")]
+    ours = {"host": f"localhost:{running.admin_port}", "origin": f"http://localhost:{running.admin_port}", "sec-fetch-site": "same-origin"}
+    assert ask(running, "GET", "/admin/workers", {**ours, **key}).status == 200
+    assert ask(running, "GET", "/admin/workers", {"sec-fetch-site": "none", **key}).status == 200
+
+
+def test_what_changes_something_must_say_that_it_is_json(wired: Gateway) -> None:
+    key = made_key(wired)
+    for kind in ("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/jsonp",
+                 "text/plain; application/json"):  # fmt: skip
+        for method, path in (("POST", "/admin/reload"), ("POST", "/admin/keys"), ("DELETE", "/admin/keys/x"), ("PUT", "/admin/hosts")):
+            answer = ask(wired, method, path, {"content-type": kind, **key})
+            assert (answer.status, answer.error()["code"]) == (415, "unsupported_media_type")
+    for kind in ("application/json", "Application/JSON; charset=utf-8"):
+        assert ask(wired, "POST", "/admin/hosts/nope:1/drain", {"content-type": kind, **key}).status == 404
+
+
+def test_what_is_read_without_a_key_is_read_under_our_own_name(wired: Gateway) -> None:
+    """`/metrics` on loopback: a name that was made to point here (DNS rebinding) is not ours."""
+    strangers = ("evil.example", "evil.example:9464", "127.0.0.1.evil.example", "", "[127.0.0.1]:9464", "localhost.", "0x7f000001", "::1")
+    for host in strangers:
+        answer = ask(wired, "GET", "/metrics", {"host": host})
+        assert (answer.status, answer.error()["code"]) == (403, "unknown_host"), host
+    for host in ("localhost:9464", "localhost:1", "LOCALHOST", "127.0.0.1", "127.0.0.9:80", "[::1]:9464"):
+        assert ask(wired, "GET", "/metrics", {"host": host}).status == 200, host
+    assert ask(wired, "GET", "/admin/workers", {"host": "gateway.example", **made_key(wired)}).status == 200, "who has the key is no page"
+    assert ask(wired, "POST", "/metrics", {"content-type": "application/json"}).status == 401
+
+
+def test_beyond_loopback_everything_wants_a_key(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
+    with gateway(tmp_path, scripted_sglang.backend(), PENSTOCK__LISTEN__ADMIN="0.0.0.0:0") as running:
+        running.wait_ready()
+        assert ask(running, "GET", "/metrics").status == 401
+        assert ask(running, "GET", "/admin/workers").status == 401
+        assert ask(running, "GET", "/livez").status == 200
+        assert ask(running, "GET", "/metrics", made_key(running)).status == 200
+
+
+def test_a_key_for_metrics_alone_closes_them_to_others(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
+    admin = {"metrics_key_hash": HASHES["metrics_key_hash"]}
+    with gateway(tmp_path, {**scripted_sglang.backend(), "admin": admin}) as running:
+        running.wait_ready()
+        assert ask(running, "GET", "/metrics").status == 401
+        assert ask(running, "GET", "/metrics", BAR).status == 200
+        assert ask(running, "GET", "/metrics", made_key(running)).status == 200
+        assert ask(running, "GET", "/admin/workers", BAR).status == 401
+
+
+def test_the_public_listener_has_no_admin_api(wired: Gateway) -> None:
     for path in ("/metrics", "/admin/workers", "/admin/config"):
         assert raw.call(wired.port, "GET", path).status == 404
     assert raw.call(wired.port, "POST", "/admin/reload").status == 404
@@ -195,7 +323,7 @@ def test_the_configuration_is_shown_with_origins_and_without_secrets(guarded: Ga
     assert HASHES["key_hash"][7:] not in answer.body.decode()
 
 
-def test_every_use_of_the_door_is_logged(wired: Gateway) -> None:
+def test_every_use_is_logged(wired: Gateway) -> None:
     wired.admin("/admin/workers", headers={"user-agent": "op"})
     until("it is", lambda: any(
         json.loads(line).get("audit") and "GET /admin/workers from 127.0.0.1: 200" in line
@@ -203,19 +331,132 @@ def test_every_use_of_the_door_is_logged(wired: Gateway) -> None:
     ))  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("listen", "words"),
-    [
-        ({"admin": "0.0.0.0:0"}, "listen.admin: without admin.key_hash the operator's door opens on loopback only"),
-        ({"admin": "here"}, "listen.admin: 'here' is no address; accepted: HOST:PORT, or off"),
-    ],
-)
-def test_a_door_that_would_stand_open_is_refused(tmp_path: Path, listen: dict[str, str], words: str) -> None:
-    from tests.wire.test_command import penstock
+def test_a_flood_of_what_is_refused_hides_nothing_that_was_done(wired: Gateway) -> None:
+    for _ in range(30):
+        assert wired.admin("/admin/hosts/nope:1/undrain", "POST").status == 404
+    for _ in range(30):
+        assert wired.admin("/admin/config").status == 200
+    done = "GET /admin/config from 127.0.0.1: 200"
+    until("every one is logged", lambda: wired.output().count(done) >= 30)
 
-    done = penstock("check", folder=tmp_path, PENSTOCK__LISTEN__ADMIN=listen["admin"])
+
+def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
+    done = penstock("check", folder=tmp_path, PENSTOCK__LISTEN__ADMIN="here")
     assert done.returncode == 2
-    assert words in done.stderr
+    assert "listen.admin: 'here' is no address; accepted: HOST:PORT, or off" in done.stderr
+
+
+def test_a_command_finds_the_key_by_itself(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
+    home = tmp_path / "home"
+    with gateway(tmp_path / "run", scripted_sglang.backend(), PENSTOCK_HOME=str(home)) as running:
+        running.wait_ready()
+        raw.call(running.port, "POST", CHAT, raw.chat("hi"), {"x-request-id": "mine"})
+
+        def explain(*more: str, **env: str) -> Any:
+            return penstock("explain", "mine", *more, folder=tmp_path, **{"PENSTOCK_HOME": str(home), **env})
+
+        where = ("--admin", running.admin_url)
+        configured = {"PENSTOCK__LISTEN__ADMIN": running.admin_url.removeprefix("http://")}
+        assert "attempt 1" in explain(*where).stdout
+        assert "attempt 1" in explain(**configured).stdout, "at the configuration's address"
+        assert "attempt 1" in explain(*where, http_proxy="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9").stdout, "through no proxy"
+        wrong = explain(*where, PENSTOCK_ADMIN_KEY="sk-penstock-wrong")
+        assert (wrong.returncode, wrong.stdout) == (1, "")
+        assert f"the admin key in PENSTOCK_ADMIN_KEY is not that of the gateway at {running.admin_url}" in wrong.stderr
+        nowhere = explain(*where, PENSTOCK_HOME=str(tmp_path / "elsewhere"))
+        assert (
+            f"wants its admin key: it is not in {tmp_path}/elsewhere/state/admin.key (PENSTOCK_HOME says where to look)" in nowhere.stderr
+        )
+
+
+@contextlib.contextmanager
+def answering(answer: Callable[[BaseHTTPRequestHandler], tuple[int, dict[str, str], bytes]]) -> Iterator[int]:
+    """Something else where a gateway's admin API is thought to be; its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, headers, content = answer(self)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_key_of_this_machine_goes_to_no_other(tmp_path: Path) -> None:
+    """Nor where a redirect points."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "admin.key").write_text("sk-penstock-of-this-machine\n")
+    (tmp_path / "hosts").write_text("127.0.0.1 gateway.example\n")
+    seen: list[tuple[str, str | None]] = []
+
+    def redirect(asked: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        seen.append((asked.path, asked.headers.get("authorization")))
+        return 302, {"location": "/elsewhere"}, b""
+
+    with answering(redirect) as port:
+        for host in ("127.0.0.1", "gateway.example"):
+            command = f"mount --bind {tmp_path}/hosts /etc/hosts && {sys.executable} -m gateway keys list --admin http://{host}:{port}"
+            alone = ["unshare", "--mount", "sh", "-c", command]
+            env = environment(PENSTOCK_HOME=str(tmp_path))
+            done = subprocess.run(alone, env=env, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+            assert (done.returncode, "302" in done.stderr) == (1, True), done.stderr
+    assert seen == [("/admin/keys", "Bearer sk-penstock-of-this-machine"), ("/admin/keys", None)]
+
+
+# What a terminal would obey: a title, a cleared screen, a colour in one character, a turned direction, a line that looks like another.
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\nforged"
+
+
+def is_safe(done: subprocess.CompletedProcess[str]) -> bool:
+    return all(line.isprintable() and not line.startswith("forged") for line in (done.stdout + done.stderr).split("\n"))
+
+
+def test_a_clients_words_do_not_drive_the_operators_terminal(wired: Gateway, tmp_path: Path) -> None:
+    asked = raw.call(wired.port, "POST", CHAT, {**raw.chat("x"), "model": f"gpt{ESCAPES}"}, {"x-request-id": "escapes"})
+    assert asked.status == 404
+    for more in ((), ("--json",)):
+        done = penstock("explain", "escapes", *more, "--admin", wired.admin_url, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "owned" in done.stdout, "it is shown"
+        assert is_safe(done), repr(done.stdout)
+    assert json.loads(done.stdout)["model"] == f"gpt{ESCAPES}", "as JSON it means the same"
+    by_hand = wired.admin("/admin/requests/escapes?format=text").body.decode()
+    assert all(line.isprintable() and not line.startswith("forged") for line in by_hand.split("\n"))
+    done = penstock("explain", f"nobody{ESCAPES}", "--admin", wired.admin_url, folder=tmp_path)
+    assert (done.returncode, is_safe(done), "owned" in done.stderr) == (1, True, True), repr(done.stderr)
+
+
+@pytest.mark.parametrize("command", [("keys", "list"), ("keys", "list", "--json"), ("usage",), ("usage", "--csv"), ("explain", "x")])
+def test_nor_do_a_gateways(tmp_path: Path, command: tuple[str, ...]) -> None:
+    counts = dict.fromkeys(
+        ("requests", "prompt_tokens", "cached_tokens", "delivered_tokens", "wasted_client_tokens", "wasted_host_tokens", "cost"), 0
+    )
+    rows = {
+        "/admin/keys": {"keys": [{"name": ESCAPES, "origin": ESCAPES, "metadata": {ESCAPES: ESCAPES}}]},
+        "/admin/usage": {"usage": [{"day": ESCAPES, "key": ESCAPES, "model": ESCAPES, **counts}]},
+    }
+
+    def hostile(asked: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        path, _, query = asked.path.partition("?")
+        text = "csv" in query or path not in rows
+        return 200, {}, ESCAPES.replace("\n", " ").encode() if text else json.dumps(rows[path], ensure_ascii=False).encode()
+
+    with answering(hostile) as port:
+        done = penstock(*command, "--admin", f"http://127.0.0.1:{port}", folder=tmp_path)
+    assert (done.returncode, "owned" in done.stdout, is_safe(done)) == (0, True, True), repr(done.stdout + done.stderr)
 
 
 def test_it_can_be_off(tmp_path: Path, scripted_sglang: Rehearsal) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.conformance import BackendConformance, chat
+from gateway.conformance import BackendConformance, begun, chat
 from gateway.plugin import AttemptFailed, Backend
 from tests.support.processes import Rehearsal
 
@@ -33,7 +33,7 @@ class TestSGLang(BackendConformance):
             assert not await backend.probe(target)
             assert "does not answer" in (await backend.check())[0]
             with pytest.raises(AttemptFailed) as failed:
-                await backend.send(target, chat("hi"))
+                await begun(backend, target, chat("hi"))
             assert (failed.value.cause, failed.value.error.status) == ("connect", 503)
 
         self.drive({"hosts": [{"url": "http://127.0.0.1:9"}]}, work)

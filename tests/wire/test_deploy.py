@@ -68,7 +68,7 @@ def watched(scripted_sglang: Rehearsal, tmp_path_factory: pytest.TempPathFactory
         made["rule_files"] = [str(DEPLOY / "prometheus" / "rules.yml")]
         job = made["scrape_configs"][0]
         job["authorization"]["credentials_file"] = str(folder / "metrics.key")
-        job["static_configs"] = [{"targets": [running.door.removeprefix("http://")]}]
+        job["static_configs"] = [{"targets": [running.admin_url.removeprefix("http://")]}]
         (folder / "metrics.key").write_text("metrics")
         (folder / "prometheus.yml").write_text(yaml.safe_dump(made))
         port = redis.free_port()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from backends.sglang_dsv3 import translate
 from gateway.errors import InvalidRequest
-from gateway.plugin import Endpoint
+from gateway.plugin import Endpoint, Terms
 from gateway.serving import calls
 from gateway.wire import body
 from gateway.wire.requests import ChatRequest
@@ -75,7 +75,7 @@ def test_thousands_of_requests_reach_the_engine_as_they_were(
     sent = {"model": "m", "messages": USER, **parameters, **unknown, **stream}
     text = json.dumps(sent, separators=None if spaced else (",", ":"), ensure_ascii=spaced)
     call = calls.parse(Endpoint.CHAT, text.encode())
-    assert exact(translate.engine_body(call)) == edited(exact(text), call.id)
+    assert exact(translate.engine_body(call, Terms())) == edited(exact(text), call.id)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

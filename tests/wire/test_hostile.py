@@ -239,7 +239,7 @@ def test_a_reader_that_stops_is_cut_off_and_its_generation_stopped(strict: Gatew
         rid = json.loads(scripted_sglang.seen()["last_body"])["rid"]
         until("its generation is aborted", lambda: rid in scripted_sglang.seen()["aborted"], 30)
     until("it counts as one that left", lambda: any(
-        line.get("id") == rid and line["outcome"] == "ClientGone" for line in strict.requests()
+        line.get("id") == rid and line["outcome"] == "client_gone" for line in strict.requests()
     ))  # fmt: skip
 
 

@@ -303,7 +303,7 @@ def test_a_client_that_leaves_stops_the_engine(
     until("its generation is aborted", lambda: set(ids) <= set(scripted_sglang.seen()["aborted"]), 1.5)
     until("its connection is closed", lambda: scripted_sglang.seen()["open"] <= before["open"])
     until("it is logged as the client's doing", lambda: any(
-        line.get("id") == rid and line["outcome"] == "ClientGone" for line in wired.requests()
+        line.get("id") == rid and line["outcome"] == "client_gone" for line in wired.requests()
     ))  # fmt: skip
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,23 +133,23 @@ def test_what_cannot_be_made_is_refused_with_its_reason(pair: tuple[Gateway, Gat
 
 
 def test_the_command_does_the_same(pair: tuple[Gateway, Gateway]) -> None:
-    door = ["--admin", pair[0].door]
-    made = penstock("keys", "create", "erin", "--rpm", "600", "--set", 'metadata={"team":"red"}', *door)
+    where = ["--admin", pair[0].admin_url]
+    made = penstock("keys", "create", "erin", "--rpm", "600", "--set", 'metadata={"team":"red"}', *where)
     assert made.returncode == 0, made.stderr
     secret = made.stdout.strip()
     assert "shown once" in made.stderr
     until("it works", lambda: ask(pair[1], secret).status == 200, 5)
-    listed = penstock("keys", "list", *door)
+    listed = penstock("keys", "list", *where)
     row = next(line for line in listed.stdout.splitlines() if line.startswith("erin "))
     assert "rpm=600" in row
     assert '"team":"red"' in row
     assert secret not in listed.stdout
-    rotated = penstock("keys", "rotate", "erin", "--overlap", "0", *door).stdout.strip()
+    rotated = penstock("keys", "rotate", "erin", "--overlap", "0", *where).stdout.strip()
     assert rotated.startswith("sk-penstock-")
-    usage = penstock("usage", "--by", "key", *door).stdout
+    usage = penstock("usage", "--by", "key", *where).stdout
     assert any(line.split()[:1] == ["erin"] for line in usage.splitlines())
-    assert penstock("keys", "revoke", "erin", *door).returncode == 0
-    refused = penstock("keys", "revoke", "erin", *door)
+    assert penstock("keys", "revoke", "erin", *where).returncode == 0
+    refused = penstock("keys", "revoke", "erin", *where)
     assert (refused.returncode, refused.stderr) == (1, "penstock: There is no key 'erin'.\n")
     nobody = penstock("keys", "list", "--admin", "http://127.0.0.1:1")
     assert (nobody.returncode, nobody.stdout) == (1, "")
@@ -183,3 +187,116 @@ def test_stored_keys_go_on_working_when_redis_is_gone(scripted_sglang: Rehearsal
             refused = admin(running, "GET", "/admin/keys")
             assert (refused.status, refused.error()["code"]) == (503, "store_unavailable")
             assert ask(running, secret).status == 200
+
+
+@contextlib.contextmanager
+def alone(engine: Rehearsal, store: Server, folder: Path) -> Iterator[Gateway]:
+    """A gateway with a Redis of its own, which a test may do anything to."""
+    config = {**engine.backend(), "redis": {"url": store.url}, "admin": {"key_hash": hashed("the-operator")}}
+    with gateway(folder, config) as running:
+        running.wait_ready()
+        yield running
+
+
+def metric(of: Gateway, name: str) -> float:
+    lines = admin(of, "GET", "/metrics").body.decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+
+def write(store: Server, name: str, content: bytes) -> None:
+    """As somebody else would: another version, a script, a hand."""
+    store.client().hset("penstock:{default}:keys", name, content)
+    store.client().incr("penstock:{default}:keys:version")
+
+
+def test_a_stored_key_that_cannot_be_read_stops_nobody_else(scripted_sglang: Rehearsal, tmp_path: Path) -> None:
+    with redis.server(tmp_path / "redis") as store:
+        with alone(scripted_sglang, store, tmp_path / "1") as running:
+            refused = admin(running, "POST", "/admin/keys", {"name": "x", "expires": "0001-01-01"})
+            assert refused.status == 400
+            assert "expires: '0001-01-01' is no date and time like 2027-01-31T18:00:00Z" in refused.error()["message"]
+            before = create(running, "before")
+            until("it works", lambda: ask(running, before).status == 200, 5)
+            for name, content in (
+                ("odd", b'{"name": "odd", "hash": "%s", "expires": "0001-01-01"}' % hashed("odd").encode()),
+                ("later", b'{"name": "later", "hash": "%s", "field_of_a_later_version": 1}' % hashed("later").encode()),
+                ("nothing", b"\xff\x00"),
+            ):
+                write(store, name, content)
+            after = create(running, "after")
+            until("a key made later works", lambda: ask(running, after).status == 200, 5)
+            assert admin(running, "DELETE", "/admin/keys/before").status == 200
+            until("a key revoked later does not", lambda: ask(running, before).status == 401, 5)
+            assert ask(running, "odd").status == 401
+            listed = {row["name"]: row for row in admin(running, "GET", "/admin/keys").json()["keys"]}
+            assert set(listed) == {"after", "odd", "later", "nothing"}
+            assert listed["odd"]["problem"].startswith("expires: '0001-01-01'")
+            assert "field_of_a_later_version" in listed["later"]["problem"]
+            until("it is counted", lambda: metric(running, 'penstock_stored_keys{state="unreadable"}') == 3, 5)
+            assert metric(running, 'penstock_stored_keys{state="usable"}') == 1
+            assert running.output().count("the stored key 'odd' cannot be used: expires: '0001-01-01'") == 1, "one line, of one process"
+            refused = admin(running, "POST", "/admin/keys/odd/rotate", {})
+            assert (refused.status, refused.error()["code"]) == (409, "unusable_key")
+        with alone(scripted_sglang, store, tmp_path / "2") as again:
+            assert ask(again, after).status == 200, "a gateway that starts with it serves"
+            for name in ("odd", "later", "nothing"):
+                assert admin(again, "DELETE", f"/admin/keys/{name}").json() == {"revoked": name}
+            assert [row["name"] for row in admin(again, "GET", "/admin/keys").json()["keys"]] == ["after"]
+
+
+def hang(store: Server) -> Callable[[], None]:
+    assert store.process is not None
+    store.process.send_signal(signal.SIGSTOP)
+    return partial(store.process.send_signal, signal.SIGCONT)
+
+
+def go_away(store: Server) -> Callable[[], None]:
+    store.kill()
+    return store.start
+
+
+def speak_rubbish(store: Server) -> Callable[[], None]:
+    client, version = store.client(), "penstock:{default}:keys:version"
+    client.rename(version, "kept")
+    client.set(version, "rubbish")
+    return lambda: client.rename("kept", version)
+
+
+def be_another_type(store: Server) -> Callable[[], None]:
+    client, version = store.client(), "penstock:{default}:keys:version"
+    client.rename(version, "kept")
+    client.lpush(version, "rubbish")
+    return lambda: client.rename("kept", version)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [hang, go_away, speak_rubbish, be_another_type])
+def test_what_revocation_promises_holds_after_a_sync_that_could_not(
+    scripted_sglang: Rehearsal, tmp_path: Path, fault: Callable[[Server], Callable[[], None]]
+) -> None:
+    """A list that is old is said to be, everywhere an operator looks; and as soon as it can be read, it is."""
+    with redis.server(tmp_path / "redis", durable=True) as store, alone(scripted_sglang, store, tmp_path) as running:
+        secret = create(running, "alice")
+        until("it works", lambda: ask(running, secret).status == 200, 5)
+        ready = raw.call(running.port, "GET", "/readyz").json()
+        assert ready == {"status": "ready"}
+        assert metric(running, "penstock_key_list_age_seconds") < 10
+        mend = fault(store)
+        store_is_there = fault in (speak_rubbish, be_another_type)
+        if store_is_there:  # the key is revoked, and nobody can hear of it
+            store.client().hdel("penstock:{default}:keys", "alice")
+        until("it is said", lambda: "detail" in raw.call(running.port, "GET", "/readyz").json(), 20, every_s=0.2)
+        ready = raw.call(running.port, "GET", "/readyz")
+        assert ready.status == 200, "whoever is known is served"
+        assert re.fullmatch(r"the list of stored keys is 1\d s old: a key revoked since then still works", ready.json()["detail"])
+        assert metric(running, "penstock_key_list_age_seconds") > 10
+        until("and in the log, once", lambda: running.output().count("the stored keys were last read 1") == 1, 5)
+        assert ask(running, secret).status == 200
+        mend()
+        if not store_is_there:
+            until("it can be revoked", lambda: admin(running, "DELETE", "/admin/keys/alice").status == 200, 10)
+        else:
+            store.client().incr("penstock:{default}:keys:version")
+        until("it is", lambda: ask(running, secret).status == 401, 10)
+        assert raw.call(running.port, "GET", "/readyz").json() == {"status": "ready"}
+        until("and said", lambda: running.output().count("the stored keys are read again") == 1, 5)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway import config
-from gateway.access.keys import Keys
+from gateway.access.keys import Keys, StoredKey, hashed
 from gateway.access.limits import rules
 from gateway.access.limits.memory import Memory
-from gateway.access.limits.rules import SECOND, Ask, Decision, Lease, Limit, Row, Unit
+from gateway.access.limits.rules import SECOND, Ask, Decision, Lease, Limit, Row, StoreFailed, Unit
 from gateway.store.shared import Shared
 from gateway.telemetry.metrics import Metrics
 from tests.support import redis
@@ -42,12 +43,18 @@ def configured(server: Server, **more: Any) -> config.Settings:
     return config.load(environment={}, overrides={"redis": {"url": server.url, "store_timeout_ms": 5000, **more}}).settings
 
 
-def with_store(server: Server, work: Callable[[Shared], Coroutine[Any, Any, None]], **more: Any) -> None:
+def with_store(
+    server: Server,
+    work: Callable[[Shared], Coroutine[Any, Any, None]],
+    keys: Callable[[config.Settings], Keys] = Keys,
+    metrics: Metrics | None = None,
+    **more: Any,
+) -> None:
     """Run `work` with an open store; a clock that it sets is the scripts' clock."""
 
     async def run() -> None:
         chosen = configured(server, **more)
-        store = Shared(chosen, Keys(chosen), Metrics())
+        store = Shared(chosen, keys(chosen), metrics or Metrics())
         await store.open()
         try:
             await work(store)
@@ -55,6 +62,19 @@ def with_store(server: Server, work: Callable[[Shared], Coroutine[Any, Any, None
             await store.aclose()
 
     asyncio.run(run())
+
+
+async def beat(store: Shared) -> None:
+    """A heartbeat, and what comes of it."""
+    await store.pipeline.heartbeat()
+    await store.pipeline.work()
+
+
+async def until(what: str, probe: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """As `tests.support.processes.until`, for what happens in this loop."""
+    async with asyncio.timeout(timeout_s):
+        while not probe():
+            await asyncio.sleep(0.01)
 
 
 class Step(NamedTuple):
@@ -84,7 +104,7 @@ def test_both_stores_decide_alike(server: Server, arrivals: list[Step]) -> None:
                 costs = [1.0, truth, 1.0, truth]
                 memory.correct(lease.asks, costs)
                 store.settle(lease, costs, Row("2023-11-14", "k", "m", {"ok": 1}))
-                await store._flush()
+                await store.pipeline.work()
                 open_.remove(item)
             asks = [
                 Ask("rpm", RPM, 1.0),
@@ -126,7 +146,7 @@ def test_what_ended_leaves_nothing_behind_but_the_ledger(server: Server) -> None
             store.settle(one, [1.0], Row("2026-11-25", "k", "m", {"ok": 1, "prompt": 7}))
         assert (await store.admit(lease(10))).refused is None, "what is given back goes before what is asked"
         store.settle(lease(10), [1.0], Row("2026-11-25", "k", "m", {"client_gone": 1}))
-        await store._flush()
+        await store.pipeline.work()
         found = server.client().hgetall("penstock:{default}:usage:2026-11-25")
         assert found == {b"k\x1fm\x1fok": b"5", b"k\x1fm\x1fprompt": b"35", b"k\x1fm\x1fclient_gone": b"1"}
 
@@ -158,19 +178,19 @@ def test_a_batch_that_was_done_is_not_done_again(server: Server) -> None:
         await store.admit(one)
         store.settle(one, [1.0], Row("2026-11-25", "k", "m", {"ok": 1}))
         sent: list[Any] = []
-        run = store._client.run
+        run = store.client.run
 
         async def lossy(commands: Any) -> Any:
             sent.append(commands)
             await run(commands)
-            raise ConnectionError("the answer was lost")
+            raise StoreFailed("the answer was lost")
 
-        store._client.run = lossy  # type: ignore[method-assign]
-        await store._flush()
-        assert not store._up
-        store._client.run = run  # type: ignore[method-assign]
-        await store._live()
-        await store._flush()
+        store.client.run = lossy  # type: ignore[method-assign]
+        await store.pipeline.work()
+        assert not store.pipeline.up
+        store.client.run = run  # type: ignore[method-assign]
+        await beat(store)
+        await store.pipeline.work()
         assert server.client().hgetall("penstock:{default}:usage:2026-11-25") == {b"k\x1fm\x1fok": b"1"}
 
     with_store(server, work)
@@ -181,14 +201,14 @@ def test_many_decisions_of_a_moment_share_a_round_trip(server: Server) -> None:
 
     async def work(store: Shared) -> None:
         trips = 0
-        run = store._client.run
+        run = store.client.run
 
         async def counting(commands: Any) -> Any:
             nonlocal trips
             trips += 1
             return await run(commands)
 
-        store._client.run = counting  # type: ignore[method-assign]
+        store.client.run = counting  # type: ignore[method-assign]
         decisions = await asyncio.gather(*(store.admit(lease(number, RPM)) for number in range(200)))
         assert sum(decision.refused is None for decision in decisions) == 30, "each is decided for itself"
         assert trips <= 3
@@ -206,10 +226,7 @@ def test_a_client_that_leaves_while_it_is_decided_takes_nothing(server: Server) 
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        for _ in range(200):
-            await asyncio.sleep(0.01)
-            if not store._busy and not store._owed and not store._waiting:
-                break
+        await until("nothing is to be said", lambda: not any(part.pending() for part in store.pipeline.parts))
         assert server.client().zcard("penstock:{default}:limit:slots") == 0
 
     with_store(server, work)
@@ -220,21 +237,18 @@ def test_a_client_that_leaves_in_the_moment_of_its_grant_takes_nothing(server: S
     server.client().flushall()
 
     async def work(store: Shared) -> None:
-        decided = store._decided
+        decided = store.limits._decided
 
         def and_then_it_leaves(*given: Any) -> None:
             decided(*given)
             asking.cancel()
 
-        store._decided = and_then_it_leaves  # type: ignore[method-assign,assignment]
+        store.limits._decided = and_then_it_leaves  # type: ignore[method-assign,assignment]
         asking = asyncio.create_task(store.admit(lease(1)))
         with pytest.raises(asyncio.CancelledError):
             await asking
-        await asyncio.sleep(0)
-        if store._flushing is not None:
-            await store._flushing
-        await store._flush()
-        assert (store._open, store._held) == ({}, {})
+        await store.pipeline.work()
+        assert (store.leases.open, store.leases.slots) == ({}, {})
         assert server.client().zcard("penstock:{default}:limit:slots") == 0
 
     with_store(server, work)
@@ -256,11 +270,64 @@ def test_a_gateway_that_died_is_buried_by_another_with_what_it_had_open(server: 
         client = server.client()
         client.zadd("penstock:{default}:gateways", {"dead": 1})
         client.hset("penstock:{default}:open:dead", mapping={"k\x1fm": 3, "other\x1fm": 1})
-        await store._live()
-        day = store._days.at(time.time())["day"][0]
+        await beat(store)
+        day = store.membership._days.at(time.time())["day"][0]
         assert client.hgetall(f"penstock:{{default}}:usage:{day}") == {b"k\x1fm\x1flost": b"3", b"other\x1fm\x1flost": b"1"}
-        assert client.zrange("penstock:{default}:gateways", 0, -1) == [store._me.encode()]
-        await store._live()
+        assert client.zrange("penstock:{default}:gateways", 0, -1) == [store.membership.me.encode()]
+        await beat(store)
         assert client.hget(f"penstock:{{default}}:usage:{day}", "k\x1fm\x1flost") == b"3", "once"
 
     with_store(server, work)
+
+
+def failures(of: Metrics, task: str) -> float:
+    return of.snapshot()["penstock_task_failures_total"].get(task, [0.0])[0]
+
+
+def test_a_pipeline_with_a_fault_of_ours_keeps_no_request_waiting_and_is_begun_again(server: Server) -> None:
+    server.client().flushall()
+    metrics = Metrics()
+
+    async def work(store: Shared) -> None:
+        decided = store.limits._decided
+
+        def fails(*given: Any) -> None:
+            store.limits._decided = decided  # type: ignore[method-assign]
+            raise RuntimeError("a fault of ours")
+
+        store.limits._decided = fails  # type: ignore[method-assign,assignment]
+        decisions = await asyncio.gather(*(store.admit(lease(number, RPM)) for number in range(3)))
+        assert all(decision.refused is None for decision in decisions), "decided here"
+        assert failures(metrics, "store pipeline") == 1
+        await until("it is back", lambda: store.pipeline.up)
+        later = lease(9, DAY)
+        assert (await store.admit(later)).refused is None
+        assert not later.local
+
+    with_store(server, work, metrics=metrics)
+
+
+def test_a_key_sync_with_a_fault_of_ours_is_begun_again(server: Server) -> None:
+    server.client().flushall()
+    metrics, known = Metrics(), list[Keys]()
+
+    class Failing(Keys):
+        fails = 0
+
+        def learn(self, entries: Mapping[str, StoredKey]) -> None:
+            self.fails += bool(entries)
+            if self.fails == 1:
+                raise RuntimeError("a fault of ours")
+            super().learn(entries)
+
+    def made(settings: config.Settings) -> Keys:
+        known.append(Failing(settings))
+        return known[0]
+
+    async def work(store: Shared) -> None:
+        server.client().hset("penstock:{default}:keys", "alice", msgspec.json.encode(StoredKey(name="alice", hash=hashed("alice"))))
+        server.client().incr("penstock:{default}:keys:version")
+        await until("it has failed", lambda: failures(metrics, "stored keys") == 1)
+        await until("and goes on", lambda: known[0].find(b"alice") is not None)
+
+    with_store(server, work, keys=made, metrics=metrics)

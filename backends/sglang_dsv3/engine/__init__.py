@@ -22,5 +22,5 @@ def environment_folder(home: Path) -> Path:
 def service(name: str, config: Engine, home: Path) -> Service:
     """The supervisor of one local engine, as a process for the parent to run."""
     settings = msgspec.json.encode(config).decode()
-    argv = [sys.executable, "-m", "backends.sglang_dsv3.engine.supervise", "--name", name, "--home", str(home), "--engine", settings]
+    argv = [sys.executable, "-P", "-m", "backends.sglang_dsv3.engine.supervise", "--name", name, "--home", str(home), "--engine", settings]
     return Service(name=name, argv=argv, grace_s=config.grace_s + 5.0)

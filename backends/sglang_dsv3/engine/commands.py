@@ -16,6 +16,7 @@ from backends.sglang_dsv3.config import Config, Engine
 from backends.sglang_dsv3.engine import TINY_MODEL, environment_folder, install, launch
 from gateway.errors import ConfigError
 from gateway.plugin import CommandEnv
+from gateway.wire.visible import visible
 
 
 @click.group(invoke_without_command=True)
@@ -43,7 +44,7 @@ def engine(ctx: click.Context, path: Path | None, name: str | None, show_command
         click.echo(f"penstock: {error}", err=True)
         sys.exit(2)
     logging.basicConfig(format="penstock: %(message)s", level=logging.WARNING)
-    sys.exit(agent.run(config, home, lambda text: click.echo(f"penstock: {text}"), lambda: _again(env, path, name)))
+    sys.exit(agent.run(config, home, lambda text: click.echo(f"penstock: {visible(text)}"), lambda: _again(env, path, name)))
 
 
 def _section(env: CommandEnv, path: Path | None, name: str | None) -> tuple[str, Engine]:

@@ -9,6 +9,8 @@ import msgspec
 
 # SGLang closes an idle connection after 5 s (SGLANG_TIMEOUT_KEEP_ALIVE): ours must be gone before.
 KEEP_ALIVE_S = 4.0
+# How long what is left of a body may take that is whole for all that matters.
+FINISH_S = 1.0
 # A response's status line and headers together, and whatever else comes that is no body: SGLang sends 200 bytes.
 MAX_HEAD_BYTES = 64 << 10
 
@@ -22,21 +24,26 @@ class ConnectionLost(Exception):
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What holds for every request to a host. `headers`: sent with each; `ca_file`: certificates to trust beside the system's;
-    `proxy`: URL of an HTTP proxy."""
+    """What holds for every request to a host."""
 
+    # Sent with each.
     headers: Mapping[str, str] = {}
+    # Certificates to trust beside the system's.
     ca_file: str | None = None
+    # URL of an HTTP proxy.
     proxy: str | None = None
 
 
 class Response(Protocol):
-    """A response whose head has come."""
+    """A response to a request that was sent; its status is known once its head has come."""
 
     status: int
-    content_type: str
     # When there was a connection to send the request on (monotonic seconds); 0 where that is not known.
     connected_at: float
+
+    async def head(self) -> None:
+        """Wait until the response's head is there; raises ConnectFailed or ConnectionLost. Cancelling it leaves everything as it is: it may
+        be waited for again."""
 
     async def read(self) -> bytes:
         """What has come of the body since the last read, or b"" at its end; raises ConnectionLost. What is not read is not taken from
@@ -47,17 +54,26 @@ class Response(Protocol):
         """Whether the whole body has been read."""
 
     def close(self) -> None:
-        """Let go, synchronously: a connection whose body has been read is used again, any other is cut. Idempotent."""
+        """Let go, synchronously, in any phase: a connection whose body has been read is used again, any other is cut. After it the response
+        is not touched again: it may be another request's."""
+
+    def finish(self) -> None:
+        """The same for a body of which nothing more is of interest, but for its end: it may take FINISH_S."""
 
 
 class Transport(Protocol):
     """Pooled connections to one host."""
 
+    async def send(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, connect_s: float = 5.0
+    ) -> Response:
+        """Send one request; its response may be long in coming. Raises ConnectFailed or ConnectionLost. Cancelled it leaves nothing of the
+        request behind."""
+
     async def request(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, connect_s: float = 5.0
     ) -> Response:
-        """One request; returns when the response's head is there. Raises ConnectFailed or ConnectionLost. Cancelling it cuts the
-        connection."""
+        """The same, and returns when the response's head is there. Cancelling it cuts the connection."""
 
     async def aclose(self) -> None:
         """Close every idle connection; those with a response on them close with it."""

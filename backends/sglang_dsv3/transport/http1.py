@@ -19,13 +19,15 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from backends.sglang_dsv3.transport.contract import KEEP_ALIVE_S, MAX_HEAD_BYTES, ConnectFailed, ConnectionLost, Options, Response
+from backends.sglang_dsv3.transport.contract import FINISH_S, KEEP_ALIVE_S, MAX_HEAD_BYTES, ConnectFailed, ConnectionLost, Options
 
 # How much of a body may wait to be read before the socket is left alone: a paced stream never gets there, a long answer for a slow client
 # does, and then it is the engine that waits.
 HIGH_WATER = 256 << 10
 # Larger requests are written piece by piece, as the engine takes them.
 PIECE = 256 << 10
+_FRAMING = (b"content-length", b"transfer-encoding")
+_FRAMING_LENGTHS = (14, 17)
 
 
 class Http1:
@@ -35,28 +37,48 @@ class Http1:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port or 80
         lines = [f"host: {parts.netloc}", *(f"{name}: {value}" for name, value in options.headers.items())]
-        self._common = "".join(f"\r\n{line}" for line in lines)
+        self._common = "".join([f"{line}\r\n" for line in lines])
         self._idle: deque[Connection] = deque()
         self._closed = False
 
-    async def request(
+    async def send(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, connect_s: float = 5.0
-    ) -> Response:
+    ) -> Connection:
         """See `Transport`. A pooled connection that turns out to be closed is replaced only where nothing was written yet: what became of a
         request that left is for the caller to judge."""
-        more = "".join([f"\r\n{name}: {value}" for name, value in headers.items()]) if headers else ""
-        head = f"{method} {path} HTTP/1.1{self._common}{more}\r\ncontent-length: {len(body)}\r\n\r\n".encode("latin-1")
-        connection = self._reuse() or await self._connect(connect_s)
-        connection.connected_at = time.monotonic()
-        return await connection.exchange(head, body)
+        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]) if headers else ""
+        head = f"{method} {path} HTTP/1.1\r\n{self._common}{more}content-length: {len(body)}\r\n\r\n".encode("latin-1")
+        now = time.monotonic()
+        connection = self._reuse(now)
+        if connection is None:
+            connection = await self._connect(connect_s)
+            now = time.monotonic()
+        connection.begin(now)
+        if len(body) <= PIECE:
+            connection.write(head, body)
+        else:
+            await connection.write_pieces(head, body)
+        return connection
 
-    def _reuse(self) -> Connection | None:
+    async def request(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, connect_s: float = 5.0
+    ) -> Connection:
+        """See `Transport`."""
+        connection = await self.send(method, path, body, headers, connect_s)
+        try:
+            await connection.head()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _reuse(self, now: float) -> Connection | None:
         """The connection that was idle for the shortest time, if it is still open at the other end; older ones go."""
-        limit = time.monotonic() - KEEP_ALIVE_S
-        while self._idle and self._idle[0].idle_since < limit:
-            self._idle.popleft().cut()
-        while self._idle:
-            connection = self._idle.pop()
+        idle = self._idle
+        while idle and idle[0].idle_since < now - KEEP_ALIVE_S:
+            idle.popleft().cut()
+        while idle:
+            connection = idle.pop()
             if connection.open:
                 return connection
         return None
@@ -105,13 +127,13 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_pool",
         "_size",
+        "_timer",
         "_transport",
         "_unbodied",
         "_waiter",
         "_writable",
         "complete",
         "connected_at",
-        "content_type",
         "headed",
         "idle_since",
         "status",
@@ -124,63 +146,83 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
+        # What is left of a body that nobody reads is waited for until this rings.
+        self._timer: asyncio.TimerHandle | None = None
         self._lost: Exception | None = None
         self._parts: list[bytes] = []
-        self.idle_since = 0.0
-        self.connected_at = 0.0
-        self._reset()
-
-    def _reset(self) -> None:
+        # Bytes of the body that wait to be read, and bytes since then that were none of the body's.
         self._size = 0
         self._unbodied = 0
         self._paused = False
-        self._keep = self._framed = False
-        self.headed = self.complete = False
+        # Whether the connection may be used again, and whether the body's end is marked.
+        self._keep = False
+        self._framed = False
+        self.headed = False
+        self.complete = False
         self.status = 0
-        self.content_type = ""
+        self.idle_since = 0.0
+        self.connected_at = 0.0
 
     @property
     def open(self) -> bool:
         """Whether, for all we know, the other end is listening."""
         return self._lost is None
 
-    async def exchange(self, head: bytes, body: bytes) -> Connection:
-        """Write a request and wait for the response's head; raises ConnectionLost."""
-        assert self._transport is not None
-        self._reset()
+    def begin(self, now: float) -> None:
+        """One more exchange on it."""
+        self._size = self._unbodied = 0
+        self._paused = self._keep = self._framed = self.headed = self.complete = False
+        self.status = 0
+        self.connected_at = now
         # A parser is for one response: a peer that sends a second one nobody asked for must not be believed.
         self._parser = httptools.HttpResponseParser(self)
+
+    def write(self, head: bytes, body: bytes) -> None:
+        """A whole request in one write."""
+        assert self._transport is not None
+        if body:
+            self._transport.writelines((head, body))
+        else:
+            self._transport.write(head)
+
+    async def write_pieces(self, head: bytes, body: bytes) -> None:
+        """A large one as the engine takes it; given up where its answer is there already."""
+        assert self._transport is not None
         try:
-            if len(body) <= PIECE:
-                self._transport.write(head + body if body else head)
-            else:
-                await self._write(head, body)
-            while not self.headed:
-                if self._lost is not None:
-                    raise ConnectionLost(str(self._lost))
-                self._waiter = self._loop.create_future()
-                await self._waiter
+            self._transport.write(head)
+            view = memoryview(body)
+            for start in range(0, len(body), PIECE):
+                if self._writable is not None:
+                    await self._writable
+                if self._lost is not None or self.headed:  # it has heard enough
+                    self._keep = False
+                    return
+                self._transport.write(view[start : start + PIECE])
         except BaseException:
             self.cut()
             raise
-        return self
 
-    async def _write(self, head: bytes, body: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(head)
-        view = memoryview(body)
-        for start in range(0, len(body), PIECE):
-            if self._writable is not None:
-                await self._writable
-            if self._lost is not None or self.headed:  # it has heard enough
-                self._keep = False
-                return
-            self._transport.write(view[start : start + PIECE])
+    async def head(self) -> None:
+        """See `Response`."""
+        while not self.headed:
+            if self._lost is not None:
+                raise ConnectionLost(str(self._lost))
+            self._waiter = self._loop.create_future()
+            await self._waiter
 
     def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+        elif self._timer is not None:
+            self._parts.clear()
+            self._size = 0
+            if self.complete or self._lost is not None:
+                self._timer.cancel()
+                self._timer = None
+                self.close()
 
     async def read(self) -> bytes:
         """See `Response`."""
@@ -219,9 +261,21 @@ class Connection(asyncio.Protocol):
         else:
             self.cut()
 
+    def finish(self) -> None:
+        """See `Response`."""
+        if self.complete or self._lost is not None:
+            self.close()
+        elif self._timer is None and self._parser is not None:
+            self._parts.clear()
+            self._size = 0
+            self._timer = self._loop.call_later(FINISH_S, self.cut)
+
     def cut(self) -> None:
         """Close the socket at once, whatever is on it."""
         self._parser = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._transport is not None:
             self._transport.abort()
 
@@ -302,13 +356,8 @@ class Connection(asyncio.Protocol):
             raise ValueError("a second response")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Of a response's headers only these two matter here: what the body is, and whether its end is marked."""
-        if self.headed:  # a trailer
-            return
-        name = name.lower()
-        if name == b"content-type":
-            self.content_type = value.decode("latin-1")
-        elif name in (b"content-length", b"transfer-encoding"):
+        """Of a response's headers only that matters which marks the body's end."""
+        if len(name) in _FRAMING_LENGTHS and not self.headed and name.lower() in _FRAMING:
             self._framed = True
 
     def on_headers_complete(self) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from backends.sglang_dsv3.transport.contract import KEEP_ALIVE_S, MAX_HEAD_BYTES, ConnectFailed, ConnectionLost, Options, Response
+from backends.sglang_dsv3.transport.contract import FINISH_S, KEEP_ALIVE_S, MAX_HEAD_BYTES, ConnectFailed, ConnectionLost, Options
 
 # What is larger is sent piece by piece, with the event loop free in between.
 PIECE = 256 << 10
@@ -50,14 +50,31 @@ class Library:
             )
         return self._session
 
+    async def send(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, connect_s: float = 5.0
+    ) -> _Response:
+        """See `Transport`. The library sends and waits in one go: it does so in a task of its own."""
+        return _Response(asyncio.get_running_loop().create_task(self._request(method, path, body, headers, connect_s)))
+
     async def request(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, connect_s: float = 5.0
-    ) -> Response:
+    ) -> _Response:
         """See `Transport`."""
+        response = await self.send(method, path, body, headers, connect_s)
+        try:
+            await response.head()
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+    async def _request(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None, connect_s: float
+    ) -> aiohttp.ClientResponse:
         # sock_connect is silent about name look-ups and proxies; `connect` covers them, and the pool has no limit to wait for.
         timeout = aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
         try:
-            response = await self._open().request(
+            return await self._open().request(
                 method,
                 self._base + path,
                 data=io.BytesIO(body) if len(body) > PIECE else body or None,
@@ -72,7 +89,6 @@ class Library:
             raise ConnectFailed(str(error)) from None
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise ConnectionLost(repr(error)) from None
-        return _Response(response)
 
     async def aclose(self) -> None:
         """Close the pool."""
@@ -81,14 +97,21 @@ class Library:
 
 
 class _Response:
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status = response.status
-        self.content_type = response.headers.get("content-type", "")
+    def __init__(self, request: asyncio.Task[aiohttp.ClientResponse]) -> None:
+        self._request = request
+        self._response: aiohttp.ClientResponse | None = None
+        self.status = 0
         self.connected_at = 0.0
+
+    async def head(self) -> None:
+        """See `Response`."""
+        if self._response is None:
+            response = self._response = await asyncio.shield(self._request)
+            self.status = response.status
 
     async def read(self) -> bytes:
         """See `Response`."""
+        assert self._response is not None
         try:
             return await self._response.content.readany()
         except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
@@ -97,9 +120,40 @@ class _Response:
     @property
     def ended(self) -> bool:
         """See `Response`."""
-        return self._response.content.at_eof()
+        return self._response is not None and self._response.content.at_eof()
 
     def close(self) -> None:
         """See `Response`. aiohttp has pooled the connection by itself when the body was read to its end."""
-        if not self.ended:
+        if self._response is None:
+            self._request.cancel()
+            self._request.add_done_callback(_dropped)
+        elif not self.ended:
             self._response.close()
+
+    def finish(self) -> None:
+        """See `Response`."""
+        response = self._response
+        if response is None or self.ended:
+            self.close()
+            return
+        task = asyncio.get_running_loop().create_task(_finish(response))
+        _finishing.add(task)
+        task.add_done_callback(_finishing.discard)
+
+
+_finishing: set[asyncio.Task[None]] = set()
+
+
+async def _finish(response: aiohttp.ClientResponse) -> None:
+    try:
+        async with asyncio.timeout(FINISH_S):
+            while await response.content.readany():
+                pass
+    except (aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.IncompleteReadError):
+        response.close()
+
+
+def _dropped(request: asyncio.Task[aiohttp.ClientResponse]) -> None:
+    """Of a request that nobody waits for: its connection is closed, and its failure nobody's."""
+    if not request.cancelled() and request.exception() is None:
+        request.result().close()

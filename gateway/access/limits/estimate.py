@@ -6,7 +6,7 @@ Estimates decide what is reserved, never what is charged in the end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,6 @@ _STEP = 0.05
 _KEEP = 0.99
 # Encoding runs at about 2 MB/s; what takes longer than a millisecond goes to a thread.
 _INLINE_BYTES = 2048
-# Where the words of a prompt are, whatever the endpoint.
-PROMPT_FIELDS = ("messages", "prompt", "input", "instructions", "system", "tools", "query", "documents", "items")
 
 
 class Estimator:
@@ -39,12 +37,16 @@ class Estimator:
         self._p90 = float(FIRST_GUESS)
         self._encode = _encoder(tokenizer, where) if tokenizer is not None else None
 
-    async def prompt(self, fields: Fields) -> tuple[int, int]:
-        """Bytes of a prompt, and its tokens: counted where a tokenizer is configured (the chat template's own few are not in it)."""
-        size = sum(len(memoryview(fields[name])) for name in PROMPT_FIELDS if name in fields)
+    async def prompt(self, fields: Fields, names: Sequence[str]) -> tuple[int, int]:
+        """Bytes of a prompt, whose words stand in the fields of these names, and its tokens: counted where a tokenizer is configured (the
+        chat template's own few are not in it)."""
+        size = 0
+        for name in names:
+            if name in fields:
+                size += len(memoryview(fields[name]))
         if self._encode is None:
             return size, int(size * self._tokens / self._bytes) + 1
-        words = _words([msgspec.json.decode(fields[name]) for name in PROMPT_FIELDS if name in fields])
+        words = _words([msgspec.json.decode(fields[name]) for name in names if name in fields])
         if size <= _INLINE_BYTES:
             return size, self._encode(words)
         return size, await asyncio.to_thread(self._encode, words)

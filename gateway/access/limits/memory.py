@@ -34,7 +34,7 @@ class Memory:
         # Rates: when the bucket will be empty. Quotas: (used before, used since). Slots: how many are held.
         self._empty_at: dict[str, float] = {}
         self._used: dict[str, tuple[float, float]] = {}
-        self._held: dict[str, int] = {}
+        self._held: dict[str, float] = {}
 
     async def open(self) -> None:
         """Nothing to get ready."""
@@ -72,7 +72,7 @@ class Memory:
                 interval = limit.interval / share
                 wait = stands + cost * interval - now - max(limit.tolerance, interval)
             elif limit.kind == SLOTS:
-                stands = self._held.get(key, 0)
+                stands = self._held.get(key, 0.0)
                 wait = SLOT_WAIT if stands >= max(1, int(limit.amount * share)) else 0.0
             else:
                 used, stands = self._used.get(key, NOTHING_USED)
@@ -94,7 +94,7 @@ class Memory:
             elif limit.kind == SLOTS:
                 stands += cost
                 if refused is None:
-                    self._held[key] = int(stands)
+                    self._held[key] = stands
                 states.append((max(1, int(limit.amount * share)) - stands, 0.0))
             else:
                 used = self._used.get(key, NOTHING_USED)[0]
@@ -117,7 +117,7 @@ class Memory:
         for (key, limit, reserved, _), cost in zip(asks, costs, strict=True):
             more = cost - reserved
             if limit.kind == SLOTS:
-                left = self._held.pop(key, 0) - 1
+                left = self._held.pop(key, 0.0) - 1
                 if left > 0:
                     self._held[key] = left
             elif not more:

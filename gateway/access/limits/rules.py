@@ -91,14 +91,14 @@ class Decision(NamedTuple):
 class Lease:
     """What a granted request holds until it is settled. `local` says who granted it: our own memory, or the shared store."""
 
-    __slots__ = ("asks", "id", "key", "local", "model", "place")
+    __slots__ = ("asks", "id", "key", "ledger_row", "local", "model")
 
     def __init__(self, id: str, key: str, model: str, asks: Sequence[Ask]) -> None:
         self.id = id
         self.key = key
         self.model = model
-        # Under which name it is counted while it is open.
-        self.place = f"{key}\x1f{model}"
+        # Under which name it is counted while it is open, should its gateway die.
+        self.ledger_row = f"{key}\x1f{model}"
         self.asks = asks
         self.local = True
 
@@ -113,7 +113,11 @@ class Row(NamedTuple):
 
 
 class StoreFailed(Exception):
-    """The shared store does not answer."""
+    """The shared store does not answer, or cannot serve us whatever we ask."""
+
+
+class StoreRefused(StoreFailed):
+    """It answers, but not this one question: what it holds there is nothing that we wrote."""
 
 
 class Store(Protocol):

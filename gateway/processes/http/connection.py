@@ -14,12 +14,14 @@ from typing import Any
 
 import httptools
 
-from gateway.errors import GatewayError, Headers, MethodNotAllowed, Unavailable, as_gateway_error, render, shape_of
+from gateway.errors import GatewayError, Headers, MethodNotAllowed, Unavailable, as_gateway_error, render
 from gateway.processes.http import bounds, head
 from gateway.processes.http.exchange import Exchange, Flow
 from gateway.processes.http.shared import Shared
+from gateway.serving.calls import SHAPES
 from gateway.telemetry.record import new_request_id
 from gateway.wire.asgi import CONNECTION, Scope
+from gateway.wire.error import Shape
 
 log = logging.getLogger("penstock.http")
 
@@ -427,6 +429,6 @@ def _address(found: Any) -> tuple[str, int] | None:
 
 def _rendered(error: GatewayError, path: str, date: bytes) -> bytes:
     request_id = new_request_id().encode()
-    status, headers, content = render(error, request_id.decode(), shape_of(path))
+    status, headers, content = render(error, request_id.decode(), SHAPES.get(path, Shape.OPENAI))
     lines = [b"%b: %b\r\n" % header for header in [*headers, (b"x-request-id", request_id), (b"connection", b"close")]]
     return b"".join([head.STATUS_LINES[status], date, *lines, b"\r\n", content])

@@ -17,7 +17,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from gateway.config import Settings
-from gateway.life import Life
+from gateway.lifecycle import Lifecycle
 from gateway.processes.http.bounds import SPARE_DESCRIPTORS
 from gateway.processes.http.connection import Connection
 from gateway.processes.http.shared import Shared
@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
     """uvicorn that leaves signals to the parent, says when it serves, and ends as it is told to."""
 
     def __init__(
-        self, config: uvicorn.Config, settings: Settings, life: Life, serving: Callable[[bool], None], tls: ssl.SSLContext | None
+        self, config: uvicorn.Config, settings: Settings, life: Lifecycle, serving: Callable[[bool], None], tls: ssl.SSLContext | None
     ) -> None:
         super().__init__(config)
         self._life = life
@@ -143,7 +143,7 @@ def _most() -> int:
 
 
 def server(
-    app: App, settings: Settings, life: Life, serving: Callable[[bool], None], tls: ssl.SSLContext | None = None, **more: Any
+    app: App, settings: Settings, life: Lifecycle, serving: Callable[[bool], None], tls: ssl.SSLContext | None = None, **more: Any
 ) -> Server:
     """A server of `app`, to be run with `serve(sockets=[...])`; `serving` is told when it accepts connections and when no more."""
     config = uvicorn.Config(app, loop="none", http=Connection, ws="none", log_config=None, **more)  # type: ignore[arg-type]

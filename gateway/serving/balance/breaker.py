@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-
-import msgspec
+from dataclasses import dataclass
 
 
 class State(enum.Enum):
@@ -53,7 +52,8 @@ TABLE: dict[tuple[State, Event], State] = {
 }
 
 
-class Limits(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Limits:
     """`min_sample` outcomes within `window_s` of which `failure_ratio` are SICK open the breaker; times in seconds."""
 
     min_sample: int = 5

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from gateway.errors import BadGateway, InvalidRequest, Unavailable
-from gateway.plugin import AttemptFailed, BackendEnv, Call, Endpoint, Reply, Service, Target, Usage, Verdict
+from gateway.plugin import AttemptFailed, Backend, Call, Endpoint, Plugin, Reply, Target, Terms, Usage, Verdict
 
 DONE = b"data: [DONE]\n\n"
 
@@ -28,38 +28,12 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             raise ValueError("delay_s must not be negative")
 
 
-class Parrot:
-    """The backend: one target, which is the parrot."""
+class Parrot(Backend):
+    """The backend: one target, which is the parrot. Whatever else a backend may do (open, check, probe, go on elsewhere) has a default."""
 
     def __init__(self, name: str, config: Config) -> None:
         self._target = Target(f"{name}/perch")
         self._delay_s = config.delay_s
-
-    async def open(self) -> None:
-        """Make pools and clients here, not in `build`; succeed even when every host is down."""
-
-    async def check(self) -> list[str]:
-        """What an operator should know before serving, a line each."""
-        return []
-
-    async def probe(self, target: str) -> bool:
-        """Whether the target would take a request now. Asked every second: it must cost no token."""
-        return True
-
-    async def verify(self, target: str) -> bool:
-        """Asked when the target streams nothing while others do: this one may cost a token."""
-        return True
-
-    def resumable(self, call: Call) -> bool:
-        """Whether an answer that broke off could be continued on another target; a parrot would begin anew."""
-        return False
-
-    def resume(self, call: Call, delivered: bytes, usage: Usage | None) -> Call | Reply | None:
-        """How to go on after `delivered`; see `gateway.plugin`."""
-        return None
-
-    async def aclose(self) -> None:
-        """Let go of everything; also called when `open` failed."""
 
     def endpoints(self) -> frozenset[Endpoint]:
         """Everything else is a 404 that names who serves it."""
@@ -69,14 +43,24 @@ class Parrot:
         """A snapshot. A target that is not ready says why, and when to ask again."""
         return [self._target]
 
-    def classify(self, outcome: Reply | BaseException) -> Verdict:
-        """What an outcome says about its target."""
-        if isinstance(outcome, Reply):
-            return Verdict.OK
-        return outcome.verdict if isinstance(outcome, AttemptFailed) else Verdict.SICK
+    def send(self, target: str, call: Call, terms: Terms, trace: Mapping[str, str]) -> Reply:
+        """One attempt, which does nothing before its `begin`."""
+        return Squawk(call, self._delay_s)
 
-    async def send(self, target: str, call: Call) -> Reply:
-        """One attempt. Return when the first event (or the whole body) is there; when cancelled, stop the generation."""
+
+class Squawk(Reply):
+    """One attempt and its answer."""
+
+    def __init__(self, call: Call, delay_s: float) -> None:
+        self._call = call
+        self._delay_s = delay_s
+        self._words: list[str] = []
+        self._events: list[bytes] = []
+        self._at = 0
+
+    async def begin(self) -> None:
+        """Send the call and return when the first event (or the whole body) is there. It may be cancelled; `close` comes then."""
+        call = self._call
         text = str(msgspec.json.decode(call.fields["messages"])[-1].get("content") or "nothing")
         if text == "fly":  # nobody else can help: the client is told, no other target is tried
             raise AttemptFailed("refused", InvalidRequest("Parrots do not take orders.", param="messages"), Verdict.CLIENT_FAULT)
@@ -86,27 +70,40 @@ class Parrot:
             raise AttemptFailed("broken", BadGateway("The parrot is gone.", detail="window open"), Verdict.SICK)
         await asyncio.sleep(self._delay_s)
         words = text.split(" ")
-        usage = Usage(prompt_tokens=len(words), completion_tokens=len(words) * call.choices)
+        whole = Usage(prompt_tokens=len(words), completion_tokens=len(words) * call.choices)
         if not call.stream:
             choices = [_choice(index, "message", {"role": "assistant", "content": text}, "stop") for index in range(call.choices)]
-            return Reply(body=_encode(call, "chat.completion", choices, usage), usage=usage)
-        reply = Reply(content_type=b"text/event-stream; charset=utf-8")
-        reply.events = self._events(call, words, reply, usage)
-        return reply
+            self.body, self.usage = _encode(call, "chat.completion", choices, whole), whole
+            return
+        self.streams, self.content_type = True, b"text/event-stream; charset=utf-8"
+        self._words, self._events = words, _events(call, words, whole)
+        self.usage = Usage(prompt_tokens=len(words))
 
-    async def _events(self, call: Call, words: list[str], reply: Reply, usage: Usage) -> AsyncIterator[bytes]:
-        for number, word in enumerate(words):
-            if word == "squawk" and number:  # what breaks after the first event is raised here; `[DONE]` would be a lie
-                raise AttemptFailed("cut", BadGateway("The parrot lost its thread."))
-            for index in range(call.choices):
-                yield _event(call, [_choice(index, "delta", {"content": word + " "}, None)])
+    async def next(self) -> bytes:
+        """One or more whole events; empty after a true finish, and only then."""
+        if self._at == len(self._events):
+            return b""
+        if self._at:
             await asyncio.sleep(self._delay_s)
-        for index in range(call.choices):
-            yield _event(call, [_choice(index, "delta", {}, "stop")])
-        reply.usage = usage
-        if call.show_usage:  # only for clients that asked
-            yield _event(call, [], usage)
-        yield DONE
+            if self._at < len(self._words) and self._words[self._at] == "squawk":  # what breaks now is raised; `[DONE]` would be a lie
+                raise AttemptFailed("cut", BadGateway("The parrot lost its thread."))
+        self._at += 1
+        self.usage = Usage(len(self._words), min(self._at, len(self._words)) * self._call.choices)
+        return self._events[self._at - 1]
+
+    def close(self) -> Usage | None:
+        """Called once the answer is over, or before: then stop the engine here. It must not wait."""
+        return self.usage
+
+
+def _events(call: Call, words: list[str], usage: Usage) -> list[bytes]:
+    """A block of events for each word, and the closing ones."""
+    choices = range(call.choices)
+    blocks = [b"".join(_event(call, [_choice(index, "delta", {"content": word + " "}, None)]) for index in choices) for word in words]
+    closing = b"".join(_event(call, [_choice(index, "delta", {}, "stop")]) for index in choices)
+    if call.show_usage:  # only for clients that asked
+        closing += _event(call, [], usage)
+    return [*blocks, closing + DONE]
 
 
 def _choice(index: int, key: str, content: dict[str, str], finish: str | None) -> dict[str, Any]:
@@ -125,23 +122,4 @@ def _event(call: Call, choices: list[dict[str, Any]], usage: Usage | None = None
     return b"data: " + _encode(call, "chat.completion.chunk", choices, usage) + b"\n\n"
 
 
-class Plugin:
-    """What the entry point names."""
-
-    kind = "parrot"
-    Config = Config
-
-    def build(self, name: str, config: Config, env: BackendEnv) -> Parrot:
-        """No I/O here."""
-        return Parrot(name, config)
-
-    def services(self, name: str, config: Config, env: BackendEnv) -> Sequence[Service]:
-        """Processes that the gateway should run and keep alive for us: none."""
-        return ()
-
-    def commands(self) -> Sequence[Any]:
-        """Commands to appear under `penstock`: none."""
-        return ()
-
-
-plugin = Plugin()
+plugin = Plugin("parrot", Config, lambda name, config, env: Parrot(name, config))

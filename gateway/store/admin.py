@@ -1,7 +1,8 @@
-"""What the operator sees and changes in Redis: stored keys, and the ledger."""
+"""What the parent sees and changes in Redis for the operator: stored keys, requests, and the ledger."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import date, timedelta
 from typing import Any
 
@@ -9,27 +10,48 @@ import msgspec
 
 from gateway.access import ledger
 from gateway.access.keys import StoredKey
+from gateway.access.limits.rules import StoreRefused
 from gateway.config import Settings
-from gateway.store.connect import Client, Script
-from gateway.store.shared import stored
+from gateway.store.connect import Client, Command, Script
+from gateway.store.keysync import KeySync, stored_keys
+from gateway.supervision import supervise
+from gateway.telemetry.metrics import STORED_KEYS, TASK_FAILURES, Metrics
 
 _JOIN = "\x1f"
 
 
-class Shelf:
-    """The parent's own connection; every method raises one of `connect.FAILURES` while Redis is gone."""
+class AdminStore:
+    """The parent's own connection; every method but `open` and `aclose` raises StoreFailed while Redis is gone.
 
-    def __init__(self, settings: Settings) -> None:
+    Beside it the parent follows the stored keys as its workers do, and says for all of them what is wrong.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._client = Client(settings.redis)
-        self._script = Script("keys")
+        self._metrics = metrics
+        self._change_key = Script("change_key")
+        self._sync = KeySync(self._client, lambda keys: None, self._count, speaks=True)
+        self._following: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Follow the stored keys from now on."""
+        self._following = supervise("stored keys", self._sync.run, lambda task: self._metrics.add(TASK_FAILURES, (task,)))
+
+    def _count(self) -> None:
+        self._metrics.put(STORED_KEYS, self._sync.readable, ("usable",))
+        self._metrics.put(STORED_KEYS, len(self._sync.unreadable), ("unreadable",))
 
     async def aclose(self) -> None:
         """Close it."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
         await self._client.aclose()
 
-    async def keys(self) -> dict[str, StoredKey]:
-        """All of them, by name."""
-        return stored(await self._client.execute("HGETALL", self._client.key("keys")))
+    async def keys(self) -> tuple[dict[str, StoredKey], dict[str, str]]:
+        """See `StoredKeys`."""
+        found = await self._client.execute("HGETALL", self._client.key("keys"))
+        return stored_keys([part for item in found.items() for part in item] if isinstance(found, dict) else found)
 
     async def create(self, key: StoredKey) -> bool:
         """False where one of that name is there already."""
@@ -45,7 +67,10 @@ class Shelf:
 
     async def _change(self, verb: str, name: str, content: bytes) -> bool:
         keys = [self._client.key("keys"), self._client.key("keys", "version")]
-        return bool((await self._client.run([(self._script, keys, [verb, name, content])]))[0])
+        answer = (await self._client.run([Command(self._change_key, keys, [verb, name, content])]))[0]
+        if isinstance(answer, StoreRefused):
+            raise answer
+        return bool(answer)
 
     async def request(self, name: str) -> dict[str, Any] | None:
         """What happened to a request of any gateway, by either id."""

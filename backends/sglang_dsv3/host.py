@@ -1,17 +1,19 @@
-"""One host: its id for people, where it is right now, what it serves, and the connections to it."""
+"""One SGLang host: its id for people, where it is right now, what it serves, how it is, and the connections to it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from backends.sglang_dsv3.config import Host
-from backends.sglang_dsv3.transport import ConnectFailed, Options, Response, Transport, to_host
-from gateway.plugin import ServiceState, Target
+from backends.sglang_dsv3.config import HostConfig
+from backends.sglang_dsv3.shapes import AgentStatus, Load, Loads, Machine, ModelInfo
+from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response, Transport, to_host
+from gateway.errors import BadGateway
+from gateway.plugin import AttemptFailed, Gpu, ServiceState, Stats, Target
 
 PROBE_TIMEOUT_S = 2.0
 # How old what we know of a host's weights and size may be.
@@ -20,50 +22,37 @@ LOOK_INTERVAL_S = 5.0
 MAX_SMALL_BYTES = 64 << 10
 
 
-class ModelInfo(msgspec.Struct):
-    """What of `/model_info` matters here."""
-
-    architectures: list[str] | None = None
-    served_model_name: str | None = None
-    model_path: str | None = None
-    weight_version: str | None = None
-
-
-class _Load(msgspec.Struct):
-    max_running_requests: int = 0
-    num_running_reqs: int = 0
-    num_waiting_reqs: int = 0
-    token_usage: float = 0.0
-    cache_hit_rate: float = 0.0
-    gen_throughput: float = 0.0
-
-
-class _Loads(msgspec.Struct):
-    loads: list[_Load] = []
-
-
-class Place:
-    """One host: its id for people, where it is right now, and the connections to it."""
+class EngineHost:
+    """One host, launched, named or resolved."""
 
     options = Options()
 
     def __init__(
-        self, name: str, index: int, host: Host, services: Callable[[str], ServiceState | None], canary: Mapping[str, float] | None = None
+        self,
+        name: str,
+        index: int,
+        config: HostConfig,
+        services: Callable[[str], ServiceState | None],
+        canary: Mapping[str, float] | None = None,
     ) -> None:
-        self.host = host
+        self.config = config
         self._canary = canary or {}
         self._share = 1.0
         self._details: dict[str, Any] = {}
+        # What the engine says of itself, and the agent beside it.
+        self._engine = Stats()
+        self._machine = Stats()
+        self._stats: Stats | None = None
         self._agent: Transport | None = None
-        self._capacity = host.max_in_flight
+        self._capacity = config.max_in_flight
         self._weights = ""
         self._looked_at = float("-inf")
-        self._url = host.url.rstrip("/") if host.url is not None else None
+        self._url = config.url.rstrip("/") if config.url is not None else None
         self._service = service_name(name, index)
         self._services = services
         self._seen: ServiceState | None = None
         self._seen_at = 0.0
-        self.served_name: str | None = None
+        self._served_name: str | None = None
         self._transport: tuple[str, Transport] | None = None
         self.id = self._url.split("://", 1)[1] if self._url is not None else self._service
 
@@ -97,9 +86,9 @@ class Place:
 
     async def agent(self, path: str) -> tuple[int, bytes]:
         """The same from the agent beside it."""
-        assert self.host.agent is not None
+        assert self.config.agent is not None
         if self._agent is None:
-            self._agent = to_host(self.host.agent.rstrip("/"), Options())
+            self._agent = to_host(self.config.agent.rstrip("/"), Options())
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             response = await self._agent.request("GET", path, connect_s=PROBE_TIMEOUT_S)
             try:
@@ -110,11 +99,14 @@ class Place:
     async def ready(self) -> bool:
         """Whether it would take a request: its agent's word where it has one, which says so before SGLang is told to go. Raises what `get`
         raises."""
-        if self.host.agent is None:
+        if self.config.agent is None:
             return (await self.get("/ready"))[0] != 503
         ready = (await self.agent("/ready"))[0] == 200
         if time.monotonic() - self._looked_at >= LOOK_INTERVAL_S or not ready:
-            self._details = msgspec.json.decode((await self.agent("/status"))[1], type=dict[str, Any])
+            status = (await self.agent("/status"))[1]
+            self._details = msgspec.json.decode(status, type=dict[str, Any])
+            self._machine = _of_machine(msgspec.json.decode(status, type=AgentStatus))
+            self._stats = _merged(self._engine, self._machine)
         return ready
 
     async def aclose(self) -> None:
@@ -136,22 +128,51 @@ class Place:
         return self._as_target(state.state == "ready" and bool(state.url), _words(state), wait_s)
 
     def _as_target(self, ready: bool, reason: str, retry_after_s: float) -> Target:
-        weight = self.host.weight * self._share
-        return Target(self.id, weight, ready, reason, retry_after_s, self.host.priority, self._capacity, self._weights, self._details)
+        weight = self.config.weight * self._share
+        return Target(
+            self.id,
+            weight,
+            ready,
+            reason,
+            retry_after_s,
+            self.config.priority,
+            self._capacity,
+            self._weights,
+            self._stats,
+            self._details,
+        )
 
-    async def look(self, model_info: Callable[[Place], Awaitable[ModelInfo]]) -> None:
+    async def model_info(self) -> ModelInfo:
+        """What it serves; raises what `get` raises, and msgspec.DecodeError."""
+        status, content = await self.get("/model_info")
+        if status != 200:
+            raise ConnectionLost(f"status {status}")
+        return msgspec.json.decode(content, type=ModelInfo)
+
+    async def served_name(self) -> str:
+        """What the engine itself calls its model, asked once; raises AttemptFailed."""
+        if self._served_name is None:
+            try:
+                self._served_name = (await self.model_info()).served_model_name or ""
+            except (ConnectFailed, ConnectionLost, TimeoutError, msgspec.DecodeError) as error:
+                unknown = BadGateway("The engine does not say what it serves.", detail=f"{self.id}: {error!r}")
+                raise AttemptFailed("broken", unknown) from error
+        return self._served_name
+
+    async def look(self) -> None:
         """What it serves and how much at once, asked every LOOK_INTERVAL_S; both may change while it runs."""
         if time.monotonic() - self._looked_at < LOOK_INTERVAL_S:
             return
-        info = await model_info(self)
+        info = await self.model_info()
         self._weights = f"{info.model_path}@{info.weight_version}"
         self._share = self._canary.get(info.weight_version or "", 1.0)
         self._details = {**self._details, "model_path": info.model_path, "weight_version": info.weight_version}
         status, content = await self.get("/v1/loads")
         if status == 200:
-            loads = msgspec.json.decode(content, type=_Loads).loads
-            self._details["engine"] = _numbers(loads)
-            if self.host.max_in_flight is None:
+            loads = msgspec.json.decode(content, type=Loads).loads
+            self._engine = _of_engine(loads)
+            self._stats = _merged(self._engine, self._machine)
+            if self.config.max_in_flight is None:
                 self._capacity = sum(load.max_running_requests for load in loads) or None
         self._looked_at = time.monotonic()
 
@@ -160,19 +181,58 @@ class Place:
         self._looked_at, self._weights = float("-inf"), ""
 
 
-def _numbers(loads: list[_Load]) -> dict[str, float]:
+def _of_engine(loads: list[Load]) -> Stats:
     """What the engine says of itself, its data-parallel ranks together. A batch is only worth judging while somebody waits for it."""
     running, waiting = sum(load.num_running_reqs for load in loads), sum(load.num_waiting_reqs for load in loads)
     most, ranks = sum(load.max_running_requests for load in loads), max(1, len(loads))
-    found = {
-        "running_requests": running,
-        "queued_requests": waiting,
-        "max_running_requests": most,
-        "kv_usage_ratio": sum(load.token_usage for load in loads) / ranks,
-        "cache_hit_ratio": sum(load.cache_hit_rate for load in loads) / ranks,
-        "generation_tokens_per_second": sum(load.gen_throughput for load in loads),
-    }
-    return {**found, "batching_efficiency_ratio": running / most} if waiting and most else found
+    return Stats(
+        running_requests=running,
+        queued_requests=waiting,
+        max_running_requests=most,
+        kv_usage_ratio=sum(load.token_usage for load in loads) / ranks,
+        cache_hit_ratio=sum(load.cache_hit_rate for load in loads) / ranks,
+        generation_tokens_per_second=sum(load.gen_throughput for load in loads),
+        batching_efficiency_ratio=running / most if waiting and most else None,
+    )
+
+
+def _of_machine(status: AgentStatus) -> Stats:
+    """What the agent says of the engine's state and of the machine."""
+    machine = status.machine or Machine()
+    gpus = tuple(
+        Gpu(
+            gpu.index,
+            utilisation_ratio=gpu.utilisation,
+            memory_used_ratio=_share(gpu.memory_used, gpu.memory_total),
+            temperature_celsius=gpu.temperature,
+            power_watts=gpu.power,
+            ecc_uncorrected=gpu.ecc_uncorrected,
+            throttled=bool(gpu.throttled) if gpu.throttled is not None else None,
+        )
+        for gpu in machine.gpus
+    )
+    return Stats(
+        ready=status.state == "ready" if status.state else None,
+        memory_used_ratio=_share(machine.memory_used, machine.memory_total),
+        swap_used_bytes=machine.swap_used,
+        disk_free_bytes=machine.disk_free,
+        gpus=gpus,
+    )
+
+
+def _share(used: int | None, total: int | None) -> float | None:
+    return used / total if used is not None and total else None
+
+
+def _merged(engine: Stats, machine: Stats) -> Stats:
+    return msgspec.structs.replace(
+        engine,
+        ready=machine.ready,
+        memory_used_ratio=machine.memory_used_ratio,
+        swap_used_bytes=machine.swap_used_bytes,
+        disk_free_bytes=machine.disk_free_bytes,
+        gpus=machine.gpus,
+    )
 
 
 def _words(state: ServiceState) -> str:

@@ -1,4 +1,4 @@
-"""What the handlers behind the door are given, and what they give back."""
+"""What a handler of the admin API is given, and what it gives back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from gateway.access.keys import StoredKey
+from gateway.access.limits.rules import StoreFailed
 from gateway.errors import Unavailable
 
 T = TypeVar("T")
@@ -15,7 +16,7 @@ T = TypeVar("T")
 Answer = tuple[int, bytes, bytes]
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """Parts of the path by name, the query, the body, and what the client accepts."""
 
     parts: Mapping[str, str]
@@ -24,14 +25,14 @@ class Asked(NamedTuple):
     accept: str = ""
 
 
-Handler = Callable[[Asked], Awaitable[Answer]]
+Handler = Callable[[Request], Awaitable[Answer]]
 
 
-class Shelf(Protocol):
-    """Where keys are kept that are made while the gateway runs."""
+class StoredKeys(Protocol):
+    """The keys that were made while gateways run."""
 
-    async def keys(self) -> dict[str, StoredKey]:
-        """All of them, by name."""
+    async def keys(self) -> tuple[dict[str, StoredKey], dict[str, str]]:
+        """All of them by name, and of those that cannot be used what is wrong with them."""
 
     async def create(self, key: StoredKey) -> bool:
         """False where one of that name is there already."""
@@ -50,9 +51,7 @@ def as_json(value: Any, status: int = 200) -> Answer:
 
 async def from_store(work: Awaitable[T]) -> T:
     """What the store answers; its failure is an answer too."""
-    from gateway.store.connect import FAILURES  # only who has Redis comes here
-
     try:
         return await work
-    except FAILURES as error:
+    except StoreFailed as error:
         raise Unavailable(f"Redis does not answer: {error}", code="store_unavailable", retry_after_s=1) from None

@@ -1,5 +1,5 @@
 -- A gateway has died: what it had open is counted as lost, once. KEYS: 1 the gateways, 2 its open requests, 3 the day's ledger,
--- 4 what each gateway has had done.
+-- 4 the last batch of each gateway.
 -- ARGV: its id, seconds the ledger is kept, what a field of the ledger ends with. Answer: how many requests were lost.
 local time = redis.call('TIME')
 local score = redis.call('ZSCORE', KEYS[1], ARGV[1])

@@ -1,0 +1,191 @@
+"""One attempt at one host: a request and its answer, and nothing left generating for a client that is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+
+import msgspec
+
+from backends.sglang_dsv3 import answer, exact, failures, stream, translate
+from backends.sglang_dsv3.abandon import MAX_JSON_BYTES, Abandoned
+from backends.sglang_dsv3.host import EngineHost, small
+from backends.sglang_dsv3.stream import EventStream
+from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Response
+from gateway.errors import BadGateway, Unavailable
+from gateway.plugin import AttemptFailed, Call, Reply, Terms, Usage
+
+
+class SGLangReply(Reply):
+    """See `gateway.plugin.Reply`."""
+
+    def __init__(
+        self,
+        host: EngineHost,
+        call: Call,
+        terms: Terms,
+        trace: Mapping[str, str],
+        abandoned: Abandoned,
+        allowed: Container[str],
+        connect_s: float,
+    ) -> None:
+        self._host = host
+        self._call = call
+        self._terms = terms
+        self._trace = trace
+        self._abandoned = abandoned
+        self._allowed = allowed
+        self._connect_s = connect_s
+        self._response: Response | None = None
+        self._source: EventStream | None = None
+        # What was read of a JSON answer.
+        self._parts: list[bytes] = []
+        # Whether the engine may be at work for this attempt.
+        self._working = False
+        self._closed = False
+        # The first block, which was there when the answer began.
+        self._first = b""
+        # Where an answer over token ids stands; None of any other.
+        self.progress: exact.Progress | None = None
+
+    async def begin(self) -> None:
+        """See `Reply`. Whatever goes wrong here, nothing is left open or generating."""
+        try:
+            await self._ask()
+        except ConnectFailed as error:
+            self._working = False
+            self.close()
+            unreachable = Unavailable(
+                "The engine cannot be reached.", code="engine_unavailable", retry_after_s=5, detail=f"{self._host.id}: {error}"
+            )
+            raise AttemptFailed("connect", unreachable) from error
+        except ConnectionLost as error:
+            self._working = False
+            self.close()
+            ended = BadGateway("The engine ended in the middle of the request.", detail=f"{self._host.id}: {error}")
+            raise AttemptFailed("broken", ended) from error
+        except BaseException:
+            self.close()
+            raise
+
+    async def _ask(self) -> None:
+        call, terms = self._call, self._terms
+        translate.refuse_internal(call, self._allowed)
+        served_name = await self._host.served_name() if translate.needs_served_name(call) else None
+        if isinstance(call.continues, exact.Progress):
+            self.progress = call.continues.copy()
+        elif terms.keep == "exact" and call.continues is None and exact.takes(call, terms):
+            self.progress = exact.Progress(await self._prompt_ids())
+        if self.progress is not None:
+            path, payload = "/generate", exact.generate_body(call, terms, self.progress)
+        else:
+            path, payload = str(call.endpoint), translate.engine_body(call, terms, served_name)
+        response = await self._send(path, payload)
+        self._working = True
+        await response.head()
+        if response.status != 200:
+            self._working = False
+            raise failures.failure(response.status, await small(response), call.endpoint)
+        if not call.stream:
+            await self._read_whole(response, served_name)
+            return
+        if self.progress is not None:
+            self._source = exact.Generated(call, terms, self.progress)
+        else:
+            self._source = stream.stream_of(call, terms, served_name)
+        self.streams = True
+        self.content_type = b"text/event-stream; charset=utf-8"
+        self._first = await self.next()
+
+    async def _send(self, path: str, payload: bytes) -> Response:
+        response = self._response = await self._host.transport().send("POST", path, payload, self._trace, self._connect_s)
+        self.connected_at = response.connected_at
+        return response
+
+    async def _prompt_ids(self) -> list[int]:
+        """The prompt as the chat template and the tokenizer make it; raises AttemptFailed for what chat would refuse too."""
+        response = await self._send("/tokenize", exact.tokenize_body(self._call))
+        await response.head()
+        content = await self._content(response)
+        self._release(response)
+        if response.status != 200:
+            raise failures.failure(response.status, content, self._call.endpoint)
+        try:
+            return exact.prompt_ids(content)
+        except msgspec.DecodeError as error:
+            nonsense = BadGateway("The engine sent nonsense.", detail=f"{self._host.id}: /tokenize: {error}")
+            raise AttemptFailed("broken", nonsense) from None
+
+    async def _read_whole(self, response: Response, served_name: str | None) -> None:
+        content = await self._content(response)
+        self._working = False
+        self._release(response)
+        self.body, self.usage, self.finishes = answer.whole(content, self._call, served_name)
+
+    def _release(self, response: Response) -> None:
+        """Hand the connection back; from here on it may be another request's."""
+        self._response = None
+        response.close()
+
+    async def _content(self, response: Response) -> bytes:
+        parts, size = self._parts, 0
+        while part := await response.read():
+            parts.append(part)
+            size += len(part)
+            if size > MAX_JSON_BYTES:
+                raise AttemptFailed("broken", BadGateway("The engine's answer is too large."))
+        content = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        return content
+
+    async def next(self) -> bytes:
+        """See `Reply`."""
+        block = self._first
+        if block:
+            self._first = b""
+            return block
+        source, response = self._source, self._response
+        assert source is not None, "it has not begun"
+        assert response is not None, "it is closed"
+        while True:
+            if source.failure is not None:
+                raise source.failure
+            if source.complete:
+                return b""
+            try:
+                data = await response.read()
+            except ConnectionLost as error:
+                lost = BadGateway("The engine was lost in the middle of the answer.", detail=f"{self._host.id}: {error}")
+                raise AttemptFailed("cut", lost) from error
+            block = source.feed(data) if data else source.end()
+            if block:
+                return block
+
+    def close(self) -> Usage | None:
+        """See `Reply`."""
+        if self._closed:
+            return self.usage
+        self._closed = True
+        source, response, self._response = self._source, self._response, None
+        if source is not None:
+            self.usage, self.finishes = source.used(), source.reasons
+        if response is None:
+            return self.usage
+        if source is not None and source.complete:
+            response.finish()
+        elif self._working:
+            self.late = self._abandoned.stop(self._host, self._call, self._terms, response, source, self._parts)
+        else:
+            response.close()
+        return self.usage
+
+
+class Nowhere(Reply):
+    """An attempt at a target that is gone."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+
+    async def begin(self) -> None:
+        """Raises AttemptFailed."""
+        gone = Unavailable("The engine is gone.", code="engine_unavailable", retry_after_s=1, detail=self._target)
+        raise AttemptFailed("connect", gone)

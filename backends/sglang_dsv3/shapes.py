@@ -1,0 +1,243 @@
+"""What is read of SGLang's JSON, and nothing more: every other member is skipped undecoded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+# /model_info and /v1/loads
+
+
+class ModelInfo(msgspec.Struct):
+    """What of `/model_info` matters here."""
+
+    architectures: list[str] | None = None
+    served_model_name: str | None = None
+    model_path: str | None = None
+    weight_version: str | None = None
+
+
+class Load(msgspec.Struct):
+    """One data-parallel rank of `/v1/loads`."""
+
+    max_running_requests: int = 0
+    num_running_reqs: int = 0
+    num_waiting_reqs: int = 0
+    token_usage: float = 0.0
+    cache_hit_rate: float = 0.0
+    gen_throughput: float = 0.0
+
+
+class Loads(msgspec.Struct):
+    """All of it."""
+
+    loads: list[Load] = []
+
+
+class MachineGpu(msgspec.Struct):
+    """A GPU in the `/status` of the agent beside an engine; memory in bytes."""
+
+    index: int
+    utilisation: float | None = None
+    memory_used: int | None = None
+    memory_total: int | None = None
+    temperature: float | None = None
+    power: float | None = None
+    ecc_uncorrected: int | None = None
+    throttled: list[str] | None = None
+
+
+class Machine(msgspec.Struct):
+    """The machine there; bytes."""
+
+    memory_used: int = 0
+    memory_total: int = 0
+    swap_used: int | None = None
+    disk_free: int | None = None
+    gpus: list[MachineGpu] = []
+
+
+class AgentStatus(msgspec.Struct):
+    """What of the agent's `/status` becomes numbers."""
+
+    state: str = ""
+    machine: Machine | None = None
+
+
+# Usage
+
+
+class CompletionDetails(msgspec.Struct):
+    """`completion_tokens_details`."""
+
+    reasoning_tokens: int | None = None
+
+
+class PromptDetails(msgspec.Struct):
+    """`prompt_tokens_details`."""
+
+    cached_tokens: int | None = None
+
+
+class EngineUsage(msgspec.Struct):
+    """Chat's and completions' names, and those of responses and messages, which count cached tokens apart."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+    reasoning_tokens: int | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    input_tokens_details: PromptDetails | None = None
+    cache_read_input_tokens: int | None = None
+
+
+class WithUsage(msgspec.Struct):
+    """Where the usage may stand: in the answer, or in the answer inside an event."""
+
+    usage: EngineUsage | None = None
+    response: WithUsage | None = None
+    message: WithUsage | None = None
+
+
+# Errors
+
+
+class NamedError(msgspec.Struct):
+    """An error with a type, as Anthropic's events have it."""
+
+    type: str | None = None
+    message: str | None = None
+
+
+class Failed(msgspec.Struct):
+    """A response that failed."""
+
+    error: NamedError | None = None
+
+
+class ErrorEvent(msgspec.Struct):
+    """Where an error may stand in an event with a name."""
+
+    error: NamedError | None = None
+    response: Failed | None = None
+
+
+class ErrorCode(msgspec.Struct):
+    """`code` is the status that SGLang would have answered with."""
+
+    code: int | str | None = None
+
+
+class WithError(msgspec.Struct):
+    """An error in a stream of chunks."""
+
+    error: ErrorCode
+
+
+class AnswerChoice(msgspec.Struct):
+    """One choice of a JSON answer."""
+
+    finish_reason: str | None = None
+
+
+class Answer(msgspec.Struct):
+    """What is read of a JSON answer, whatever its endpoint."""
+
+    usage: EngineUsage | None = None
+    choices: list[AnswerChoice] | None = None
+    status: str | None = None
+
+
+# Chunks that were delivered, and what continues them
+
+
+class Continuation(msgspec.Struct, frozen=True):
+    """What the events of a continued answer take over from those before: when it began, and what was used."""
+
+    created: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Delta(msgspec.Struct):
+    """What a chunk adds."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[Any] | None = None
+
+
+class Choice(msgspec.Struct):
+    """Chat's choices and those of completions."""
+
+    delta: Delta = msgspec.field(default_factory=Delta)
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class Chunk(msgspec.Struct):
+    """One event of a stream of chunks."""
+
+    created: int = 0
+    choices: list[Choice] = []
+    usage: Any = None
+
+
+class Message(msgspec.Struct):
+    """The last message of a call."""
+
+    role: str = ""
+    content: Any = None
+
+
+class Delivered(msgspec.Struct):
+    """What a client has been given of an answer."""
+
+    text: str = ""
+    created: int = 0
+    chunks: int = 0
+    finished: bool = False
+    usage_shown: bool = False
+    sound: bool = True
+
+
+# /tokenize and /generate
+
+
+class Finish(msgspec.Struct):
+    """Why `/generate` ended."""
+
+    type: str
+
+
+class Meta(msgspec.Struct):
+    """What it says beside the text."""
+
+    finish_reason: Finish | None = None
+    cached_tokens: int | None = None
+
+
+class GenerateEvent(msgspec.Struct):
+    """One event of it: everything so far, not what is new."""
+
+    text: str
+    output_ids: list[int]
+    meta_info: Meta
+
+
+class Tokens(msgspec.Struct):
+    """What `/tokenize` answers."""
+
+    tokens: list[int]
+
+
+answer_decoder = msgspec.json.Decoder(Answer)
+raw_decoder = msgspec.json.Decoder(msgspec.Raw)
+usage_decoder = msgspec.json.Decoder(WithUsage)
+chunk_decoder = msgspec.json.Decoder(Chunk)
+raws_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+generate_decoder = msgspec.json.Decoder(GenerateEvent)
+tokens_decoder = msgspec.json.Decoder(Tokens)

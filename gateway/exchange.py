@@ -1,0 +1,71 @@
+"""A request's life on one page, for every endpoint that a model answers. Data goes down it and never back up.
+
+read the body -> parse it into a Call -> who serves it -> admission, which gives the Terms and settles in the end
+    -> watch the client -> an attempt that has begun -> relay it, whole or event by event
+"""
+
+from __future__ import annotations
+
+import logging
+
+from gateway.config import Settings
+from gateway.errors import BodyTooLarge, GatewayError
+from gateway.plugin import AttemptFailed, Endpoint
+from gateway.serving import calls, relay
+from gateway.serving.dispatch import Dispatcher, Exchange
+from gateway.serving.registry import Registry
+from gateway.serving.watch import Watch, Watches
+from gateway.telemetry.record import LIMITS, Record
+from gateway.wire import body
+from gateway.wire.asgi import CONNECTION, App, Connection, Receive, Scope, Send, header
+from middleware.rate_limit import RateLimit
+
+log = logging.getLogger("penstock.exchange")
+
+
+class Exchanges:
+    """Makes the ASGI handler of each endpoint: the endpoint is data, the path through the gateway is this one."""
+
+    def __init__(self, registry: Registry, settings: Settings, rate_limit: RateLimit) -> None:
+        self._registry = registry
+        self._rate_limit = rate_limit
+        self._dispatcher = Dispatcher(settings)
+        self._watches = Watches()
+        self._timeouts = settings.timeouts
+        self._body_bytes = settings.security.body_limit_mb << 20
+
+    def of(self, endpoint: Endpoint) -> App:
+        """The handler of one endpoint."""
+
+        async def handle(scope: Scope, receive: Receive, send: Send) -> None:
+            await self.handle(endpoint, scope, receive, send)
+
+        return handle
+
+    async def handle(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, from the client's bytes to the client's bytes."""
+        record = Record.of(scope)
+        connection: Connection | None = scope.get(CONNECTION)
+        raw = connection.body() if connection is not None else None
+        if raw is None:
+            raw = await body.read(receive, self._body_bytes, self._timeouts.body_s, header(scope, b"content-length"))
+        elif len(raw) > self._body_bytes:
+            raise BodyTooLarge(self._body_bytes)
+        call = calls.parse(endpoint, raw, header(scope, b"content-type") or b"")
+        del raw
+        record.asks(call)
+        served = self._registry.serving(call.model, endpoint, record.caller.models)
+        record.served = record.model
+        record.enter(LIMITS)
+        try:
+            async with self._rate_limit.admitted(call, served, record) as terms:
+                with Watch(self._watches, connection, receive) as watch:
+                    exchange = Exchange(call, terms, served, record, watch)
+                    if call.stream:
+                        await relay.Stream(exchange, self._dispatcher, self._timeouts, connection, send).run()
+                    else:
+                        await relay.whole(exchange, await self._dispatcher.begin(exchange), send)
+        except (AttemptFailed, GatewayError) as error:
+            if not record.status:
+                raise  # nothing has been sent: the errors middleware answers
+            log.info("%s ended early: %s", record.request_id, error)

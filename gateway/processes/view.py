@@ -1,0 +1,176 @@
+"""The process tree as the operator sees it: what the admin API shows and changes, asked of every worker when somebody wants to know."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gateway import lifeline
+from gateway.access import keys, ledger
+from gateway.admin import secret
+from gateway.admin.contract import GRAVITY, Reloaded, WorkerView
+from gateway.config import Settings
+from gateway.processes import protocol
+from gateway.processes.fleet import Worker
+from gateway.processes.tree import Tree
+from gateway.serving import registry
+from gateway.serving.hostview import HostView
+from gateway.telemetry import metrics
+from gateway.telemetry.metrics import Snapshot
+
+if TYPE_CHECKING:
+    from gateway.store.admin import AdminStore
+
+_log = logging.getLogger("penstock.parent")
+
+# How long a worker may take to answer before what it reported last is shown.
+REPORT_LIMIT_S = 1.0
+
+
+class View:
+    """Implements `admin.contract.Operated`, where each method is described."""
+
+    def __init__(self, tree: Tree, home: Path, reload: Callable[[str], Awaitable[Reloaded]]) -> None:
+        self._tree = tree
+        self._home = home
+        self._key_hash: str | None = None
+        self._reload = reload
+        self._numbers = itertools.count(1)
+        self._stored: AdminStore | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self._tree.plan.settings
+
+    def made_key_hash(self) -> str | None:
+        """See `Operated`. Made when it is needed, which a reload may change; an attempt that failed is made again at the next request."""
+        if self._key_hash is None:
+            try:
+                self._key_hash = keys.hashed(secret.make(self._home))
+            except (OSError, ValueError) as error:
+                _log.error("no admin key can be kept, so nobody can use the admin API: %s; mend it, or set admin.key_hash", error)
+        return self._key_hash
+
+    async def aclose(self) -> None:
+        """Close the connection to Redis."""
+        if self._stored is not None:
+            await self._stored.aclose()
+
+    async def reload(self, why: str) -> Reloaded:
+        """See `Operated`. A key that was made is looked up again too: it may have been deleted to have another one made."""
+        self._key_hash = None
+        return await self._reload(why)
+
+    async def look(self) -> tuple[Sequence[WorkerView], Snapshot]:
+        """See `Operated`. A worker that does not answer in time is shown as it was."""
+        question = protocol.Ask(next(self._numbers))
+        answers = [worker.ask(question) for worker in self._tree.workers if worker.serving or worker.retiring]
+        if answers:
+            await asyncio.wait(answers, timeout=REPORT_LIMIT_S)
+        for answer in answers:
+            answer.cancel()
+        workers = self._tree.workers
+        views = [_view(worker) for worker in workers]
+        return views, self._snapshot(views, [worker.report.counts for worker in workers if worker.report is not None])
+
+    def _snapshot(self, views: Sequence[WorkerView], living: list[Snapshot]) -> Snapshot:
+        counts = self._tree.counts.total(living)
+        counts[metrics.OPEN.name] = {"": [float(sum(view.open for view in views))]}
+        counts[metrics.WORKERS.name] = {}
+        for view in views:
+            counts[metrics.WORKERS.name].setdefault(str(view.generation), [0.0])[0] += view.state != "starting"
+        workers = float(sum(view.resident_bytes for view in views))
+        counts[metrics.MEMORY.name] = {"parent": [float(lifeline.resident_bytes())], "workers": [workers]}
+        counts.update(metrics.of_hosts((row.backend, row.id, row.state, row.in_flight, row.stats) for row in self._hosts()))
+        return counts
+
+    def exemplars(self) -> metrics.Exemplars:
+        """See `Operated`."""
+        return metrics.latest(worker.report.exemplars for worker in self._tree.workers if worker.report is not None)
+
+    async def hosts(self) -> Sequence[HostView]:
+        """See `Operated`. What several workers know of a host is added up; of their states the gravest is shown."""
+        await self.look()
+        return self._hosts()
+
+    def _hosts(self) -> list[HostView]:
+        found: dict[tuple[str, str], HostView] = {}
+        for worker in self._tree.fleets[-1].workers:
+            for row in worker.report.hosts if worker.report is not None else ():
+                before = found.get((row.backend, row.id))
+                if before is not None:
+                    capacity = None if row.capacity is None or before.capacity is None else row.capacity + before.capacity
+                    graver = max(before, row, key=lambda view: GRAVITY.index(view.state))
+                    row = msgspec.structs.replace(graver, in_flight=before.in_flight + row.in_flight, capacity=capacity)
+                found[row.backend, row.id] = row
+        return list(found.values())
+
+    async def drain(self, target: str, drained: bool) -> bool:
+        """See `Operated`."""
+        if target not in {row.id for row in await self.hosts()}:
+            return False
+        self._tree.drain(target, drained)
+        _log.info("target %s is %s", target, "drained by the operator" if drained else "back by the operator's word")
+        return True
+
+    def effective(self) -> list[dict[str, Any]]:
+        """See `Operated`."""
+        return registry.rows(self._tree.plan.loaded)
+
+    async def find(self, name: str) -> dict[str, Any] | None:
+        """See `Operated`."""
+        question = protocol.Find(next(self._numbers), name)
+        waiting = {worker.ask(question) for worker in self._tree.workers if worker.serving or worker.retiring}
+        known: list[dict[str, Any]] = []
+        deadline = time.monotonic() + REPORT_LIMIT_S
+        try:
+            while waiting and (left_s := deadline - time.monotonic()) > 0:
+                done, waiting = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+                for answer in done:
+                    found = None if answer.cancelled() else answer.result()
+                    if isinstance(found, protocol.Found) and found.record is not None:
+                        known.append(found.record)
+                        if found.record["id"] == name:  # there is no other of our own id
+                            return found.record
+        finally:
+            for answer in waiting:
+                answer.cancel()
+        if known:  # several workers may have answered requests of one client's id
+            newest = max(known, key=lambda record: record["at"])
+            also = [other["id"] for other in known if other is not newest]
+            return {**newest, "also": [*newest.get("also", ()), *also]} if also else newest
+        stored = self.stored_keys()
+        return await stored.request(name) if stored is not None else None  # of another gateway, or of a worker that has ended
+
+    def stored_keys(self) -> AdminStore | None:
+        """See `Operated`."""
+        if self._stored is None and self.settings.redis.url is not None:
+            from gateway.store.admin import AdminStore  # 0.1 s that only a gateway with Redis has to spend, once
+
+            self._stored = AdminStore(self.settings, self._tree.counts.own)
+        return self._stored
+
+    async def usage(self, first: str, last: str) -> ledger.Rows:
+        """See `Operated`."""
+        await self.look()  # so that what has just ended is in it
+        stored = self.stored_keys()
+        if stored is not None:
+            return await stored.usage(first, last)
+        return {place: found for place, found in self._tree.usage.rows.items() if first <= place[0] <= last}
+
+
+def _view(worker: Worker) -> WorkerView:
+    state = "retiring" if worker.retiring else "serving" if worker.serving else "starting"
+    report = worker.report or protocol.Report(0, 0, 0.0, 0, "", {}, [])
+    up_s = time.monotonic() - worker.started_at
+    return WorkerView(
+        worker.process.pid, worker.generation, state, up_s, report.open, report.oldest_s, report.resident_bytes, report.waiting
+    )

@@ -1,0 +1,24 @@
+"""What people are shown of a host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.plugin import Stats
+
+
+class HostView(msgspec.Struct, frozen=True):
+    """A host as `/admin/hosts` shows it."""
+
+    id: str
+    backend: str
+    weight: float
+    priority: int
+    state: str
+    why: str
+    in_flight: int
+    capacity: int | None
+    stats: Stats | None = None
+    details: dict[str, Any] = {}

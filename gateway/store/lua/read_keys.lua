@@ -1,0 +1,5 @@
+-- The stored keys, if they have changed. KEYS: 1 the keys, 2 their version. ARGV: the version that is known.
+-- Answer: the version, and where it is another one names and contents in turn. Both at one moment: never a list under a version that it is not.
+local version = redis.call('GET', KEYS[2]) or '0'
+if version == ARGV[1] then return {version} end
+return {version, redis.call('HGETALL', KEYS[1])}
