@@ -21,6 +21,7 @@ from gateway.config import Settings
 from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv, ServiceState
 from gateway.processes import http, protocol
+from gateway.processes.http import tls
 from gateway.serving.hostview import HostView
 from gateway.telemetry import log, metrics
 
@@ -46,6 +47,7 @@ class Worker:
             settings,
             self._lifecycle,
             lambda accepting: self._tell(protocol.Serving(accepting)),
+            tls=tls.context(settings.listen.tls),
             lifespan="on",
             proxy_headers=bool(settings.security.trusted_proxies),
             forwarded_allow_ips=settings.security.trusted_proxies,

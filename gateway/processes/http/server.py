@@ -18,7 +18,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from gateway.config import Settings
 from gateway.lifecycle import Lifecycle
-from gateway.processes.http.bounds import SPARE_DESCRIPTORS
+from gateway.processes.http.bounds import LINGER_S, SPARE_DESCRIPTORS
 from gateway.processes.http.connection import Connection
 from gateway.processes.http.shared import Shared
 from gateway.processes.protocol import Retire
@@ -65,7 +65,9 @@ class Server(uvicorn.Server):
             sys.exit(STARTUP_FAILURE)
         loop = self.shared.loop = asyncio.get_running_loop()
         self.shared.tick()
-        more: dict[str, Any] = {} if self._tls is None else {"ssl": self._tls, "ssl_handshake_timeout": self._head_s}
+        more: dict[str, Any] = {}
+        if self._tls is not None:
+            more = {"ssl": self._tls, "ssl_handshake_timeout": self._head_s, "ssl_shutdown_timeout": LINGER_S}
         self.servers = [
             await loop.create_server(self.connection, sock=listener, backlog=BACKLOG, **more)  # type: ignore[arg-type]
             for listener in sockets or ()
