@@ -96,7 +96,9 @@ def serve(path: Path | None, host: str | None, port: int | None, workers: int | 
         admin = parent.listen(*address, "listen.admin") if address is not None else None
     except ConfigError as error:
         _refuse(error)
-    console = Console(settings, _url(listener) + "/v1", _url(admin) if admin is not None else "", plan.services)
+    console = Console(
+        settings, _url(listener, settings.listen.tls is not None) + "/v1", _url(admin) if admin is not None else "", plan.services
+    )
     asyncio.run(_run(parent.Parent(plan, home(), listener, admin, load, console.observe), console))
 
 
@@ -128,9 +130,9 @@ async def _rehearse(settings: config.Settings) -> list[str]:
     return []
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, tls: bool = False) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 async def _run(process: parent.Parent, console: Console) -> None:
