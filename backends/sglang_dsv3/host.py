@@ -253,7 +253,7 @@ def service_name(backend: str, index: int) -> str:
 
 async def small(response: Response) -> bytes:
     """A body of which no more than MAX_SMALL_BYTES are of interest."""
-    content = b""
+    content = bytearray()
     while len(content) < MAX_SMALL_BYTES and (part := await response.read()):
         content += part
-    return content[:MAX_SMALL_BYTES]
+    return bytes(content[:MAX_SMALL_BYTES])

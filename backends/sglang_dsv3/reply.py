@@ -38,7 +38,7 @@ class SGLangReply(Reply):
         self._response: Response | None = None
         self._source: EventStream | None = None
         # What was read of a JSON answer.
-        self._parts: list[bytes] = []
+        self._begun: bytes | bytearray = b""
         # Whether the engine may be at work for this attempt.
         self._working = False
         self._closed = False
@@ -127,15 +127,15 @@ class SGLangReply(Reply):
         response.close()
 
     async def _content(self, response: Response) -> bytes:
-        parts, size = self._parts, 0
+        content: bytes | bytearray = await response.read()
+        self._begun = content
         while part := await response.read():
-            parts.append(part)
-            size += len(part)
-            if size > MAX_JSON_BYTES:
+            if isinstance(content, bytes):
+                content = self._begun = bytearray(content)
+            content += part
+            if len(content) > MAX_JSON_BYTES:
                 raise AttemptFailed("broken", BadGateway("The engine's answer is too large."))
-        content = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
-        return content
+        return bytes(content)
 
     async def next(self) -> bytes:
         """See `Reply`."""
@@ -173,7 +173,7 @@ class SGLangReply(Reply):
         if source is not None and source.complete:
             response.finish()
         elif self._working:
-            self.late = self._abandoned.stop(self._host, self._call, self._terms, response, source, self._parts)
+            self.late = self._abandoned.stop(self._host, self._call, self._terms, response, source, bytes(self._begun))
         else:
             response.close()
         return self.usage
