@@ -22,6 +22,7 @@ from gateway.serving.relay import exchange
 from gateway.telemetry.record import Record
 from gateway.wire import answers
 from gateway.wire.asgi import App, Receive, Scope, Send
+from gateway.wire.memory import BODY_MEMORY_BYTES, BodyMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,9 @@ class Route:
 
 def table(registry: Registry, settings: Settings, life: Life, admission: Admission) -> Sequence[Route]:
     """All of them."""
-    dispatcher = Dispatcher(registry, settings, admission)
+    dispatcher, memory = Dispatcher(registry, settings, admission), BodyMemory(BODY_MEMORY_BYTES)
     return (
-        *(Route("POST", endpoint.value, exchange(endpoint, dispatcher, settings), endpoint=endpoint) for endpoint in Endpoint),
+        *(Route("POST", endpoint.value, exchange(endpoint, dispatcher, settings, memory), endpoint=endpoint) for endpoint in Endpoint),
         Route("GET", "/v1/models", _models(registry), below=True, answer=answers.ModelList, below_answer=answers.ModelInfo),
         Route("GET", "/livez", _livez, answer=answers.Health),
         Route("GET", "/readyz", _readyz(registry, life), answer=answers.Health),

@@ -18,6 +18,8 @@ from gateway.serving.dispatch import Attempt, Dispatcher
 from gateway.telemetry.record import CLIENT, GENERATE, Record
 from gateway.wire import body
 from gateway.wire.asgi import App, Receive, Scope, Send, header
+from gateway.wire.memory import BodyMemory
+from gateway.wire.structure import LARGE_BYTES
 
 log = logging.getLogger("penstock.relay")
 
@@ -112,30 +114,32 @@ class Watch:
             self._task.cancel()
 
 
-def exchange(endpoint: Endpoint, dispatcher: Dispatcher, settings: Settings) -> App:
+def exchange(endpoint: Endpoint, dispatcher: Dispatcher, settings: Settings, memory: BodyMemory) -> App:
     """The ASGI handler of one endpoint: the endpoint is data, the path through the gateway is this one."""
     limit_bytes, limit_s = settings.security.body_limit_mb << 20, settings.timeouts.body_s
     silence_s = settings.timeouts.between_tokens_s
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         record = Record.of(scope)
-        raw = await body.read(receive, limit_bytes, limit_s, header(scope, b"content-length"))
-        call = calls.parse(endpoint, raw, header(scope, b"content-type") or b"")
-        del raw
-        record.call_id, record.model, record.stream = call.id, call.model, call.stream
-        try:
-            with Watch(receive, silence_s) as watch:
-                attempt = await dispatcher.send(call, record)
-                record.first_event_at = record.mark
-                if attempt.reply.events is None:
-                    await _whole(attempt, send, watch, record)
-                else:
-                    await _Stream(call, dispatcher, send, watch, record).run(attempt)
-        except (AttemptFailed, errors.GatewayError) as error:
-            if not record.status:
-                raise  # nothing has been sent: the errors middleware answers
-            record.outcome = error.cause if isinstance(error, AttemptFailed) else type(error).__name__
-            log.info("%s ended early: %s", record.request_id, error)
+        with memory.lease(record.key) as lease:
+            raw = await body.read(receive, limit_bytes, limit_s, header(scope, b"content-length"), lease)
+            kind = header(scope, b"content-type") or b""
+            call = calls.parse(endpoint, raw, kind) if len(raw) <= LARGE_BYTES else await calls.parse_large(endpoint, raw, kind)
+            del raw
+            record.call_id, record.model, record.stream = call.id, call.model, call.stream
+            try:
+                with Watch(receive, silence_s) as watch:
+                    attempt = await dispatcher.send(call, record)
+                    record.first_event_at = record.mark
+                    if attempt.reply.events is None:
+                        await _whole(attempt, send, watch, record)
+                    else:
+                        await _Stream(call, dispatcher, send, watch, record).run(attempt)
+            except (AttemptFailed, errors.GatewayError) as error:
+                if not record.status:
+                    raise  # nothing has been sent: the errors middleware answers
+                record.outcome = error.cause if isinstance(error, AttemptFailed) else type(error).__name__
+                log.info("%s ended early: %s", record.request_id, error)
 
     return handle
 
