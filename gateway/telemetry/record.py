@@ -171,10 +171,11 @@ class Record:
         self.stream = False
         # By exchange: the model's name where we serve it, so that it may be a label.
         self.served = ""
-        # By middleware/rate_limit: what its limits were and took (words, reserved, left), what every answer to it says of them, and at
+        # By exchange, of a parameter that was probably meant otherwise, and by middleware/rate_limit, of its limits: what every answer says.
+        self.headers: Headers = []
+        # By middleware/rate_limit: what its limits were and took (words, reserved, left), and at
         # its settlement what it costs and how many completion tokens reached the client; while that waits for an engine's word, a task.
         self.limits: Sequence[tuple[str, float, float]] = ()
-        self.headers: Headers = []
         self.cost = 0.0
         self.delivered = 0
         self.settling: asyncio.Task[None] | None = None
