@@ -3,6 +3,7 @@ this file is StoreFailed, or StoreRefused in the place of a single answer."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ class Client:
                     answers[index] = answer
             return [_judged(answer) if isinstance(answer, Exception) else answer for answer in answers]
         except _FAILURES as error:
-            raise StoreFailed(_words(error)) from None
+            raise await self._failed(error) from None
 
     async def _pipeline(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False) if not self._settings.cluster else self._client.pipeline()
@@ -84,7 +85,18 @@ class Client:
         try:
             return await self._client.execute_command(*command)
         except _FAILURES as error:
-            raise StoreFailed(_words(error)) from None
+            raise await self._failed(error) from None
+
+    async def _failed(self, error: Exception) -> StoreFailed:
+        """A server that answers that it is of no use to us is left: behind the same address, or by the sentinels' word, may be another one
+        by now, and a connection that stays would never meet it (a master that was demoted keeps its clients)."""
+        if isinstance(error, RedisError) and _UNFIT.search(_words(error)):
+            with contextlib.suppress(*_FAILURES):
+                if self._settings.cluster:
+                    await self._client.aclose()  # which it opens anew, nodes and all, when it is next asked
+                else:
+                    await self._client.connection_pool.disconnect()
+        return StoreFailed(_words(error))
 
     async def aclose(self) -> None:
         """Close every connection."""
