@@ -7,6 +7,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,8 +46,8 @@ class Client:
         except (ConfigError, OSError, ValueError) as error:
             refuse(str(error))
 
-    def ask(self, method: str, path: str, content: Any = None) -> bytes:
-        """Its answer's body; anything but success ends the command with what the gateway says."""
+    def ask(self, method: str, path: str, content: Any = None, accept: Container[int] = ()) -> bytes:
+        """Its answer's body; anything but success (or a status in `accept`) ends the command with what the gateway says."""
         data = msgspec.json.encode(content) if content is not None else None
         headers = {"content-type": "application/json", **({"authorization": f"Bearer {self._key}"} if self._key else {})}
         request = urllib.request.Request(self._url + path, data, headers, method=method)  # noqa: S310 - the operator's own URL
@@ -56,7 +57,10 @@ class Client:
                 return found
         except urllib.error.HTTPError as error:
             with error:
-                reason = _reason(error.read()) or f"{error.code} {error.reason}"
+                said = error.read()
+            if error.code in accept:
+                return said
+            reason = _reason(said) or f"{error.code} {error.reason}"
             if error.code == 401:
                 wrong = f"the admin key {self._origin} is not that of the gateway at {self._url}"
                 reason = wrong if self._key else f"the gateway at {self._url} wants its admin key: {self._origin}"

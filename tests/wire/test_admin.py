@@ -439,13 +439,29 @@ def test_a_clients_words_do_not_drive_the_operators_terminal(wired: Gateway, tmp
     assert (done.returncode, is_safe(done), "owned" in done.stderr) == (1, True, True), repr(done.stderr)
 
 
-@pytest.mark.parametrize("command", [("keys", "list"), ("keys", "list", "--json"), ("usage",), ("usage", "--csv"), ("explain", "x")])
-def test_nor_do_a_gateways(tmp_path: Path, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "words",
+    ["keys list", "keys list --json", "keys show NAME", "usage", "usage --csv", "explain x", "hosts", "hosts --json"],
+)
+def test_nor_do_a_gateways(tmp_path: Path, words: str) -> None:
+    command = [ESCAPES if word == "NAME" else word for word in words.split()]
     counts = dict.fromkeys(
-        ("requests", "prompt_tokens", "cached_tokens", "delivered_tokens", "wasted_client_tokens", "wasted_host_tokens", "cost"), 0
+        (
+            "requests",
+            "prompt_tokens",
+            "cached_tokens",
+            "generated_tokens",
+            "delivered_tokens",
+            "wasted_client_tokens",
+            "wasted_host_tokens",
+            "cost",
+        ),
+        0,
     )
-    rows = {
+    of_hosts = dict.fromkeys(("id", "backend", "state", "why"), ESCAPES)
+    rows: dict[str, Any] = {
         "/admin/keys": {"keys": [{"name": ESCAPES, "origin": ESCAPES, "metadata": {ESCAPES: ESCAPES}}]},
+        "/admin/hosts": {"hosts": [{"weight": 1, "priority": 0, "in_flight": 0, "capacity": None, **of_hosts}]},
         "/admin/usage": {"usage": [{"day": ESCAPES, "key": ESCAPES, "model": ESCAPES, **counts}]},
     }
 
