@@ -20,6 +20,8 @@ from gateway.home import home
 from gateway.terminal import say
 
 _TIMEOUT_S = 30.0
+# Of an answer: a ledger of years is a few megabytes.
+MAX_ANSWER_BYTES = 64 << 20
 KEY_VARIABLE = "PENSTOCK_ADMIN_KEY"
 
 
@@ -53,11 +55,10 @@ class Client:
         request = urllib.request.Request(self._url + path, data, headers, method=method)  # noqa: S310 - the operator's own URL
         try:
             with _opener.open(request, timeout=_TIMEOUT_S) as answer:
-                found: bytes = answer.read()
-                return found
+                found: bytes = answer.read(MAX_ANSWER_BYTES + 1)
         except urllib.error.HTTPError as error:
             with error:
-                said = error.read()
+                said = error.read(MAX_ANSWER_BYTES)
             if error.code in accept:
                 return said
             reason = _reason(said) or f"{error.code} {error.reason}"
@@ -67,6 +68,9 @@ class Client:
             refuse(reason)
         except (OSError, ValueError) as error:
             refuse(f"no gateway answers at {self._url}: {getattr(error, 'reason', error)}")
+        if len(found) > MAX_ANSWER_BYTES:
+            refuse(f"what answers at {self._url} sends more than {MAX_ANSWER_BYTES >> 20} MB: that is no gateway")
+        return found
 
 
 def _find_key(key_file: Path | None, elsewhere: bool) -> tuple[str, str]:

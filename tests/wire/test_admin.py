@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from gateway.admin.api import MAX_BODY
 from tests.support import raw
 from tests.support.otlp import collector
 from tests.support.processes import Gateway, Rehearsal, environment, gateway, until
@@ -275,6 +276,13 @@ def test_what_changes_something_must_say_that_it_is_json(wired: Gateway) -> None
             assert (answer.status, answer.error()["code"]) == (415, "unsupported_media_type")
     for kind in ("application/json", "Application/JSON; charset=utf-8"):
         assert ask(wired, "POST", "/admin/hosts/nope:1/drain", {"content-type": kind, **key}).status == 404
+
+
+def test_what_the_operator_sends_is_bounded_too(wired: Gateway) -> None:
+    for size, status in ((MAX_BODY, 404), (MAX_BODY + 1, 413)):
+        answer = wired.admin("/admin/hosts/nope:1/drain", "POST", content={"x": "y" * (size - 9)})
+        assert answer.status == status
+    assert answer.error()["message"] == "The request body is larger than the limit of 64 kB."
 
 
 def test_what_is_read_without_a_key_is_read_under_our_own_name(wired: Gateway) -> None:
