@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import ipaddress
 import socket
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import msgspec
 import gateway
 from gateway import config
 from gateway.access.limits.rules import StoreFailed
-from gateway.admin import commands, secret
+from gateway.admin import commands, operating, secret
 from gateway.errors import ConfigError
 from gateway.form import FORM
 from gateway.home import home
@@ -26,7 +27,7 @@ from gateway.processes import init, parent
 from gateway.processes.tree import Plan
 from gateway.serving import registry
 from gateway.telemetry import log
-from gateway.terminal import say, say_json, say_lines
+from gateway.terminal import say, say_json, say_lines, say_table
 from gateway.wire.visible import visible
 
 CONFIG_OPTION = click.option(
@@ -131,8 +132,21 @@ async def _rehearse(settings: config.Settings) -> list[str]:
 
 
 def _url(listener: socket.socket, tls: bool = False) -> str:
+    """One that a client can use, also where every address is listened on."""
     host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:
+        host = _own_address()
     return f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _own_address() -> str:
+    """The address from which this machine would reach others; loopback on one that reaches none. Nothing is sent."""
+    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):  # for documentation (RFC 5737, RFC 3849)
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as one:
+            one.connect((elsewhere, 9))
+            found: str = one.getsockname()[0]
+            return found
+    return "127.0.0.1"
 
 
 async def _run(process: parent.Parent, console: Console) -> None:
@@ -155,6 +169,7 @@ class Console:
         self._url = url
         self._admin_url = admin_url
         self._waiting = {service.name for service in services}
+        self._failed: set[str] = set()
         self._greeted = False
 
     def listening(self) -> None:
@@ -166,13 +181,14 @@ class Console:
             made = secret.path(home())
             if self._settings.admin.key_hash is None and made.exists():
                 _say(f"the admin key is in {made}, where `penstock` finds it")
-        if self._waiting:
+        if self._waiting - self._failed:
             _say("until the engine is ready, requests are answered 503 'the engine is loading'")
         self._greet()
 
     def observe(self, name: str, state: ServiceState) -> None:
         """One line per change of a service."""
         _say(f"{name}: {state.state}{f', {state.detail}' if state.detail else ''}")
+        (self._failed.add if state.state == "failed" else self._failed.discard)(name)
         if state.state == "ready":
             self._waiting.discard(name)
             self._greet()
@@ -215,9 +231,10 @@ def _refuse(error: ConfigError) -> NoReturn:
 
 @main.command()
 @CONFIG_OPTION
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
-def check(path: Path | None, as_json: bool) -> None:
-    """Validate the configuration and print every effective value with its origin, secrets masked."""
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with every value instead of lines.")
+@click.option("--all", "every", is_flag=True, help="Values that are left at their defaults, too.")
+def check(path: Path | None, as_json: bool, every: bool) -> None:
+    """Validate the configuration and print what it sets, each value with its origin, secrets masked."""
     try:
         loaded = config.load(path)
         rows = registry.rows(loaded)
@@ -227,7 +244,10 @@ def check(path: Path | None, as_json: bool) -> None:
     if as_json:
         say_json(msgspec.json.encode({"values": rows, "findings": findings}))
     else:
-        _table(rows)
+        shown = [row for row in rows if every or row["origin"] != "default"]
+        say_table(("key", "value", "origin"), [(row["key"], msgspec.json.encode(row["value"]).decode(), row["origin"]) for row in shown])
+        if len(shown) < len(rows):
+            say(f"{len(rows) - len(shown)} more are left at their defaults (--all shows them)")
         for finding in findings:
             say(f"note: {finding}")
         say(f"ok: {path or 'the defaults'} can be served")
@@ -237,17 +257,8 @@ async def _findings(settings: config.Settings) -> list[str]:
     return await registry.rehearse(settings, BackendEnv(home()), check=True) + await _rehearse(settings)
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
-    width = max(len(row["key"]) for row in rows)
-    values = [msgspec.json.encode(row["value"]).decode() for row in rows]
-    value_width = min(max(map(len, values)), 60)
-    for row, value in zip(rows, values, strict=True):
-        say(f"{row['key']:<{width}}  {value:<{value_width}}  {row['origin']}")
-
-
-main.add_command(commands.keys)
-main.add_command(commands.usage)
-main.add_command(commands.explain)
+for command in (commands.keys, commands.usage, commands.explain, operating.hosts, operating.reload, operating.status):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Documents that must follow the code: rooms in architecture.md, settings in configuration.md, tables in compatibility.md, and targets
-and links everywhere."""
+"""Documents that must follow the code: rooms in architecture.md, settings in configuration.md, tables in compatibility.md, bounds in
+security.md, and targets and links everywhere."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -94,13 +96,72 @@ def compatibility() -> Iterator[str]:
             yield f"docs/compatibility.md and the code disagree on {what}: {name}"
 
 
+_UNITS = {"": 1, "B": 1, "kB": 1 << 10, "MB": 1 << 20, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "days": 86400}
+# What a setting's name says of its unit.
+_SUFFIXES = {"_mb": 1 << 20, "_ms": 1e-3}
+
+
+def bounds() -> Iterator[str]:
+    """Bounds in security.md that are not the code's, tests that it names and nobody wrote, and bounds of the code that it does not name."""
+    text = (ROOT / "docs" / "security.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in text.split("\n## Bounds\n")[1].splitlines() if line[:2] == "| "
+    ]
+    named = set()
+    for row in rows[1:]:
+        if len(row) != 6:
+            yield f"docs/security.md: not six cells: {' | '.join(row)}"
+            continue
+        _, what, bound, value, _, shown_by = row
+        named.add(bound.strip("`"))
+        if bound.startswith("`"):
+            try:
+                found = _bound(bound.strip("`"))
+            except (ImportError, AttributeError, KeyError, TypeError):
+                yield f"docs/security.md: '{what}' is bounded by {bound}, which does not exist"
+                continue
+            if _amount(value) != found:
+                yield f"docs/security.md: '{what}' is bounded to {value}; in the code {bound} is {found:g}"
+        if shown_by != "—" and not re.fullmatch(r"`[^`]+`", shown_by):
+            yield f"docs/security.md: '{what}' is shown by no test and does not say so"
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
+        path = ROOT / file
+        if not path.exists() or not re.search(rf"^(async )?def {name}\(", path.read_text(), re.MULTILINE):
+            yield f"docs/security.md names {file}::{name}, which does not exist"
+    for file in sorted(path for top in ("gateway", "middleware", "backends") for path in (ROOT / top).rglob("*.py")):
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for line in re.findall(r"^([A-Z_][\w, ]*)(?:: \w+)? = ", file.read_text(), re.MULTILINE):
+            for name in (one.strip() for one in line.split(",")):
+                if name.lstrip("_").startswith("MAX_") and f"{module}:{name}" not in named:
+                    yield f"docs/security.md does not name the bound {module}:{name}"
+
+
+def _bound(name: str) -> float:
+    """The value of `module:CONSTANT`, or the default of a setting, in bytes, seconds or by number."""
+    module, colon, constant = name.partition(":")
+    if colon:
+        return float(getattr(importlib.import_module(module), constant))
+    value: Any = msgspec.to_builtins(config.Settings())
+    for part in name.split("."):
+        value = value[part]
+    return float(value) * next((factor for suffix, factor in _SUFFIXES.items() if name.endswith(suffix)), 1)
+
+
+def _amount(text: str) -> float | None:
+    """`64 kB`, `50 ms`, `1,000`; None for what is no amount."""
+    found = re.fullmatch(r"([\d.,]+) ?(\w*)", text)
+    if found is None or found[2] not in _UNITS:
+        return None
+    return float(found[1].replace(",", "")) * _UNITS[found[2]]
+
+
 def _quoted(text: str) -> list[str]:
     return re.findall(r"`(\w+)`", text)
 
 
 def main() -> int:
     """Print what does not agree; 1 if anything."""
-    problems = [*rooms(), *settings(), *compatibility(), *commands()]
+    problems = [*rooms(), *settings(), *compatibility(), *bounds(), *commands()]
     print("\n".join(problems) or "documents agree with the code")
     return bool(problems)
 

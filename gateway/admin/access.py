@@ -19,7 +19,7 @@ from gateway.wire.asgi import Scope, header
 OPEN = frozenset({"/livez", "/readyz"})
 _READING = frozenset({"GET", "HEAD"})
 # Of one address within a minute: failures that cost nothing, the longest wait, and how many addresses are remembered.
-FREE_FAILURES, FORGIVEN_AFTER_S, LONGEST_WAIT_S, _REMEMBERED = 3, 60.0, 8.0, 1000
+FREE_FAILURES, FORGIVEN_AFTER_S, LONGEST_WAIT_S, MAX_REMEMBERED = 3, 60.0, 8.0, 1000
 
 
 class WrongKey(InvalidRequest):
@@ -61,7 +61,7 @@ class Throttle:
         count, until = self._failures.pop(client, (0, 0.0))
         count = count + 1 if now < until else 1
         self._failures[client] = (count, now + FORGIVEN_AFTER_S)
-        if len(self._failures) > _REMEMBERED:
+        if len(self._failures) > MAX_REMEMBERED:
             self._failures.popitem(last=False)
         if count > FREE_FAILURES:
             await asyncio.sleep(min(0.5 * 2 ** (count - FREE_FAILURES - 1), LONGEST_WAIT_S))

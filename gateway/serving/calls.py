@@ -163,7 +163,7 @@ def _call(endpoint: Endpoint, found: Fields, prompts: int) -> Call:
         fields.array(found, "messages")
     if endpoint is Endpoint.CHAT:
         _check_chat(found)
-    _check_bound(spec, found)
+    _check_bound(endpoint, spec, found)
     return Call(
         endpoint=endpoint,
         id=spec.id_prefix + new_id(),
@@ -221,7 +221,7 @@ def _check_chat(found: Fields) -> None:
             raise InvalidRequest(f"'{name}' is not supported any more: use '{instead}'.", param=name, code="unsupported_parameter")
 
 
-def _check_bound(spec: Spec, found: Fields) -> None:
+def _check_bound(endpoint: Endpoint, spec: Spec, found: Fields) -> None:
     """Of an endpoint's bounds the first that is set counts."""
     for name in BOUNDS.get(endpoint, ()):
         if name in found:

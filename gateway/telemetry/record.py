@@ -171,7 +171,7 @@ class Record:
         self.stream = False
         # By exchange: the model's name where we serve it, so that it may be a label.
         self.served = ""
-        # By exchange, of a parameter that was probably meant otherwise, and by middleware/rate_limit, of its limits: what every answer says.
+        # What every answer says: by exchange of a parameter that was probably meant otherwise, by middleware/rate_limit of its limits.
         self.headers: Headers = []
         # By middleware/rate_limit: what its limits were and took (words, reserved, left), and at
         # its settlement what it costs and how many completion tokens reached the client; while that waits for an engine's word, a task.

@@ -15,8 +15,8 @@ class Splitter:
     """Cuts a byte stream at blank lines into whole events.
 
     `feed(data)` returns the events completed by `data`, each with its closing blank line, bytes unchanged. What is incomplete waits,
-    at most `limit` bytes; every byte is looked at once, however small the pieces. Lines end in LF (what SGLang writes), CRLF or CR; the latter become
-    the former, also when a read ends between the two.
+    at most `limit` bytes; every byte is looked at once, however small the pieces. Lines end in LF (what SGLang writes), CRLF or CR; the
+    latter become the former, also when a read ends between the two.
     """
 
     __slots__ = ("_after_cr", "_limit", "_newline", "_rest")

@@ -171,7 +171,7 @@ def test_the_loop_goes_on_through_the_whole_gateway(name: str) -> None:
             connection.data_received(content[at : at + PIECE_BYTES])
             await asyncio.sleep(0)
         async with asyncio.timeout(30):
-            while not gateway.client.written or gateway.life.open:
+            while not gateway.client.written or gateway.lifecycle.open:
                 await asyncio.sleep(0)
 
     try:

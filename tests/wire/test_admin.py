@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from gateway.admin.api import MAX_BODY
 from tests.support import raw
 from tests.support.otlp import collector
 from tests.support.processes import Gateway, Rehearsal, environment, gateway, until
@@ -277,6 +278,13 @@ def test_what_changes_something_must_say_that_it_is_json(wired: Gateway) -> None
         assert ask(wired, "POST", "/admin/hosts/nope:1/drain", {"content-type": kind, **key}).status == 404
 
 
+def test_what_the_operator_sends_is_bounded_too(wired: Gateway) -> None:
+    for size, status in ((MAX_BODY, 404), (MAX_BODY + 1, 413)):
+        answer = wired.admin("/admin/hosts/nope:1/drain", "POST", content={"x": "y" * (size - 9)})
+        assert answer.status == status
+    assert answer.error()["message"] == "The request body is larger than the limit of 64 kB."
+
+
 def test_what_is_read_without_a_key_is_read_under_our_own_name(wired: Gateway) -> None:
     """`/metrics` on loopback: a name that was made to point here (DNS rebinding) is not ours."""
     strangers = ("evil.example", "evil.example:9464", "127.0.0.1.evil.example", "", "[127.0.0.1]:9464", "localhost.", "0x7f000001", "::1")
@@ -439,13 +447,29 @@ def test_a_clients_words_do_not_drive_the_operators_terminal(wired: Gateway, tmp
     assert (done.returncode, is_safe(done), "owned" in done.stderr) == (1, True, True), repr(done.stderr)
 
 
-@pytest.mark.parametrize("command", [("keys", "list"), ("keys", "list", "--json"), ("usage",), ("usage", "--csv"), ("explain", "x")])
-def test_nor_do_a_gateways(tmp_path: Path, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "words",
+    ["keys list", "keys list --json", "keys show NAME", "usage", "usage --csv", "explain x", "hosts", "hosts --json"],
+)
+def test_nor_do_a_gateways(tmp_path: Path, words: str) -> None:
+    command = [ESCAPES if word == "NAME" else word for word in words.split()]
     counts = dict.fromkeys(
-        ("requests", "prompt_tokens", "cached_tokens", "delivered_tokens", "wasted_client_tokens", "wasted_host_tokens", "cost"), 0
+        (
+            "requests",
+            "prompt_tokens",
+            "cached_tokens",
+            "generated_tokens",
+            "delivered_tokens",
+            "wasted_client_tokens",
+            "wasted_host_tokens",
+            "cost",
+        ),
+        0,
     )
-    rows = {
+    of_hosts = dict.fromkeys(("id", "backend", "state", "why"), ESCAPES)
+    rows: dict[str, Any] = {
         "/admin/keys": {"keys": [{"name": ESCAPES, "origin": ESCAPES, "metadata": {ESCAPES: ESCAPES}}]},
+        "/admin/hosts": {"hosts": [{"weight": 1, "priority": 0, "in_flight": 0, "capacity": None, **of_hosts}]},
         "/admin/usage": {"usage": [{"day": ESCAPES, "key": ESCAPES, "model": ESCAPES, **counts}]},
     }
 
