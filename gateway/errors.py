@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterable
 
 import msgspec
+
+from gateway.masking import one_line, without_secrets
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -171,12 +174,43 @@ class GatewayTimeout(GatewayError):
 
 
 class ConfigError(Exception):
-    """A configuration that must not start: `path` says where, the text what is wrong and what is accepted."""
+    """A configuration that must not start: `path` says where, the text what is wrong and what is accepted, `source` which file and line (or
+    environment variable) it came from. Each of them is one line that holds no secret, whatever it was made of."""
 
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(f"{path}: {problem}" if path else problem)
-        self.path = path
-        self.problem = problem
+    def __init__(self, path: str, problem: str, source: str = "") -> None:
+        self.path, self.problem, self.source = (one_line(without_secrets(text)) for text in (path, problem, source))
+        super().__init__(": ".join(part for part in (self.source, self.path, self.problem) if part))
+
+    @property
+    def errors(self) -> tuple[ConfigError, ...]:
+        """Everything that is wrong, one by one."""
+        return (self,)
+
+    def below(self, path: str) -> ConfigError:
+        """The same of a section that stands at `path`."""
+        return ConfigErrors(ConfigError(".".join(part for part in (path, e.path) if part), e.problem, e.source) for e in self.errors)
+
+
+class ConfigErrors(ConfigError):
+    """Several at once, one line each; path, problem and source are those of the first."""
+
+    # A file of another kind has a problem in every line.
+    SHOWN = 100
+
+    def __init__(self, errors: Iterable[ConfigError]) -> None:
+        self._errors = tuple(single for error in errors for single in error.errors)
+        first = self._errors[0]
+        super().__init__(first.path, first.problem, first.source)
+
+    @property
+    def errors(self) -> tuple[ConfigError, ...]:
+        """See `ConfigError`."""
+        return self._errors
+
+    def __str__(self) -> str:
+        more = len(self._errors) - self.SHOWN
+        lines = [ConfigError.__str__(error) for error in self._errors[: self.SHOWN]]
+        return "\n".join(lines if more <= 0 else [*lines, f"... and {more} more"])
 
 
 class Shape(enum.Enum):

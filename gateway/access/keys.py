@@ -7,13 +7,12 @@ import hmac
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 
 import msgspec
 
 from gateway.access.limits import rules
 from gateway.access.limits.rules import Limit, Unit
-from gateway.config import KeyEntry, Limits, Settings
+from gateway.config import KeyEntry, Limits, Settings, instant
 
 # Of a new key: what it begins with, so that a scanner for leaked secrets knows it, and its random bytes.
 PREFIX = "sk-penstock-"
@@ -136,12 +135,6 @@ def new_secret() -> tuple[str, str]:
 def hashed(secret: str) -> str:
     """What is kept of a key."""
     return f"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"
-
-
-def instant(text: str) -> float:
-    """Seconds since 1970 of an ISO 8601 date and time; without a zone it is UTC. Raises ValueError."""
-    found = datetime.fromisoformat(text)
-    return (found if found.tzinfo is not None else datetime.fromisoformat(f"{text}+00:00")).timestamp()
 
 
 def shown(entry: KeyEntry, origin: str) -> dict[str, object]:

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.config import Loaded, ModelEntry, Settings, convert, leaves, masked
-from gateway.errors import ConfigError, NotServed, UnknownModel
+from gateway.config import Loaded, ModelEntry, Settings, leaves, masked, problems
+from gateway.errors import ConfigError, ConfigErrors, NotServed, UnknownModel
+from gateway.masking import shown
 from gateway.plugin import ENTRY_POINT_GROUP, BackendEnv, Endpoint, Model, Plugin, Service, Target
 from gateway.serving.balance import policies
 from gateway.serving.balance.hosts import Health
@@ -41,22 +42,32 @@ class Configured(NamedTuple):
 
 
 def configured(settings: Settings) -> dict[str, Configured]:
-    """Every backend's configuration by name; raises ConfigError with the path of what is wrong."""
+    """Every backend's configuration by name; raises ConfigErrors with the path of everything that is wrong."""
     known = plugins()
     result: dict[str, Configured] = {}
+    wrong: list[ConfigError] = []
     for name, section in settings.backends.items():
         kind = section.get("kind")
         if not isinstance(kind, str) or kind not in known:
             near = difflib.get_close_matches(str(kind), known, n=1)
             hint = f", did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"backends.{name}.kind", f"unknown kind {kind!r}{hint} (installed: {', '.join(sorted(known))})")
+            wrong.append(
+                ConfigError(f"backends.{name}.kind", f"unknown kind '{shown('', kind)}'{hint} (installed: {', '.join(sorted(known))})")
+            )
+            continue
         plugin = known[kind]
         rest = {key: value for key, value in section.items() if key not in ("kind", "health")}
-        health = convert(section.get("health") or {}, Health, f"backends.{name}.health")
-        result[name] = Configured(plugin, convert(rest, plugin.Config, f"backends.{name}"), health)
+        given = section.get("health", {})
+        found = [*problems(given, Health, f"backends.{name}.health"), *problems(rest, plugin.Config, f"backends.{name}")]
+        wrong += found
+        if not found:
+            result[name] = Configured(plugin, msgspec.convert(rest, plugin.Config), msgspec.convert(given, Health))
     for model, entry in settings.models.items():
-        if entry.backend not in result:
-            raise ConfigError(f"models.{model}.backend", f"no backend is called '{entry.backend}' (have: {', '.join(result) or 'none'})")
+        if entry.backend not in settings.backends:
+            have = ", ".join(settings.backends) or "none"
+            wrong.append(ConfigError(f"models.{model}.backend", f"no backend is called '{shown('', entry.backend)}' (have: {have})"))
+    if wrong:
+        raise ConfigErrors(wrong)
     return result
 
 
@@ -65,7 +76,7 @@ def rows(loaded: Loaded) -> list[dict[str, Any]]:
     tree = msgspec.to_builtins(loaded.settings)
     for name, (plugin, section, health) in configured(loaded.settings).items():
         tree["backends"][name] = {"kind": plugin.kind, **msgspec.to_builtins(section), "health": msgspec.to_builtins(health)}
-    return [{"key": leaf, "value": masked(leaf, value), "origin": loaded.origins.get(leaf, "default")} for leaf, value in leaves(tree)]
+    return [{"key": leaf, "value": value, "origin": loaded.origins.get(leaf, "default")} for leaf, value in leaves(masked("", tree))]
 
 
 async def rehearse(settings: Settings, env: BackendEnv, check: bool = False) -> list[str]:
@@ -73,7 +84,7 @@ async def rehearse(settings: Settings, env: BackendEnv, check: bool = False) -> 
     live = Registry(settings, env)
     try:
         await live.open()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError("backends", f"cannot be opened: {error}") from None
     try:
         return await live.check() if check else []

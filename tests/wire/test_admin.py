@@ -206,8 +206,8 @@ def test_every_use_of_the_door_is_logged(wired: Gateway) -> None:
 @pytest.mark.parametrize(
     ("listen", "words"),
     [
-        ({"admin": "0.0.0.0:0"}, "listen.admin: without admin.key_hash the operator's door opens on loopback only"),
-        ({"admin": "here"}, "listen.admin: 'here' is no address; accepted: HOST:PORT, or off"),
+        ({"admin": "0.0.0.0:0"}, "listen.admin: without admin.key_hash the admin listener opens on loopback only"),
+        ({"admin": "here"}, "listen.admin: 'here' is no HOST:PORT; accepted: HOST:PORT, or off"),
     ],
 )
 def test_a_door_that_would_stand_open_is_refused(tmp_path: Path, listen: dict[str, str], words: str) -> None:
