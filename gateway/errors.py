@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from gateway.masking import one_line, without_secrets
+from gateway.masking import masked, one_line, without_secrets
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -178,7 +178,7 @@ class ConfigError(Exception):
     environment variable) it came from. Each of them is one line that holds no secret, whatever it was made of."""
 
     def __init__(self, path: str, problem: str, source: str = "") -> None:
-        self.path, self.problem, self.source = (one_line(without_secrets(text)) for text in (path, problem, source))
+        self.path, self.problem, self.source = one_line(masked("", path)), one_line(without_secrets(problem)), one_line(source)
         super().__init__(": ".join(part for part in (self.source, self.path, self.problem) if part))
 
     @property

@@ -42,24 +42,33 @@ _NAME = (
 _VALUE = r"\"(?:[^\"\\]|\\.){0,4096}\"|'(?:[^'\\]|\\.){0,4096}'|[\"']?[^\s,;&\"']+"
 _ASSIGNED = re.compile(rf"(?i)(\b{_NAME}=|[\"']{_NAME}[\"']\s{{0,8}}[:=]\s{{0,8}}|--{_NAME}(?:=|\s{{1,8}}))({_VALUE})")
 _SCHEME = re.compile(r"(?i)\b(bearer|basic)(\s{1,8})[\w.~+/=-]{6,}")
+# Without one of these there is nothing for the two above to find, and most lines have none.
+_WORDS = ("pass", "secret", "token", "key", "hash", "auth", "pwd", "credential", "bearer", "basic")
+# Of a URL, also of one that was taken for a path and has lost a slash.
+_SCHEME_END = ":/"
 _TOKEN = re.compile(r"\S+")
 _QUERY = re.compile(r"[?#][^\"'<>]*")
 
 
 def without_secrets(text: str) -> str:
     """A line as it may be written: any text of ours or of a library's, with whatever looks like a secret replaced by stars."""
-    if "://" in text:
+    if _SCHEME_END in text:
         text = _TOKEN.sub(lambda found: _url(found[0]), text)
-    return _SCHEME.sub(rf"\1\2{STARS}", _ASSIGNED.sub(_starred, text))
+    lowered = text.lower()
+    for word in _WORDS:
+        if word in lowered:
+            return _SCHEME.sub(rf"\1\2{STARS}", _ASSIGNED.sub(_starred, text))
+    return text
 
 
 def _url(text: str) -> str:
     """Text that may hold a URL, without what stands before its last `@` (a password may hold one, or a slash) and its query's values."""
-    before, separator, rest = text.partition("://")
+    before, separator, rest = text.partition(_SCHEME_END)
     if not separator:
         return text
     user, at, place = rest.rpartition("@")
-    return f"{before}://{STARS if user else ''}{at}{_QUERY.sub(_query, place, count=1)}"
+    slash = "/" if rest.startswith("/") else ""
+    return f"{before}:/{slash}{STARS if user else ''}{at}{_QUERY.sub(_query, place if at else place[len(slash) :], count=1)}"
 
 
 def _query(found: re.Match[str]) -> str:
@@ -82,7 +91,7 @@ def secret_name(name: str) -> bool:
 def masked(path: str, value: Any) -> Any:
     """A value of the configuration, or a whole tree of them, as it may be shown. `path` is where it stands, dotted."""
     if isinstance(value, dict):
-        return {without_secrets(str(key)): masked(f"{path}.{key}", below) for key, below in value.items()}
+        return {masked("", str(key)): masked(f"{path}.{key}", below) for key, below in value.items()}
     if isinstance(value, list):
         return [
             STARS if index and _announced(value[index - 1], below) else masked(f"{path}.{index}", below)

@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from backends.sglang_dsv3 import exact, resume, stream, translate
-from backends.sglang_dsv3.config import Config
+from backends.sglang_dsv3.config import Config, key_in, verify_files
 from backends.sglang_dsv3.place import ModelInfo, Place, small
 from backends.sglang_dsv3.resolve import Resolver
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response
@@ -52,11 +51,6 @@ class SGLangReply(Reply):
             self._response.close()
         else:
             self._backend.later(_finish(self._response))
-
-
-def _key(file: str) -> str:
-    """The engines' own key; read when the backend opens, so that no configuration ever holds it."""
-    return Path(file).read_text(encoding="utf-8").strip()
 
 
 def _reader(response: Response, place: Place) -> Callable[[], Awaitable[bytes]]:
@@ -108,10 +102,11 @@ class SGLang:
         self._tails: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
-        """Read the engines' key and the certificates; no host is contacted."""
+        """Read the engines' key and try the certificates; no host is contacted. Raises ConfigErrors."""
+        verify_files(self._config)
         headers = {"content-type": "application/json"}
         if self._config.api_key_file is not None:
-            headers["authorization"] = f"Bearer {_key(self._config.api_key_file)}"
+            headers["authorization"] = f"Bearer {key_in(self._config.api_key_file, 'api_key_file')}"
         self._options = Options(headers, self._config.ca_file, self._config.proxy)
         for place in self._places.values():
             place.options = self._options

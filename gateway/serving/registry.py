@@ -82,10 +82,7 @@ def rows(loaded: Loaded) -> list[dict[str, Any]]:
 async def rehearse(settings: Settings, env: BackendEnv, check: bool = False) -> list[str]:
     """Open every backend once, as a worker will, and close it again; with `check`, its own findings. Raises ConfigError."""
     live = Registry(settings, env)
-    try:
-        await live.open()
-    except (OSError, ValueError) as error:
-        raise ConfigError("backends", f"cannot be opened: {error}") from None
+    await live.open()
     try:
         return await live.check() if check else []
     finally:
@@ -126,10 +123,14 @@ class Registry:
                 self._listed.append(Model(id=alias, created=created))
 
     async def open(self) -> None:
-        """Open every backend and begin to probe; on failure everything opened so far is closed again."""
+        """Open every backend and begin to probe; raises ConfigErrors with every one that cannot be opened, after all are closed again."""
+        wrong: list[ConfigError] = []
         try:
             for pool in self._pools.values():
-                await pool.backend.open()
+                wrong += await _opened(pool)
+            if wrong:
+                raise ConfigErrors(wrong)
+            for pool in self._pools.values():
                 self._probes.append(asyncio.create_task(pool.probe_forever(), name=f"probe {pool.name}"))
         except BaseException:
             await self.aclose()
@@ -201,3 +202,14 @@ class Registry:
 def commands() -> list[Any]:
     """Commands that plugins bring, for the CLI to mount."""
     return [command for plugin in plugins().values() for command in plugin.commands()]
+
+
+async def _opened(pool: Pool) -> Sequence[ConfigError]:
+    """What kept a backend from being opened: a file that its section names, mostly."""
+    try:
+        await pool.backend.open()
+    except ConfigError as error:
+        return error.below(f"backends.{pool.name}").errors
+    except (OSError, ValueError) as error:
+        return [ConfigError(f"backends.{pool.name}", f"cannot be opened: {error}")]
+    return ()
