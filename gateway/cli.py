@@ -8,7 +8,7 @@ import importlib.util
 import ipaddress
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +19,7 @@ import gateway
 from gateway import config
 from gateway.access.limits.rules import StoreFailed
 from gateway.admin import commands, operating, secret
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, ConfigErrors
 from gateway.form import FORM
 from gateway.home import home
 from gateway.plugin import BackendEnv, CommandEnv, Service, ServiceState
@@ -60,8 +60,13 @@ def main(ctx: click.Context) -> None:
 
 def _sections(path: Path, kind: str) -> dict[str, Any]:
     """Sections of that kind; the rest of the configuration is another machine's affair."""
-    loaded = config.load(path)
-    return {name: found.section for name, found in registry.configured(loaded.settings).items() if found.plugin.kind == kind}
+    settings = _load(path).settings
+    return {name: found.section for name, found in registry.configured(settings).items() if found.plugin.kind == kind}
+
+
+def _load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> config.Loaded:
+    """The configuration with its backends' sections checked; raises ConfigErrors with everything that is wrong in it."""
+    return config.load(path, overrides=overrides, further=registry.configured)
 
 
 def _refuse_strangers() -> None:
@@ -85,7 +90,7 @@ def serve(path: Path | None, host: str | None, port: int | None, workers: int | 
     overrides = {key: value for key, value in given.items() if value is not None}
 
     async def load() -> Plan:
-        return await _plan(config.load(path, overrides=overrides))
+        return await _plan(_load(path, overrides))
 
     init.step_aside()
     try:
@@ -104,19 +109,39 @@ def serve(path: Path | None, host: str | None, port: int | None, workers: int | 
 
 
 async def _plan(loaded: config.Loaded) -> Plan:
-    """What can be served, or ConfigError: the same check for a start and for a reload."""
-    env = BackendEnv(home())
-    await registry.rehearse(loaded.settings, env)
-    await _rehearse(loaded.settings)
-    return Plan(loaded, registry.services(loaded.settings, env))
+    """What can be served, or ConfigErrors: the same check for a start and for a reload."""
+    await _rehearse(loaded)
+    return Plan(loaded, registry.services(loaded.settings, BackendEnv(home())))
 
 
-async def _rehearse(settings: config.Settings) -> list[str]:
-    """Certificates, tokenizers and the way to Redis, as a worker will need them; what an operator should know of. Raises ConfigError."""
+async def _rehearse(loaded: config.Loaded, check: bool = False) -> list[str]:
+    """Certificates, backends, tokenizers and the way to Redis, as a worker will need them; returns what an operator should know of, with
+    `check` also what the backends find. Raises ConfigErrors with everything that would not work."""
     from middleware import rate_limit  # not before it is known that these names are ours
 
-    config.verify_files(settings)
-    rate_limit.verify(settings)
+    settings = loaded.settings
+    notes: list[str] = []
+    wrong: list[ConfigError] = []
+
+    async def files() -> list[str]:
+        config.verify_files(settings)
+        return []
+
+    async def tokenizers() -> list[str]:
+        rate_limit.verify(settings)
+        return []
+
+    for step in (files(), registry.rehearse(settings, BackendEnv(home()), check), tokenizers(), _ask_redis(settings)):
+        try:
+            notes += await step
+        except ConfigError as error:
+            wrong.append(error)
+    if wrong:
+        raise loaded.located(ConfigErrors(wrong))
+    return notes
+
+
+async def _ask_redis(settings: config.Settings) -> list[str]:
     if settings.redis.url is None:
         return []
     from gateway.store.connect import Client
@@ -125,7 +150,8 @@ async def _rehearse(settings: config.Settings) -> list[str]:
     try:
         await client.execute("PING")
     except StoreFailed as error:
-        return [f"redis.url: does not answer now ({error}); until it does, limits are {settings.redis.on_store_failure}"]
+        reason = config.without_secrets(str(error))
+        return [f"redis.url: does not answer now ({reason}); until it does, limits are {settings.redis.on_store_failure}"]
     finally:
         await client.aclose()
     return []
@@ -225,7 +251,8 @@ def _say(text: str) -> None:
 
 
 def _refuse(error: ConfigError) -> NoReturn:
-    say_lines(f"penstock: {error}", error=True)
+    for line in str(error).splitlines():
+        say_lines(f"penstock: {line}", error=True)
     sys.exit(2)
 
 
@@ -236,9 +263,9 @@ def _refuse(error: ConfigError) -> NoReturn:
 def check(path: Path | None, as_json: bool, every: bool) -> None:
     """Validate the configuration and print what it sets, each value with its origin, secrets masked."""
     try:
-        loaded = config.load(path)
+        loaded = _load(path)
         rows = registry.rows(loaded)
-        findings = asyncio.run(_findings(loaded.settings))
+        findings = asyncio.run(_rehearse(loaded, check=True))
     except ConfigError as error:
         _refuse(error)
     if as_json:
@@ -251,10 +278,6 @@ def check(path: Path | None, as_json: bool, every: bool) -> None:
         for finding in findings:
             say(f"note: {finding}")
         say(f"ok: {path or 'the defaults'} can be served")
-
-
-async def _findings(settings: config.Settings) -> list[str]:
-    return await registry.rehearse(settings, BackendEnv(home()), check=True) + await _rehearse(settings)
 
 
 for command in (commands.keys, commands.usage, commands.explain, operating.hosts, operating.reload, operating.status):

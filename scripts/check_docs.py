@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Documents that must follow the code: rooms in architecture.md, settings in configuration.md, tables in compatibility.md, bounds in
-security.md, and targets and links everywhere."""
+"""Documents that must follow the code: rooms in architecture.md, tables in compatibility.md, bounds in security.md, and targets and links
+everywhere. (Tables that are made from the code are checked by who makes them: scripts/settings.py, scripts/observability.py.)"""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ import msgspec
 from backends.sglang_dsv3 import translate
 from gateway import config
 from gateway.plugin import Endpoint
-from gateway.serving import registry
-from gateway.serving.balance.settings import Health
 from gateway.wire import requests
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,38 +30,6 @@ def rooms() -> Iterator[str]:
         row = next((line for line in text.splitlines() if f"`{path.parent}/" in line and f"`{path.name}`" in line), "")
         if path.name != "__init__.py" and f"`{path}`" not in text and not row and not any(folder in text for folder in folders):
             yield f"docs/architecture.md does not say what {path} is for"
-
-
-def settings() -> Iterator[str]:
-    """Settings that configuration.md does not list, or lists though they are gone."""
-    text = (ROOT / "docs" / "configuration.md").read_text()
-    core, *sections = re.split(r"^## `kind: (\w+)`$", text, flags=re.MULTILINE)
-    yield from _compare(core, set(_names(config.Settings)) - {"backends.NAME"} | {"backends.NAME.kind"}, "configuration")
-    for kind, body in zip(sections[::2], sections[1::2], strict=True):
-        yield from _compare(body.split("\n## ")[0], set(_names(registry.plugins()[kind].Config)), f"kind {kind}")
-
-
-def _names(kind: type[msgspec.Struct], prefix: str = "") -> Iterator[str]:
-    for field in msgspec.structs.fields(kind):
-        name = prefix + field.encode_name
-        value = field.type
-        if name == "models":
-            yield from _names(config.ModelEntry, "models.NAME.")
-        elif name == "backends":
-            yield "backends.NAME"
-            yield from _names(Health, "backends.NAME.health.")
-        elif isinstance(value, type) and issubclass(value, msgspec.Struct):
-            yield from _names(value, f"{name}.")
-        else:
-            yield name
-
-
-def _compare(text: str, known: set[str], where: str) -> Iterator[str]:
-    listed = set(re.findall(r"^\| `([\w.]+)` \|", text, flags=re.MULTILINE))
-    for name in sorted(known - listed):
-        yield f"docs/configuration.md ({where}) does not list {name}"
-    for name in sorted(listed - known):
-        yield f"docs/configuration.md ({where}) lists {name}, which does not exist"
 
 
 def commands() -> Iterator[str]:
@@ -161,7 +127,7 @@ def _quoted(text: str) -> list[str]:
 
 def main() -> int:
     """Print what does not agree; 1 if anything."""
-    problems = [*rooms(), *settings(), *compatibility(), *bounds(), *commands()]
+    problems = [*rooms(), *compatibility(), *bounds(), *commands()]
     print("\n".join(problems) or "documents agree with the code")
     return bool(problems)
 

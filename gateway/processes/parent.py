@@ -184,7 +184,7 @@ class Parent:
                 await self._roll(plan, generation + 1)
             except ConfigError as error:
                 self._tree.counts.own.add(metrics.RELOADS, ("refused",))
-                _log.error("reload (%s) refused, nothing has changed: %s", why, error)
+                _log.error("reload (%s) refused, nothing has changed: %s", why, "; ".join(str(error).splitlines()))
                 return Reloaded(False, generation, str(error))
             finally:
                 lifeline.tell_manager("READY=1")

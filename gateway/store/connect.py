@@ -130,7 +130,7 @@ def _client(settings: Redis) -> Any:
     if settings.password_file is not None:
         try:
             options["password"] = Path(settings.password_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ConfigError("redis.password_file", f"cannot be read: {error}") from None
     if settings.ca_file is not None and settings.url.startswith("rediss://"):
         options["ssl_ca_certs"] = settings.ca_file

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.errors import MAX_QUOTED, InvalidRequest, shortened, visible
+from gateway.errors import MAX_QUOTED, InvalidRequest, shortened
 from gateway.wire import lax
 from gateway.wire.body import Fields, encode
+from gateway.wire.visible import visible
 
 _TRUE, _FALSE = msgspec.Raw(b"true"), msgspec.Raw(b"false")
 _KINDS = {b'"': "string", b"{": "object", b"[": "array", b"t": "boolean", b"f": "boolean", b"n": "null"}

@@ -8,7 +8,8 @@ from typing import Any
 
 from msgspec import inspect
 
-from gateway.errors import MAX_QUOTED, InvalidRequest, visible
+from gateway.errors import MAX_QUOTED, InvalidRequest
+from gateway.wire.visible import visible
 
 _MAX_PROBLEM = 3 * MAX_QUOTED
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*)`)?$", re.DOTALL)

@@ -26,7 +26,7 @@ def test_check_prints_every_value_with_its_origin_and_no_secret(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert digest not in done.stdout
     lines = {line.split()[0]: line for line in done.stdout.splitlines()}
-    assert lines["listen.host"].endswith("file p.yaml")
+    assert lines["listen.host"].endswith("file p.yaml:2")
     assert lines["log.level"].endswith("environment PENSTOCK__LOG__LEVEL")
     assert lines["listen.port"].endswith("default")
     assert "********" in lines["keys.0.hash"]
@@ -52,7 +52,10 @@ def test_check_says_which_host_does_not_answer(tmp_path: Path) -> None:
     [
         ("lisen: {}", "lisen: unknown key; did you mean 'listen'?"),
         ("listen: {host: 0.0.0.0}", "listen.host: without keys the gateway serves on loopback only"),
-        ("backends: {dsv3: {kind: sglang_dsv3, hosts: [{url: x}]}}", "is no URL of a host"),
+        (
+            "backends: {dsv3: {kind: sglang_dsv3, hosts: [{url: x}]}}",
+            "p.yaml:1: backends.dsv3.hosts.0.url: 'x' is no URL; accepted: http://HOST:PORT",
+        ),
     ],
 )
 def test_a_bad_configuration_does_not_start(tmp_path: Path, command: str, text: str, words: str) -> None:
