@@ -19,7 +19,7 @@ COMPILED_TESTS = --import-mode=importlib --form compiled -m "(unit or wire) and 
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? = 5 ])
 TWO = -n 2 --dist worksteal
 
-.PHONY: serve test test-fast test-compiled check fix bench bench-quick bench-litellm bench-soak lock engine apt clean help
+.PHONY: serve test test-fast test-compiled check fix bench bench-quick bench-stages bench-litellm bench-soak lock engine apt clean help
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -74,6 +74,10 @@ bench-quick: $(PEERS) ## one round of a second each, to see that the bench runs
 	@scripts/apt.sh bench
 	.venv-dev/bin/python -m bench.gateway --quick $(ARGS)
 
+bench-stages: .venv-dev/ready .venv-stages/ready ## where the instructions of a request go, in the compiled form
+	@scripts/apt.sh bench
+	.venv-dev/bin/python -m bench.stages --python .venv-stages/bin/python $(ARGS)
+
 bench-litellm: .venv-bench/litellm/ready ## the environment for `make bench ARGS=--litellm`
 
 bench-soak: .venv/ready .venv-dev/ready ## a million requests and 5,000 open streams
@@ -118,13 +122,22 @@ node: .venv-dev/node-ready
 	@touch $@
 
 # The tests' environment with the compiled wheel in place of the sources. The path to the checkout comes last: tests/ and bench/ are there.
+define with-compiled
+	@rm -rf $(1) build/wheel-$(1)
+	@HATCH_QUIET=1 PENSTOCK_FORM=compiled .venv-dev/bin/python -m hatchling build -t wheel -d build/wheel-$(1)
+	@$(PYTHON) -m venv --without-pip $(1)
+	@.venv-dev/bin/pip --python $(1)/bin/python install $(PIP) --no-deps build/wheel-$(1)/*.whl $(FILTER)
+	@printf '%s\n' $(CURDIR)/.venv-dev/lib/python*/site-packages $(CURDIR) > $$(echo $(1)/lib/python*/site-packages)/tests.pth
+	@touch $(1)/ready
+endef
+
 .venv-compiled/ready: .venv-dev/ready $(SOURCES)
-	@rm -rf .venv-compiled build/wheel-compiled
-	@HATCH_QUIET=1 PENSTOCK_FORM=compiled .venv-dev/bin/python -m hatchling build -t wheel -d build/wheel-compiled
-	@$(PYTHON) -m venv --without-pip .venv-compiled
-	@.venv-dev/bin/pip --python .venv-compiled/bin/python install $(PIP) --no-deps build/wheel-compiled/*.whl $(FILTER)
-	@printf '%s\n' $(CURDIR)/.venv-dev/lib/python*/site-packages $(CURDIR) > $$(echo .venv-compiled/lib/python*/site-packages)/tests.pth
-	@touch $@
+	$(call with-compiled,.venv-compiled)
+
+# The same, with a call at the beginning and end of each function of ours, by which bench/marks.c tells stages apart.
+.venv-stages/ready: export CFLAGS = -finstrument-functions -finstrument-functions-exclude-file-list=lib-rt,/include/
+.venv-stages/ready: .venv-dev/ready $(SOURCES)
+	$(call with-compiled,.venv-stages)
 
 .venv-bench/%/ready: requirements/bench-%.txt
 	@echo "penstock: installing $* to measure beside"
@@ -138,4 +151,4 @@ node: .venv-dev/node-ready
 	@touch $@
 
 clean: ## forget every environment, checkpoint and state
-	rm -rf .venv .venv-dev .venv-compiled build .venv-engine .venv-lock .venv-bench checkpoints state tests/node/node_modules
+	rm -rf .venv .venv-dev .venv-compiled .venv-stages build .venv-engine .venv-lock .venv-bench checkpoints state tests/node/node_modules
