@@ -16,6 +16,7 @@ import msgspec
 from backends.sglang_dsv3 import translate
 from gateway import config
 from gateway.plugin import Endpoint
+from gateway.processes.http import bounds as http
 from gateway.wire import requests
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,9 +126,26 @@ def _quoted(text: str) -> list[str]:
     return re.findall(r"`(\w+)`", text)
 
 
+def tests() -> Iterator[str]:
+    """Tests that a document names and that are not there."""
+    files = {path.stem: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    for document in sorted(ROOT.glob("docs/*.md")):
+        for file, name in sorted(set(re.findall(r"`(test_\w+)::(test_\w+)`", document.read_text()))):
+            if f"def {name}(" not in files.get(file, ""):
+                yield f"{document.name} names {file}::{name}, which does not exist"
+
+
+def http_bounds() -> Iterator[str]:
+    """Bounds of the HTTP listener that compatibility.md does not give as the code has them."""
+    text = (ROOT / "docs" / "compatibility.md").read_text()
+    for name, value in vars(http).items():
+        if name.isupper() and f"| `{name}` | {value:,} |" not in text:
+            yield f"docs/compatibility.md does not say that {name} is {value:,}"
+
+
 def main() -> int:
     """Print what does not agree; 1 if anything."""
-    problems = [*rooms(), *compatibility(), *bounds(), *commands()]
+    problems = [*rooms(), *compatibility(), *bounds(), *commands(), *tests(), *http_bounds()]
     print("\n".join(problems) or "documents agree with the code")
     return bool(problems)
 

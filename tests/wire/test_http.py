@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import email.utils
 import json
 import re
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,37 @@ def test_curl_may_wait_send_chunks_and_speak_http_1_0(wired: Gateway, arguments:
     streamed = curl(wired, *arguments, "-d", json.dumps(raw.chat("hi", stream=True)))
     assert streamed.stdout.endswith("data: [DONE]\n\n")
     assert ("< transfer-encoding: chunked" in streamed.stderr) == ("--http1.0" not in arguments)
+
+
+def test_headers_that_ask_for_another_form_of_an_answer_are_not_heard(wired: Gateway) -> None:
+    plain = raw.call(wired.port, "GET", "/v1/models")
+    asking = {
+        "range": "bytes=0-3", "if-none-match": "*", "if-modified-since": "Wed, 25 Nov 2026 00:00:00 GMT", "accept": "text/html",
+        "accept-encoding": "gzip, br, identity;q=0", "accept-charset": "utf-16", "accept-language": "de", "te": "trailers, deflate",
+        "prefer": "return=minimal", "cache-control": "only-if-cached", "max-forwards": "0", "pragma": "no-cache",
+        "expect": "something-else",
+        "keep-alive": "timeout=1000", "proxy-connection": "keep-alive", "cookie": "a=b", "x-http-method-override": "DELETE",
+    }  # fmt: skip
+    answer = raw.call(wired.port, "GET", "/v1/models", headers=asking)
+    assert (answer.status, answer.body) == (200, plain.body)
+    assert not {"content-encoding", "content-range", "etag", "transfer-encoding", "set-cookie", "server"} & set(answer.headers)
+
+
+def test_methods_are_those_of_the_route(wired: Gateway) -> None:
+    whole, head = (raw.call(wired.port, method, "/v1/models") for method in ("GET", "HEAD"))
+    assert head.body == b""
+    assert (head.status, head.headers["content-length"]) == (200, str(len(whole.body)))
+    for method in ("TRACE", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY"):
+        answer = raw.call(wired.port, method, "/v1/models")
+        assert (answer.status, answer.error()["code"], answer.headers["allow"]) == (405, "method_not_supported", "GET, HEAD")
+    assert raw.call(wired.port, "OPTIONS", "*").error()["code"] == "unknown_url"
+
+
+def test_every_answer_has_its_date(wired: Gateway) -> None:
+    for path, status in (("/v1/models", 200), ("/nope", 404), ("/v1/models HTTP/9.9\r\nx: ", 400)):
+        answer = raw.call(wired.port, "GET", path)
+        assert answer.status == status
+        assert abs(email.utils.parsedate_to_datetime(answer.headers["date"]).timestamp() - time.time()) < 30
 
 
 def test_websocket_is_refused_with_the_status_that_clients_go_on_from(wired: Gateway) -> None:
