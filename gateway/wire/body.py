@@ -68,56 +68,75 @@ async def read(receive: Receive, limit_bytes: int, limit_s: float, declared: byt
 
 
 async def _read(message: Message, receive: Receive, limit_bytes: int, lease: BodyLease | None) -> bytes:
-    collected = _Collected(limit_bytes, lease)
+    collected, size = _Collected(lease), 0
     while True:
         if message["type"] == "http.disconnect":
             raise ClientGone
-        await collected.add(message.get("body", b""))
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > limit_bytes:
+            raise BodyTooLarge(limit_bytes)
+        await collected.add(part)
         if not message.get("more_body"):
             return await collected.end()
         message = await receive()
 
 
 class _Collected:
-    """A body that comes in pieces, and what it has been found to hold so far."""
+    """A body that comes in pieces, and what it has been found to hold so far.
 
-    __slots__ = ("_content", "_lease", "_limit_bytes", "_seen", "_structure")
+    One that is refused for what it holds is read to its end without being kept: who is still sending would not see the answer.
+    """
 
-    def __init__(self, limit_bytes: int, lease: BodyLease | None) -> None:
-        self._limit_bytes = limit_bytes
+    __slots__ = ("_content", "_lease", "_refused", "_seen", "_structure")
+
+    def __init__(self, lease: BodyLease | None) -> None:
         self._lease = lease
         self._content = bytearray()  # one, however small the pieces are that a client sends
         self._structure = Structure()
         self._seen = 0
+        self._refused: InvalidRequest | None = None
 
     async def add(self, part: bytes) -> None:
+        if self._refused is not None:
+            return
         content = self._content
         size = len(content) + len(part)
-        if size > self._limit_bytes:
-            raise BodyTooLarge(self._limit_bytes)
         if self._lease is not None:
             self._lease.grow(size)
         content += part
         while size > LARGE_BYTES and size - self._seen >= PIECE_BYTES:
-            self._look(PIECE_BYTES)
+            if not self._look():
+                return
             await asyncio.sleep(0)
 
     async def end(self) -> bytes:
-        """The whole body."""
+        """The whole body; raises InvalidRequest."""
         large = len(self._content) > LARGE_BYTES
-        if large:
-            self._look(PIECE_BYTES)
-            self._structure.end()
+        if large and self._look(last=True):
             await asyncio.sleep(0)
+        if self._refused is not None:
+            raise self._refused
         whole = bytes(self._content)
         self._content.clear()
         if large:
             await asyncio.sleep(0)
         return whole
 
-    def _look(self, count: int) -> None:
-        self._structure.feed(bytes(memoryview(self._content)[self._seen : self._seen + count]))
-        self._seen += count
+    def _look(self, last: bool = False) -> bool:
+        piece = bytes(memoryview(self._content)[self._seen : self._seen + PIECE_BYTES])
+        self._seen += PIECE_BYTES
+        try:
+            self._structure.feed(piece)
+            if last:
+                self._structure.end()
+        except InvalidRequest as error:
+            self._refused = error
+            self._content.clear()
+            if self._lease is not None:
+                self._lease.end()
+            return False
+        return True
 
 
 def peek(raw: bytes) -> Fields:

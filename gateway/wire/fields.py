@@ -55,6 +55,8 @@ def integer(fields: Fields, name: str) -> int:
     try:
         found = lax.integer(bytes(fields[name]))
     except ValueError:
+        if digits.removeprefix(b"-").isdigit():
+            raise InvalidRequest(f"Invalid value for '{name}': the number is too large.", param=name, code="invalid_value") from None
         raise _wrong(fields, name, "integer") from None
     fields[name] = encode(found)
     return found

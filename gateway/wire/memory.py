@@ -72,6 +72,10 @@ class BodyLease:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """The body is let go of."""
         if self._size:
             self._memory.give_back(self._key, self._size)
             self._size = 0
