@@ -76,6 +76,9 @@ FIRST_TOKEN = Family(
 USED = Family("penstock_usage_tokens_total", "counter", "Tokens by key, as the ledger counts them.", ("key", "model", "kind"))
 LIMITED = Family("penstock_limited_total", "counter", "Requests refused by a limit.", ("limit", "model"))
 STORE_FAILURES = Family("penstock_store_failures_total", "counter", "Times that the shared store stopped answering.")
+STORE_LATE = Family(
+    "penstock_store_late_total", "counter", "Answers of the shared store that were late: what came up meanwhile was decided by the worker."
+)
 STORE_UP = Family("penstock_store_up", "gauge", "Workers whose shared store answers.")
 SPANS = Family("penstock_spans_total", "counter", "Spans, by what became of them.", ("result",))
 STORE_LATENCY = Family(
@@ -156,7 +159,7 @@ RELOADS = Family("penstock_reloads_total", "counter", "Reloads of the configurat
 MEMORY = Family("penstock_resident_memory_bytes", "gauge", "Resident memory of our own processes.", ("process",))
 FAMILIES = (
     REQUESTS, ATTEMPTS, RETRIES, CONTINUATIONS, TOKENS, DURATION, FIRST_TOKEN, PER_TOKEN, GAP, PHASE, USED, LIMITED,
-    STORE_FAILURES, STORE_UP, STORE_LATENCY, LOST, KEY_LIST_AGE, STORED_KEYS, TASK_FAILURES,
+    STORE_FAILURES, STORE_LATE, STORE_UP, STORE_LATENCY, LOST, KEY_LIST_AGE, STORED_KEYS, TASK_FAILURES,
     SPANS, QUEUED, HOST_STATE, HOST_IN_FLIGHT, HOST_CHANGES,
     *ENGINE.values(), *MACHINE.values(), *GPU.values(), OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY, LOOP_LAG, FILES,
 )  # fmt: skip

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +154,7 @@ def test_a_value_that_is_not_ours_is_the_matter_of_its_limit_alone(scripted_sgla
         assert store.client().exists(LIMIT % "other"), "everybody else's are shared"
         assert metric(running, "penstock_store_up") == 1
         assert metric(running, "penstock_store_failures_total") == 0
-        lines = [line for line in running.output().splitlines() if "cannot be kept in the store" in line]
+        lines = [line for line in running.output().splitlines() if "limits cannot be kept in the store" in line]
         assert len(lines) == 1
         assert "WRONGTYPE" in lines[0]
         assert "key/one/rpm" in lines[0]
@@ -170,3 +172,23 @@ def test_a_redis_that_was_flushed_begins_anew_and_nobody_fails(scripted_sglang: 
         assert metric(running, "penstock_store_up") == 1
         assert "the shared store has failed" not in running.output()
         until("it is a member again", lambda: store.client().zcard("penstock:{default}:gateways") == 1)
+
+
+def test_a_redis_that_takes_40_ms_for_everything_decides_all_the_same(scripted_sglang: Rehearsal, tmp_path: Path) -> None:
+    """A request waits for the round before its own: the two together may take longer than `store_timeout_ms` (50), and are not late."""
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(redis.server(tmp_path / "redis"))
+        relay = stack.enter_context(Relay(store).running())
+        running = stack.enter_context(serving(scripted_sglang, relay.url, tmp_path))
+        relay.delay_s = 0.04
+        began = time.monotonic()
+        with ThreadPoolExecutor(8) as clients:
+            answers = list(clients.map(lambda _: ask(running), range(2 * BURST)))
+        admitted, most = sum(answer.status == 200 for answer in answers), BURST + 10 * (time.monotonic() - began) + 1
+        assert {answer.status for answer in answers} == {200, 429}
+        assert BURST <= admitted <= most * 1.02
+        assert metric(running, "penstock_store_up") == 1
+        assert metric(running, "penstock_store_failures_total") == 0
+        assert "the shared store" not in running.output()
+        relay.delay_s = 0.0
+        until("all of it is in the ledger", lambda: used(running, "one") == admitted)
