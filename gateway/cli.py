@@ -250,7 +250,7 @@ async def _findings(settings: config.Settings) -> list[str]:
     return await registry.rehearse(settings, BackendEnv(home()), check=True) + await _rehearse(settings)
 
 
-for command in (commands.keys, commands.usage, commands.explain, operating.hosts, operating.reload, operating.status):
+for command in (commands.keys, commands.usage, commands.explain, operating.hosts, operating.reload, operating.status, operating.show_audit):
     main.add_command(command)
 
 

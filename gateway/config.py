@@ -39,11 +39,20 @@ class Listen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     admin: str | bool = "127.0.0.1:9464"  # a bare `off` is false in YAML
 
 
+class OperatorKey(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """An operator's own key: its name in the audit, its SHA-256, and what it may: read, change clients' keys as well, or everything."""
+
+    name: str
+    hash: str
+    role: Literal["read", "keys", "all"] = "read"
+
+
 class Admin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Who may use the admin API: SHA-256 of a key for all of it, and of one that only reads `/metrics`."""
+    """Who may use the admin API: SHA-256 of a key for all of it, of one that only reads `/metrics`, and operators' own keys."""
 
     key_hash: str | None = None
     metrics_key_hash: str | None = None
+    keys: list[OperatorKey] = []
 
 
 class Limits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -573,6 +582,13 @@ def _verify_admin(settings: Settings) -> None:
         digest = getattr(settings.admin, name)
         if digest is not None and not _KEY_HASH.match(digest):
             raise ConfigError(f"admin.{name}", "must be 'sha256:' and 64 hex digits (the key itself never stands in the file)")
+    names = {"admin", "local"}  # what the keys are called that have no name
+    for index, key in enumerate(settings.admin.keys):
+        if not _KEY_HASH.match(key.hash):
+            raise ConfigError(f"admin.keys.{index}.hash", "must be 'sha256:' and 64 hex digits (the key itself never stands in the file)")
+        if not _NAME.match(key.name) or key.name in names:
+            raise ConfigError(f"admin.keys.{index}.name", f"'{key.name}' is taken, or no name: letters, digits and . _ @ -, each once")
+        names.add(key.name)
     address = admin_address(settings.listen)
     if address is None:
         return
