@@ -129,7 +129,7 @@ def places(python: Path) -> tuple[list[str], dict[str, str], bool]:
 
 
 def instructions(python: Path) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """By kind and module, for one request or event; and of each kind all of it, as it is without telling modules apart. Raises RuntimeError."""
+    """By kind and module, for one request or event; and of each kind all of it, without telling modules apart. Raises RuntimeError."""
     roots, compiled, counted = places(python)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -280,7 +280,7 @@ def check(path: Path | None, as_json: bool, every: bool) -> None:
         say(f"ok: {path or 'the defaults'} can be served")
 
 
-for command in (commands.keys, commands.usage, commands.explain, operating.hosts, operating.reload, operating.status):
+for command in (commands.keys, commands.usage, commands.explain, operating.hosts, operating.reload, operating.status, operating.show_audit):
     main.add_command(command)
 
 

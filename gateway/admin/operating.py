@@ -1,4 +1,4 @@
-"""Commands that show a running gateway and change what it does: `hosts`, `status`, `reload`."""
+"""Commands that show a running gateway and change what it does: `hosts`, `status`, `reload`, `audit`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import click
 import msgspec
 
+from gateway.admin.audit import MAX_SHOWN
 from gateway.admin.client import Client, refuse
 from gateway.admin.commands import asks, segment
 from gateway.terminal import say, say_json, say_table
@@ -114,3 +115,26 @@ def _workers(rows: list[dict[str, Any]]) -> str:
     oldest_s = max((row["oldest_s"] for row in rows), default=0.0)
     open = sum(row["open"] for row in rows)
     return f"{counted or 'none'}, generation {generation}; {open} open, the oldest for {oldest_s:.1f} s; {megabytes} MB"
+
+
+@click.command("audit")
+@click.option("--last", type=click.IntRange(1, MAX_SHOWN), default=50, show_default=True, help="How many.")
+@click.option("--json", "as_json", is_flag=True, help="As the gateway gives them.")
+@asks
+def show_audit(client: Client, last: int, as_json: bool) -> None:
+    """Who changed what at this gateway, newest first: what it was before, and after."""
+    content = client.ask("GET", f"/admin/audit?last={last}")
+    if as_json:
+        say_json(content)
+        return
+    say_table(
+        ("when", "who", "from", "status", "what", "before", "after"),
+        [
+            (row["at"], row["who"], row["client"], row["status"], row["what"], _short(row.get("before")), _short(row.get("after")))
+            for row in msgspec.json.decode(content)["audit"]
+        ],
+    )
+
+
+def _short(value: Any) -> str:
+    return msgspec.json.encode(value).decode() if value else "-"

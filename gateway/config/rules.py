@@ -46,6 +46,11 @@ def _listen(settings: Settings) -> Problems:
 
 
 def _admin(settings: Settings) -> Problems:
+    names = {"admin", "local"}  # what the keys are called that have no name
+    for index, key in enumerate(settings.admin.keys):
+        if key.name in names:
+            yield ConfigError(f"admin.keys.{index}.name", f"'{key.name}' is taken")
+        names.add(key.name)
     place = admin_address(settings.listen)
     if place is None:
         return

@@ -72,13 +72,24 @@ class Listen(Section, frozen=True):
     tls: Annotated[Tls | None, Meta(description="the public listener speaks TLS; plain HTTP without it")] = None
 
 
+class OperatorKey(Section, frozen=True):
+    """An operator's own key."""
+
+    name: Annotated[Name, Meta(description="what the audit calls its owner")]
+    hash: Annotated[KeyHash, Meta(description="SHA-256 of the key")]
+    role: Annotated[Literal["read", "keys", "all"], Meta(description="what it may: read, change clients' keys as well, or everything")] = (
+        "read"
+    )
+
+
 class Admin(Section, frozen=True):
-    """Who may use the admin listener."""
+    """Who may use the admin API."""
 
     key_hash: Annotated[
         KeyHash | None, Meta(description="SHA-256 of the admin key; without one the gateway makes one and keeps it in `state/admin.key`")
     ] = None
     metrics_key_hash: Annotated[KeyHash | None, Meta(description="SHA-256 of a key that reads `/metrics` and nothing else")] = None
+    keys: Annotated[list[OperatorKey], Meta(description="operators' own keys")] = []
 
 
 class Limits(Section, frozen=True):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.admin import access
+from gateway.admin import access, audit
 from gateway.telemetry import metrics, record, ring
 from gateway.telemetry.record import Record
 from scripts import check_docs
@@ -66,6 +67,35 @@ def test_guesses_at_the_admin_key(monkeypatch: pytest.MonkeyPatch) -> None:
     throttle = asyncio.run(guess())
     assert waits == [0.5, 1, 2, 4, *[access.LONGEST_WAIT_S] * 5], "three cost nothing, and nobody waits for another's"
     assert len(throttle._failures) == access.MAX_REMEMBERED
+
+
+def test_the_audit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(audit, "MAX_FILE_BYTES", 10_000)
+    kept = audit.Audit(tmp_path / "state")
+    for number in range(500):
+        kept.write(audit.Entry(audit.now(), "ann", "10.0.0.1", f"req_{number}", "POST /admin/reload", 200))
+    files = sorted((tmp_path / "state").iterdir())
+    assert [file.name for file in files] == ["audit.1.jsonl", "audit.jsonl"]
+    assert all(file.stat().st_size < 10_000 + 500 for file in files)
+    in_the_newer = len(files[1].read_bytes().splitlines())
+    last = [row["request_id"] for row in kept.last(in_the_newer + 10)]
+    assert last == [f"req_{number}" for number in range(499, 489 - in_the_newer, -1)], "over both files, newest first"
+    with files[1].open("ab") as out:
+        out.write(b'{"at":"cut off')
+    assert kept.last(1)[0]["request_id"] == "req_499"
+    kept.write(audit.Entry(audit.now(), "ann", "10.0.0.1", "req_500", "POST /admin/reload", 200))
+    assert [row["request_id"] for row in kept.last(2)] == ["req_500", "req_499"]
+
+
+def test_an_audit_that_cannot_be_written_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "state").write_text("a file where a folder should be")
+    logger = logging.getLogger("penstock.admin")
+    logger.addHandler(caplog.handler)
+    try:
+        audit.Audit(tmp_path / "state").write(audit.Entry(audit.now(), "ann", "10.0.0.1", "req_1", "POST /admin/reload", 200))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "the audit cannot be written" in caplog.text
 
 
 def test_the_page_is_held_against_the_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

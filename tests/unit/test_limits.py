@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from gateway.access.limits import rules
 from gateway.access.limits.memory import SLOT_WAIT, Memory
 from gateway.access.limits.rules import SECOND, Ask, Limit, Unit
-from middleware.rate_limit import duration, headers
 from gateway.store.charges import Charges
+from middleware.rate_limit import duration, headers
 
 
 class Clock:
