@@ -204,7 +204,7 @@ def _table(process: Operated, kept: Audit) -> list[Route]:
     async def key(request: Request) -> Any:
         name = request.parts.get("name") or msgspec.json.decode(request.content)["name"]
         stored = process.stored_keys()
-        found = (await stored.keys()).get(name) if stored is not None else None
+        found = (await stored.keys())[0].get(name) if stored is not None else None
         return shown(found, "stored") if found is not None else None
 
     async def configuration(request: Request) -> Any:
