@@ -142,7 +142,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Hosts that serve the same weights. `api_key_file` holds the engines' own key, which no client ever sees.
 
     `endpoints`: what the model behind them can do (an embedding model: `/v1/embeddings`, `/v1/rerank`). `allow_parameters`: parameters
-    internal to the engine that clients may set all the same. `ca_file`: certificates to trust for https, beside the system's. `proxy`: an
+    internal to the engine that clients may set all the same. `ca_file`: certificates to trust for https, beside the system's.
+    `client_cert_file` and `client_key_file`: the certificate and key that the gateway shows to hosts that want one. `proxy`: an
     HTTP proxy through which every host is reached. `canary`: for hosts of a weight version, which share of their weight they get.
     `dns_server`: `ADDRESS:PORT` to ask instead of the system's, for hosts with `resolve`.
     """
@@ -153,6 +154,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     engine: Engine = Engine()
     api_key_file: str | None = None
     ca_file: str | None = None
+    client_cert_file: str | None = None
+    client_key_file: str | None = None
     proxy: str | None = None
     canary: dict[str, float] = {}
     dns_server: str | None = None
@@ -163,6 +166,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             raise ValueError("hosts must name at least one")
         if not self.endpoints:
             raise ValueError("endpoints must name at least one")
+        if (self.client_cert_file is None) != (self.client_key_file is None):
+            raise ValueError("client_cert_file and client_key_file belong together: give both or none")
         if self.proxy is not None and urlsplit(self.proxy).scheme not in ("http", "https"):
             raise ValueError(f"proxy '{self.proxy}' is no URL like http://HOST:PORT")
         if self.dns_server is not None and not self.dns_server.rpartition(":")[2].isdigit():
