@@ -18,7 +18,7 @@ import msgspec
 from backends.sglang_dsv3 import answer, stream, translate
 from backends.sglang_dsv3.host import EngineHost, small
 from backends.sglang_dsv3.stream import EventStream
-from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Response
+from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Response, request
 from gateway.plugin import Call, Terms, Usage
 
 log = logging.getLogger("penstock.sglang")
@@ -151,7 +151,7 @@ class Abandoned:
     async def _abort_one(self, host: EngineHost, rid: str) -> None:
         with contextlib.suppress(ConnectFailed, ConnectionLost, TimeoutError):
             async with asyncio.timeout(1.0):
-                response = await host.transport().request("POST", "/abort_request", msgspec.json.encode({"rid": rid}), connect_s=1.0)
+                response = await request(host.transport(), "POST", "/abort_request", msgspec.json.encode({"rid": rid}), connect_s=1.0)
                 try:
                     await small(response)
                 finally:

@@ -15,7 +15,7 @@ from backends.sglang_dsv3.exact import Progress
 from backends.sglang_dsv3.host import EngineHost
 from backends.sglang_dsv3.reply import Nowhere, SGLangReply
 from backends.sglang_dsv3.resolve import Resolver
-from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options
+from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, tls
 from gateway.plugin import Backend, BackendEnv, Call, Endpoint, Reply, Target, Terms, Usage
 
 # SGLang gives a generation 20 s to prove it alive (SGLANG_HEALTH_CHECK_TIMEOUT) before it answers 503.
@@ -43,11 +43,12 @@ class SGLang(Backend):
 
     async def open(self) -> None:
         """Read the engines' key and try the certificates; no host is contacted. Raises ConfigErrors."""
-        verify_files(self._config)
+        config = self._config
+        verify_files(config)
         headers = {"content-type": "application/json"}
-        if self._config.api_key_file is not None:
-            headers["authorization"] = f"Bearer {key_in(self._config.api_key_file, 'api_key_file')}"
-        self._options = Options(headers, self._config.ca_file, self._config.proxy)
+        if config.api_key_file is not None:
+            headers["authorization"] = f"Bearer {key_in(config.api_key_file, 'api_key_file')}"
+        self._options = Options(headers, tls(config.ca_file, config.client_cert_file, config.client_key_file), config.proxy)
         for host in self._hosts.values():
             host.options = self._options
         if self._resolvers:
