@@ -19,6 +19,7 @@ import gateway
 from gateway import config
 from gateway.access import admission
 from gateway.admin import commands, operating, secret
+from gateway.admin.top import top
 from gateway.errors import ConfigError
 from gateway.home import home
 from gateway.plugin import BackendEnv, CommandEnv, Service, ServiceState
@@ -250,7 +251,10 @@ async def _findings(settings: config.Settings) -> list[str]:
     return await registry.rehearse(settings, BackendEnv(home()), check=True) + await _rehearse(settings)
 
 
-for command in (commands.keys, commands.usage, commands.explain, operating.hosts, operating.reload, operating.status, operating.show_audit):
+for command in (
+    commands.keys, commands.usage, commands.explain,
+    operating.hosts, operating.reload, operating.status, operating.show_audit, top,
+):  # fmt: skip
     main.add_command(command)
 
 
