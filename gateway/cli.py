@@ -19,6 +19,7 @@ import gateway
 from gateway import config
 from gateway.access.limits.rules import StoreFailed
 from gateway.admin import commands, operating, secret
+from gateway.admin.top import top
 from gateway.errors import ConfigError, ConfigErrors
 from gateway.form import FORM
 from gateway.home import home
@@ -280,7 +281,10 @@ def check(path: Path | None, as_json: bool, every: bool) -> None:
         say(f"ok: {path or 'the defaults'} can be served")
 
 
-for command in (commands.keys, commands.usage, commands.explain, operating.hosts, operating.reload, operating.status, operating.show_audit):
+for command in (
+    commands.keys, commands.usage, commands.explain,
+    operating.hosts, operating.reload, operating.status, operating.show_audit, top,
+):  # fmt: skip
     main.add_command(command)
 
 
