@@ -32,7 +32,7 @@ def whole(content: bytes, call: Call, served_name: str | None = None) -> tuple[b
         if "abort" in reasons:
             raise failures.aborted()
         if call.endpoint is Endpoint.RESPONSES and found.status == "failed":
-            raise failures.named_error(content, call.endpoint)
+            raise failures.named_error(content, call)
         usage = _usage(found.usage, None)
     if call.choices > 1:  # SGLang gives several choices ids of its own making
         content = _ID.sub(b'{"id":"%s"' % call.id.encode(), content, count=1)

@@ -132,7 +132,7 @@ class Generated(stream.EventStream):
                 out.append(self._ending())
                 break
             if b'"error"' in event:
-                self.failure = failures.error_of(event, self._call.endpoint)
+                self.failure = failures.error_of(event, self._call)
                 if self.failure is not None:
                     break
             try:

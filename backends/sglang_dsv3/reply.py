@@ -87,7 +87,7 @@ class SGLangReply(Reply):
             response = await self._anew(path, payload, error)
         if response.status != 200:
             self._working = False
-            raise failures.failure(response.status, await small(response), call.endpoint)
+            raise failures.failure(response.status, await small(response), call)
         if not call.stream:
             await self._read_whole(response, served_name)
             return
@@ -125,7 +125,7 @@ class SGLangReply(Reply):
         content = await self._content(response)
         self._release(response)
         if response.status != 200:
-            raise failures.failure(response.status, content, self._call.endpoint)
+            raise failures.failure(response.status, content, self._call)
         try:
             return exact.prompt_ids(content)
         except msgspec.DecodeError as error:

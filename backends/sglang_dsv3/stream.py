@@ -198,7 +198,7 @@ class Chunks(EventStream):
                     self.complete = True
                 break
             if b'"error"' in event:
-                self.failure = failures.error_of(event, self._call.endpoint)
+                self.failure = failures.error_of(event, self._call)
                 if self.failure is not None:
                     break
             if _FINISH in event:
@@ -242,7 +242,7 @@ class NamedEvents(EventStream):
             found = _NAME.match(event)
             name = found[1] if found else b""
             if name in _FAILED:
-                self.failure = failures.named_error(event[found.end() :] if found else event, self._call.endpoint)
+                self.failure = failures.named_error(event[found.end() :] if found else event, self._call)
                 break
             if b'"usage":{' in event:
                 self.usage = usage_of(event[event.find(b"data: ") + 6 :], self.usage)

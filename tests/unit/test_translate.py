@@ -117,7 +117,7 @@ def flat(message: str) -> bytes:
     ],
 )  # fmt: skip
 def test_an_engines_error_becomes_ours(status: int, body: bytes, becomes: int, code: str, verdict: Verdict) -> None:
-    failure = failures.failure(status, body)
+    failure = failures.failure(status, body, call())
     assert (failure.error.status, failure.error.code, failure.verdict) == (becomes, code, verdict)
     assert "/sgl" not in failure.error.message
     if code == "context_length_exceeded":
@@ -126,18 +126,18 @@ def test_an_engines_error_becomes_ours(status: int, body: bytes, becomes: int, c
 
 def test_the_engines_own_words_reach_the_client_and_nothing_around_them() -> None:
     for shape in (flat("bad seed"), b'{"error":{"message":"bad seed"}}', b'{"error":"bad seed"}', b'{"detail":"bad seed"}', b"bad seed"):
-        assert failures.failure(400, shape).error.message == "bad seed"
+        assert failures.failure(400, shape, call()).error.message == "bad seed"
 
 
 def test_a_validation_dump_is_shortened_to_place_and_reason() -> None:
     dump = "2 validation errors for ChatCompletionRequest\nmessages.0.role\n  Input should be 'user' [type=literal_error]\n"
-    error = failures.failure(400, flat(dump)).error
+    error = failures.failure(400, flat(dump), call()).error
     assert error.param == "messages[0].role"
     assert error.message == "Invalid value for 'messages[0].role': Input should be 'user'."
 
 
 def test_paths_in_a_message_are_not_passed_on() -> None:
-    assert "/usr" not in failures.failure(400, flat("bad thing in /usr/lib/python3/x.py")).error.message
+    assert "/usr" not in failures.failure(400, flat("bad thing in /usr/lib/python3/x.py"), call()).error.message
 
 
 def run(recorded: bytes, size: int, **fields: Any) -> tuple[bytes, stream.EventStream, AttemptFailed | None]:
