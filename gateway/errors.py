@@ -138,6 +138,20 @@ class BodyTooLarge(InvalidRequest):
         )
 
 
+class UnsupportedEncoding(InvalidRequest):
+    """The body is compressed in a way that is not known; `Accept-Encoding` names those that are."""
+
+    status = 415
+    code = "unsupported_content_encoding"
+
+    def __init__(self, accepted: bytes) -> None:
+        super().__init__(
+            f"The content encoding of the request body is not supported; accepted: {accepted.decode()}.",
+            param="content-encoding",
+            headers=[(b"accept-encoding", accepted)],
+        )
+
+
 class NotServed(InvalidRequest):
     """The endpoint exists, but not for this model."""
 

@@ -122,7 +122,8 @@ def exchange(endpoint: Endpoint, dispatcher: Dispatcher, settings: Settings, mem
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         record = Record.of(scope)
         with memory.lease(record.key) as lease:
-            raw = await body.read(receive, limit_bytes, limit_s, header(scope, b"content-length"), lease)
+            encoding = header(scope, b"content-encoding") or b""
+            raw = await body.read(receive, limit_bytes, limit_s, header(scope, b"content-length"), lease, encoding)
             kind = header(scope, b"content-type") or b""
             call = calls.parse(endpoint, raw, kind) if len(raw) <= LARGE_BYTES else await calls.parse_large(endpoint, raw, kind)
             del raw
