@@ -17,9 +17,9 @@ from gateway.access.admission import Admission
 from gateway.access.limits.memory import Memory
 from gateway.access.limits.rules import Store
 from gateway.config import Settings
-from gateway.errors import UnknownUrl
 from gateway.life import Life
 from gateway.plugin import BackendEnv
+from gateway.serving import calls
 from gateway.serving.pool import HostView
 from gateway.serving.registry import Registry
 from gateway.wire.asgi import App, Receive, Scope, Send
@@ -103,7 +103,7 @@ def _store(settings: Settings, life: Life) -> Store:
 
 def _refused(request: Request[Any, Any, Any], error: HTTPException) -> NoReturn:
     """Litestar's own refusals, of which a route that does not exist is the only one our handlers leave to it."""
-    raise UnknownUrl(request.method, request.url.path) from error
+    raise calls.unknown_url(request.method, request.url.path, request.url.scheme, request.headers.get("host", "")) from error
 
 
 def _reraise(request: Request[Any, Any, Any], error: Exception) -> NoReturn:
