@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from backends.sglang_dsv3 import exact, resume, stream, translate
+from backends.sglang_dsv3 import breaking, exact, resume, stream, translate
 from backends.sglang_dsv3.config import Config
 from backends.sglang_dsv3.place import ModelInfo, Place, small
 from backends.sglang_dsv3.resolve import Resolver
@@ -223,6 +223,7 @@ class SGLang:
             gone = Unavailable("The engine is gone.", code="engine_unavailable", retry_after_s=1, detail=target)
             raise AttemptFailed("connect", gone)
         translate.refuse_internal(call, self._config.allow_parameters)
+        breaking.refuse(call)
         served_name = await self._served_name(place) if translate.needs_served_name(call) else None
         path, payload = call.endpoint.value, translate.engine_body(call, served_name)
         posting: asyncio.Task[Response] | None = None

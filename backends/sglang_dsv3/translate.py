@@ -69,6 +69,7 @@ _CONTEXT_PARAMS = {Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input",
 _DUMP = re.compile(r"""'loc': \((.*?)\), 'msg': (?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")""")
 # The same as pydantic prints it: "1 validation error for ChatCompletionRequest\nmessages.0.role\n  Input should be ... [type=...".
 _PRINTED = re.compile(r"validation errors? for \w+\s+([\w.\[\]`-]+)\s+(.*?)(?:\s*\[type=|\n|$)", re.DOTALL)
+_FALSE = msgspec.Raw(b"false")
 _options = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _STEP = re.compile(r"'((?:[^'\\]|\\.)*)'|(\d+)")
 # Steps of a place that are the engine's own: classes, validators, branches of a union.
@@ -91,9 +92,9 @@ def needs_served_name(call: Call) -> bool:
 
 
 def refuse_internal(call: Call, allowed: Container[str] = ()) -> None:
-    """Raises InvalidRequest for a parameter that only the operator may set, or allow."""
-    for name in call.fields:
-        if name in INTERNAL_FIELDS and name not in allowed:
+    """Raises InvalidRequest for a parameter that only the operator may set, or allow. `false` asks for nothing."""
+    for name, value in call.fields.items():
+        if name in INTERNAL_FIELDS and name not in allowed and value != _FALSE:
             raise InvalidRequest(f"Unsupported parameter: '{name}' is internal to the engine.", param=name, code="unsupported_parameter")
 
 
