@@ -223,7 +223,8 @@ class SGLang:
             gone = Unavailable("The engine is gone.", code="engine_unavailable", retry_after_s=1, detail=target)
             raise AttemptFailed("connect", gone)
         translate.refuse_internal(call, self._config.allow_parameters)
-        breaking.refuse(call)
+        if not breaking.SUSPECTS.isdisjoint(call.fields):
+            breaking.refuse(call)
         served_name = await self._served_name(place) if translate.needs_served_name(call) else None
         path, payload = call.endpoint.value, translate.engine_body(call, served_name)
         posting: asyncio.Task[Response] | None = None

@@ -93,8 +93,8 @@ def needs_served_name(call: Call) -> bool:
 
 def refuse_internal(call: Call, allowed: Container[str] = ()) -> None:
     """Raises InvalidRequest for a parameter that only the operator may set, or allow. `false` asks for nothing."""
-    for name, value in call.fields.items():
-        if name in INTERNAL_FIELDS and name not in allowed and value != _FALSE:
+    for name in call.fields:
+        if name in INTERNAL_FIELDS and name not in allowed and call.fields[name] != _FALSE:
             raise InvalidRequest(f"Unsupported parameter: '{name}' is internal to the engine.", param=name, code="unsupported_parameter")
 
 

@@ -64,7 +64,7 @@ async def read(
                 if len(only) <= LARGE_BYTES:
                     if len(only) > limit_bytes:
                         raise BodyTooLarge(limit_bytes)
-                    if lease is not None:
+                    if lease is not None and declared is None:
                         lease.grow(len(only))
                     return only
             return await _read(message, receive, limit_bytes, _Collected(limit_bytes, lease), decoder)
