@@ -52,7 +52,7 @@ class GatewayError(Exception):
         self.retry_after_s = retry_after_s
         self.should_retry = should_retry
         self.headers: Headers = headers or []
-        self.detail = detail
+        self.detail = without_secrets(detail) if detail is not None else None  # it may quote a library that quotes a URL
 
 
 class InvalidRequest(GatewayError):

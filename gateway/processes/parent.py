@@ -22,7 +22,7 @@ from gateway.access import ledger
 from gateway.admin import door as admin
 from gateway.admin.door import Reloaded, WorkerView
 from gateway.config import Loaded, Settings, admin_address
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, ConfigErrors
 from gateway.life import Life
 from gateway.plugin import Service, ServiceState
 from gateway.processes import protocol
@@ -206,7 +206,7 @@ class Parent:
             lifeline.tell_manager(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 plan = await self._load()
-                _refuse_moves(self.settings, plan.settings)
+                _refuse_moves(self.settings, plan.loaded)
                 await self._roll(plan, generation + 1)
             except ConfigError as error:
                 self._counts.own.add(metrics.RELOADS, ("refused",))
@@ -361,8 +361,10 @@ class Parent:
         return {place: found for place, found in self._usage.rows.items() if first <= place[0] <= last}
 
 
-def _refuse_moves(before: Settings, after: Settings) -> None:
-    """A reload keeps the listening sockets: raises ConfigError when it would have to move them."""
+def _refuse_moves(before: Settings, loaded: Loaded) -> None:
+    """A reload keeps the listening sockets: raises ConfigErrors when it would have to move them."""
+    after = loaded.settings
+    wrong: list[ConfigError] = []
     for name, one, two in (
         ("listen.host", before.listen.host, after.listen.host),
         ("listen.port", before.listen.port, after.listen.port),
@@ -370,6 +372,8 @@ def _refuse_moves(before: Settings, after: Settings) -> None:
         ("timeouts.client_s", before.timeouts.client_s, after.timeouts.client_s),
     ):
         if one != two:
-            raise ConfigError(name, f"cannot change from {one} to {two} while the gateway runs: restart it")
+            wrong.append(ConfigError(name, f"cannot change from {one} to {two} while the gateway runs: restart it"))
     if before.redis != after.redis:  # which are not told: there may be a password among them
-        raise ConfigError("redis", "cannot change while the gateway runs: restart it")
+        wrong.append(ConfigError("redis", "cannot change while the gateway runs: restart it"))
+    if wrong:
+        raise loaded.located(ConfigErrors(wrong))

@@ -71,7 +71,8 @@ class Library:
         except (aiohttp.ClientConnectorError, aiohttp.ClientProxyConnectionError) as error:
             raise ConnectFailed(str(error)) from None
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-            raise ConnectionLost(repr(error)) from None
+            # Not its repr, which holds every header of the request.
+            raise ConnectionLost(f"{type(error).__name__}: {error}") from None
         return _Response(response)
 
     async def aclose(self) -> None:
@@ -92,7 +93,7 @@ class _Response:
         try:
             return await self._response.content.readany()
         except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
-            raise ConnectionLost(repr(error)) from None
+            raise ConnectionLost(f"{type(error).__name__}: {error}") from None
 
     @property
     def ended(self) -> bool:
