@@ -67,7 +67,8 @@ class GatewayError(Exception):
         self.retry_after_s = retry_after_s
         self.should_retry = should_retry
         self.headers: Headers = headers or []
-        self.detail = None if detail is None else _cut(detail, MAX_MESSAGE)
+        # It may quote a library that quotes a URL.
+        self.detail = None if detail is None else without_secrets(_cut(detail, MAX_MESSAGE))
 
 
 class InvalidRequest(GatewayError):
