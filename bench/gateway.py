@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.peers import Peer, machine, running, upstream
+from bench.peers import PYTHONS, Peer, machine, running, upstream
 from tests.support.processes import ROOT
 
 RESULTS = Path(__file__).parent / "results"
@@ -119,7 +119,7 @@ def start_s() -> float:
         config.write_text("listen: {port: 0, admin: 'off'}\nmodels: {m: {backend: b}}\nbackends: {b: {kind: scripted}}\n")
         for _ in range(5):
             began = time.perf_counter()
-            command = [str(ROOT / ".venv-dev" / "bin" / "penstock"), "serve", "-c", str(config)]
+            command = [str(PYTHONS["penstock"]), "-P", "-m", "gateway", "serve", "-c", str(config)]
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
             )
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--litellm", action="store_true", help="LiteLLM too (its environment is made by `make bench-litellm`)")
     options = parser.parse_args()
-    names = ["penstock", "nginx", "smg", "sglang-router", *(["litellm"] if options.litellm else [])]
+    names = ["penstock", "penstock-pure", "nginx", "smg", "sglang-router", *(["litellm"] if options.litellm else [])]
     result = measure(names, options.rounds)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "gateway.json").write_text(json.dumps(result, indent=2) + "\n")

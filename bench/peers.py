@@ -17,6 +17,8 @@ import yaml
 from tests.support.processes import ROOT, environment, until
 
 VENVS = ROOT / ".venv-bench"
+# Penstock in its two forms, and what runs them.
+PYTHONS = {"penstock": ROOT / ".venv-compiled" / "bin" / "python", "penstock-pure": ROOT / ".venv-dev" / "bin" / "python"}
 NGINX = """
 worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 16384; }}
@@ -54,7 +56,7 @@ def upstream(tokens: int, gap_s: float) -> Iterator[int]:
 def argv(name: str, upstream_port: int, port: int, folder: Path) -> list[str]:
     """The command line that starts a gateway, bare: no keys, no limits, no tracing, no line per request."""
     engine = f"http://127.0.0.1:{upstream_port}"
-    if name == "penstock":
+    if name in PYTHONS:
         config = {
             "listen": {"port": port, "admin": "off"},
             "models": {"deepseek-v3": {"backend": "dsv3"}},
@@ -62,7 +64,7 @@ def argv(name: str, upstream_port: int, port: int, folder: Path) -> list[str]:
             "log": {"requests": False, "level": "warning"},
         }
         (folder / "penstock.yaml").write_text(yaml.safe_dump(config))
-        return [sys.executable, "-m", "gateway", "serve", "-c", str(folder / "penstock.yaml")]
+        return [str(PYTHONS[name]), "-P", "-m", "gateway", "serve", "-c", str(folder / "penstock.yaml")]
     if name == "nginx":
         (folder / "nginx.conf").write_text(NGINX.format(folder=folder, upstream=upstream_port, port=port))
         return ["nginx", "-c", str(folder / "nginx.conf")]
