@@ -48,11 +48,13 @@ check: .venv-dev/ready ## format, lint, types, import rules, generated files
 	.venv-dev/bin/python scripts/check_docs.py
 	.venv-dev/bin/python -m scripts.dashboards --check
 	.venv-dev/bin/python -m scripts.observability --check
+	.venv-dev/bin/python -m scripts.settings --check
 
 fix: .venv-dev/ready ## format, repair what can be repaired by itself, write generated files
 	.venv-dev/bin/python -m openapi
 	.venv-dev/bin/python -m scripts.dashboards
 	.venv-dev/bin/python -m scripts.observability
+	.venv-dev/bin/python -m scripts.settings
 	.venv-dev/bin/ruff format .
 	.venv-dev/bin/ruff check --fix .
 

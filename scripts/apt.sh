@@ -7,7 +7,9 @@ openssl openssl a host with a certificate of its own is made up by a test
 unshare util-linux being process 1 is tested in a namespace of its own
 redis-server redis-server limits and keys are shared through a real Redis in tests, some over TLS
 promtool prometheus alert rules are checked and tested, and a real Prometheus scrapes a gateway
-chromium chromium /docs is opened in a browser by a test"
+chromium chromium /docs is opened in a browser by a test
+javac default-jdk-headless the JDK's own HTTP client offers HTTP/2 with every request, and is one of the clients in tests
+nginx nginx-light stands in front of a gateway in tests, and both must see the same requests"
 [ "${1:-}" = bench ] && needed="wrk wrk puts the load on every gateway
 nginx nginx-light is the peer that shows what a proxy costs at least
 redis-server redis-server limits are measured in memory and in a real Redis

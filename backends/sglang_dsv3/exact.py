@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from backends.sglang_dsv3 import failures, resume, stream
+from backends.sglang_dsv3.framing import Framing
 from backends.sglang_dsv3.shapes import generate_decoder, tokens_decoder
 from gateway.plugin import Call, Endpoint, Terms, Usage
 from gateway.wire import body
@@ -50,18 +51,25 @@ _HARMLESS = frozenset(
 
 class Progress:
     """One exact answer as it goes: ids of the prompt, those generated whose text the client has been given, and whether its first event
-    (the role) was given."""
+    (the role) was given. A call that goes on takes a copy: an attempt that fails before it has said anything must leave no trace."""
 
     def __init__(self, prompt_ids: list[int]) -> None:
         self.prompt_ids = prompt_ids
-        self.output_ids: list[int] = []
+        # Ids of the attempts before, and of this one.
+        self.before: list[int] = []
+        self.since: list[int] = []
         self.opened = False
         self.created = int(time.time())
 
+    @property
+    def output_ids(self) -> list[int]:
+        """All of them."""
+        return self.before + self.since
+
     def copy(self) -> Progress:
-        """The same, to go on from: an attempt that fails before it has said anything must leave no trace."""
+        """The same, to go on from."""
         other = Progress(self.prompt_ids)
-        other.output_ids, other.opened, other.created = self.output_ids, self.opened, self.created
+        other.before, other.opened, other.created = self.output_ids, self.opened, self.created
         return other
 
 
@@ -100,12 +108,11 @@ class Generated(stream.EventStream):
     """`/generate`'s events as chat's. What was delivered before (a continuation) is not said again."""
 
     def __init__(self, call: Call, terms: Terms, progress: Progress) -> None:
-        super().__init__(call, terms)
+        super().__init__(call, terms, Framing(False))
         self._progress = progress
-        self._before = progress.output_ids
         self._said = 0
         self._finish = ""
-        self._usage = Usage(len(progress.prompt_ids), len(self._before))
+        self._usage = Usage(len(progress.prompt_ids), len(progress.before))
 
     def used(self) -> Usage | None:
         """Exactly what was generated so far."""
@@ -124,12 +131,17 @@ class Generated(stream.EventStream):
             if event == DONE:
                 out.append(self._ending())
                 break
-            if event.startswith(b'data: {"error"'):
+            if b'"error"' in event:
                 self.failure = failures.error_of(event, self._call.endpoint)
+                if self.failure is not None:
+                    break
+            try:
+                found = generate_decoder.decode(event[6:])
+            except msgspec.DecodeError as error:
+                self.failure = failures.nonsense(str(error))
                 break
-            found = generate_decoder.decode(event[6:])
-            total = self._before + found.output_ids
-            self._usage = Usage(len(self._progress.prompt_ids), len(total), found.meta_info.cached_tokens)
+            total = len(self._progress.before) + len(found.output_ids)
+            self._usage = Usage(len(self._progress.prompt_ids), total, found.meta_info.cached_tokens)
             finish = found.meta_info.finish_reason
             if finish is not None and finish.type == "abort":
                 self.failure = failures.aborted()
@@ -141,7 +153,7 @@ class Generated(stream.EventStream):
                 out.append(self._delta(content=found.text[self._said :]))
                 self._said = len(found.text)
                 # Ids whose text is held back (half a character) are generated anew by whoever goes on.
-                self._progress.output_ids = total
+                self._progress.since = found.output_ids
             if finish is not None:
                 self._finish = finish.type
                 out.append(self._delta(finish.type))

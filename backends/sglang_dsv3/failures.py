@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from backends.sglang_dsv3.shapes import ErrorEvent, NamedError, WithError
+from backends.sglang_dsv3.shapes import ErrorEvent, NamedError, error_decoder
 from gateway.errors import BadGateway, GatewayError, InvalidRequest, Unavailable
 from gateway.plugin import AttemptFailed, Endpoint, Verdict
 
@@ -113,15 +113,27 @@ def named_error(content: bytes, endpoint: Endpoint) -> AttemptFailed:
     return failure(status, msgspec.json.encode({"error": {"message": error.message or "no reason given"}}), endpoint)
 
 
-def error_of(event: bytes, endpoint: Endpoint) -> AttemptFailed:
-    """An error event; what it carries as `code` is the status SGLang would have answered with."""
-    content = event.strip()[5:]
+def error_of(event: bytes, endpoint: Endpoint) -> AttemptFailed | None:
+    """The error that an event of a stream of chunks is, if it is one; its `code` is the status SGLang would have answered with."""
+    content = event[6:]
+    found = error_decoder.decode(content)
+    error = found.error
+    if error is None:
+        if found.object != "error":
+            return None
+        code = found.code
+    else:
+        code = error.get("code") if isinstance(error, dict) else None
     try:
-        code = msgspec.json.decode(content, type=WithError).error.code
-        status = int(code) if code is not None else 500
-    except (msgspec.DecodeError, ValueError):
+        status = int(code) if isinstance(code, int | str) else 500
+    except ValueError:  # a word
         status = 500
     return failure(status if 400 <= status < 600 else 500, content, endpoint)
+
+
+def nonsense(detail: str) -> AttemptFailed:
+    """What came makes no sense."""
+    return AttemptFailed("broken", BadGateway("The engine sent nonsense.", detail=detail))
 
 
 def aborted() -> AttemptFailed:

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from gateway import config
 from gateway.access.limits import rules
 from gateway.access.limits.rules import Limit, Unit
-from gateway.config import KeyEntry, Limits, Settings, instant, verify_key, verify_key_values
+from gateway.config import KeyEntry, Limits, Settings, verify_key
+from gateway.config.tree import KeyHash
 from gateway.errors import ConfigError
 
 log = logging.getLogger("penstock.keys")
@@ -29,36 +31,25 @@ class StoredKey(KeyEntry, kw_only=True, frozen=True):
     """A key that was made while the gateway runs. After a rotation the former one works on until `old_until` (seconds since 1970)."""
 
     created: float = 0.0
-    old_hash: str | None = None
+    old_hash: KeyHash | None = None
     old_until: float = 0.0
 
 
 def checked(entry: StoredKey, settings: Settings) -> StoredKey:
     """A key that may be stored: what a key in the file must satisfy, by the same rules. Raises ConfigError."""
     verify_key(entry, "", settings)
-    _verify_rotation(entry)
     return entry
 
 
 def read(name: str, content: bytes) -> StoredKey:
     """A stored key as it was written, perhaps by another version or by hand; its models need not be ours. Raises ConfigError."""
     try:
-        entry = msgspec.json.decode(content, type=StoredKey)
+        entry = config.convert(msgspec.json.decode(content), StoredKey, "")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError("", str(error) or type(error).__name__) from None
     if entry.name != name:
         raise ConfigError("name", f"'{entry.name[:64]}' is stored under another name")
-    try:
-        verify_key_values(entry, "")
-        _verify_rotation(entry)
-    except ConfigError as error:
-        raise ConfigError(error.path.lstrip("."), error.problem) from None
     return entry
-
-
-def _verify_rotation(entry: StoredKey) -> None:
-    if entry.old_hash is not None:
-        verify_key_values(msgspec.structs.replace(entry, hash=entry.old_hash), "old_hash")
 
 
 class Caller:
@@ -75,7 +66,7 @@ class Caller:
         self.max_n, self.max_tokens = entry.max_n, entry.max_tokens
         self.max_prompt_bytes, self.max_grammar_bytes = entry.max_prompt_bytes, entry.max_grammar_bytes
         self.priority = entry.priority
-        self.expires_at = instant(entry.expires) if entry.expires is not None else float("inf")
+        self.expires_at = config.instant(entry.expires) if entry.expires is not None else float("inf")
         isolated = entry.name and settings.limits.isolate_prefix_cache
         # Whoever shares a prefix cache can tell by its speed what others have asked. The name would do; its hash cannot be guessed at.
         self.salt = hashlib.sha256(f"penstock:{entry.name}:{entry.hash}".encode()).hexdigest()[:32] if isolated else ""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import lifeline
 from gateway.admin import api
+from gateway.admin.audit import Audit
 from gateway.admin.contract import Reloaded
 from gateway.config import Settings, admin_address
 from gateway.errors import ConfigError
@@ -73,6 +74,7 @@ class Parent:
     ) -> None:
         self._tree = Tree(plan, home, listener, observe)
         self._view = View(self._tree, home, self.reload)
+        self._home = home
         self._listener = listener
         self._admin_listener = admin_listener
         self._load = load
@@ -136,7 +138,8 @@ class Parent:
             return None
         from gateway.processes import http  # 0.1 s, during which the workers start already
 
-        server = http.server(api.build(self._view), self.settings, Lifecycle(), lambda accepting: None, lifespan="off", proxy_headers=False)
+        app = api.Api(self._view, Audit(self._home / "state"))
+        server = http.server(app, self.settings, Lifecycle(), lambda accepting: None, lifespan="off", proxy_headers=False)
         self._admin_served = asyncio.create_task(server.serve(sockets=[self._admin_listener]))
         return server
 
@@ -184,7 +187,7 @@ class Parent:
                 await self._roll(plan, generation + 1)
             except ConfigError as error:
                 self._tree.counts.own.add(metrics.RELOADS, ("refused",))
-                _log.error("reload (%s) refused, nothing has changed: %s", why, error)
+                _log.error("reload (%s) refused, nothing has changed: %s", why, "; ".join(str(error).splitlines()))
                 return Reloaded(False, generation, str(error))
             finally:
                 lifeline.tell_manager("READY=1")

@@ -13,7 +13,7 @@ from gateway.serving.hostview import HostView
 from gateway.telemetry.metrics import Exemplars, Snapshot
 
 # A line is settings, states or counts: kilobytes. The bound keeps a confused peer from filling memory.
-_MAX_LINE = 8 << 20
+MAX_LINE = 8 << 20
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
@@ -119,4 +119,4 @@ def to_parent(data: bytes) -> ToParent:
 
 async def streams(end: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Reader and writer on one end of the pair."""
-    return await asyncio.open_connection(sock=end, limit=_MAX_LINE)
+    return await asyncio.open_connection(sock=end, limit=MAX_LINE)

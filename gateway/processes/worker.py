@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ from gateway.config import Settings
 from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv, ServiceState
 from gateway.processes import http, protocol
+from gateway.processes.http import tls
 from gateway.serving.hostview import HostView
 from gateway.telemetry import log, metrics
 
@@ -45,6 +47,7 @@ class Worker:
             settings,
             self._lifecycle,
             lambda accepting: self._tell(protocol.Serving(accepting)),
+            tls=tls.context(settings.listen.tls),
             lifespan="on",
             proxy_headers=bool(settings.security.trusted_proxies),
             forwarded_allow_ips=settings.security.trusted_proxies,
@@ -149,6 +152,8 @@ async def serve(listener: socket.socket, control: socket.socket) -> None:
 def main() -> None:
     """Entry point of the worker process; the descriptors are inherited."""
     listen_fd, control_fd = (int(argument) for argument in sys.argv[1:3])
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the lower, soft limit is for programs that use select()
     uvloop.run(serve(socket.socket(fileno=listen_fd), socket.socket(fileno=control_fd)))
 
 

@@ -62,7 +62,7 @@ class KeySync:
 
     async def read(self) -> None:
         """Once. Raises StoreFailed."""
-        names = [self._client.key("keys"), self._client.key("keys", "version")]
+        names = [self._client.key("keys", *more) for more in ((), ("version",), ("nothing",))]
         answer = (await self._client.run([Command(self._script, names, [self._version])]))[0]
         if isinstance(answer, StoreRefused):
             raise answer

@@ -47,7 +47,7 @@ class Shared:
         keep_s = settings.limits.keep_days * 86400
         self.leases = Leases()
         self.membership = Membership(self.client, me, self.leases, Days(settings.limits.timezone), keep_s, metrics)
-        self.pipeline = Pipeline(self.client, self.membership, metrics, settings.redis.on_store_failure)
+        self.pipeline = Pipeline(settings.redis, self.client, self.membership, metrics)
         self.writes = PendingWrites(self.client, me, keep_s, self._clock)
         self.limits = Limits(settings.redis, self.client, self.pipeline, self.membership, self.leases, self.writes, self._clock)
         self.memories = Memories(self.client)

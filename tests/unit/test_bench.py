@@ -63,6 +63,12 @@ def test_what_was_not_measured_is_not_judged() -> None:
     assert "for trying" not in report.table(result())
 
 
+def test_a_multiple_of_what_was_lost_in_noise_is_not_judged() -> None:
+    noisy = result()
+    noisy["parts"]["latency"]["added_us"]["1"]["smg"]["p99"] = -50.0
+    assert [line.met for line in report.lines(noisy) if "p99" in line.name] == [None, True]
+
+
 def test_the_table_says_every_gateway_beside_penstock_and_penstock_beside_smg() -> None:
     row = next(line for line in report.cpu(result()).splitlines() if line.startswith("| JSON request, 0.5 kB"))
     assert row.split(" | ")[1:] == ["**50**", "40 (0.80×)", "10 (0.20×)", "100 (2.00×)", "50 (1.00×)", "0.50", "0.40 |"]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from backends.sglang_dsv3 import failures, stream, translate
+from backends.sglang_dsv3 import failures, resume, stream, translate
 from gateway.errors import InvalidRequest
-from gateway.plugin import AttemptFailed, Call, Endpoint, Terms, Verdict
+from gateway.plugin import AttemptFailed, Call, Endpoint, Reply, Terms, Usage, Verdict
 from gateway.serving import calls
 from tests.support.processes import GOLDEN
 
@@ -39,9 +39,9 @@ def test_usage_is_always_asked_of_a_stream_and_other_options_stay() -> None:
     assert "stream_options" not in json.loads(translate.engine_body(call(stream_options={"include_usage": True}), Terms()))
 
 
-def test_nulls_of_known_parameters_are_left_out_and_others_stay() -> None:
+def test_nulls_are_left_out() -> None:
     body = json.loads(translate.engine_body(call(n=None, logprobs=None, presence_penalty=None, stop=None, unknown=None), Terms()))
-    assert set(body) == {"model", "messages", "unknown", "rid"}
+    assert set(body) == {"model", "messages", "rid"}
 
 
 @pytest.mark.parametrize("name", ["rid", "bootstrap_host", "input_ids", "custom_logit_processor", "lora_path"])
@@ -49,6 +49,50 @@ def test_fields_that_steer_the_engines_inside_are_refused(name: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         translate.refuse_internal(call(**{name: "x"}))
     assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
+
+
+BOUNDED: list[tuple[Endpoint, dict[str, Any], str]] = [
+    (Endpoint.CHAT, {"messages": [{"role": "user", "content": "hi"}]}, "max_completion_tokens"),
+    (Endpoint.COMPLETIONS, {"prompt": "hi"}, "max_tokens"),
+    (Endpoint.RESPONSES, {"input": "hi"}, "max_output_tokens"),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "fields", "name"), BOUNDED)
+def test_the_cores_bound_is_written_where_the_client_names_none(endpoint: Endpoint, fields: dict[str, Any], name: str) -> None:
+    def sent(**more: Any) -> dict[str, Any]:
+        asked = calls.parse(endpoint, json.dumps({"model": "m", **fields, **more}).encode())
+        found: dict[str, Any] = json.loads(translate.engine_body(asked, Terms(bound=7)))
+        return found
+
+    assert sent()[name] == 7
+    assert sent(**{name: 5})[name] == 5
+    if endpoint is Endpoint.CHAT:
+        assert sent(max_tokens=5).get(name) is None, "the client's own is left as it is"
+    assert name not in json.loads(translate.engine_body(calls.parse(endpoint, json.dumps({"model": "m", **fields}).encode()), Terms()))
+
+
+def test_what_bounds_nothing_is_bounded_by_nobody() -> None:
+    texts = calls.parse(Endpoint.EMBEDDINGS, b'{"model":"m","input":"hi"}')
+    assert "max_tokens" not in json.loads(translate.engine_body(texts, Terms(bound=7)))
+
+
+def test_what_continues_an_answer_is_bounded_by_what_is_left() -> None:
+    delivered = b"".join(b'data: {"created":5,"choices":[{"index":0,"delta":{"content":"w "},"finish_reason":null}]}\n\n' for _ in range(3))
+    for fields, terms in (({}, Terms(bound=10)), ({"max_tokens": 10}, Terms()), ({"max_completion_tokens": 10}, Terms(bound=10))):
+        again = resume.resume(call(stream=True, **fields), terms, delivered, Usage(4, 3))
+        assert isinstance(again, Call)
+        body = json.loads(translate.engine_body(again, terms))
+        assert [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body] == [7]
+        assert body["messages"][-1] == {"role": "assistant", "content": "w w w "}
+        ended = resume.resume(call(stream=True, **fields), terms, delivered, Usage(4, 10))
+        assert isinstance(ended, Reply), "the bound is reached"
+
+
+@pytest.mark.parametrize("content", ['[{"type":"text"}]', "5"])
+def test_what_was_delivered_in_a_shape_nobody_knows_is_not_continued(content: str) -> None:
+    delivered = b'data: {"choices":[{"index":0,"delta":{"content":%s}}]}\n\n' % content.encode()
+    assert resume.resume(call(stream=True), Terms(), delivered, None) is None
 
 
 OVER = "context_length_exceeded"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import raw
+from tests.support.processes import gateway, until
 from tests.wire.test_command import penstock
 
 
@@ -58,3 +60,41 @@ def test_a_certificate_that_would_not_serve_is_refused_with_its_path(tmp_path: P
     assert path in done.stderr
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def modes(folder: Path) -> dict[str, str]:
+    """Who may do what with a folder and everything in it."""
+    return {path.name: f"{path.stat().st_mode & 0o777:o}" for path in (folder, *folder.rglob("*"))}
+
+
+def test_state_is_for_our_own_eyes_also_where_an_earlier_version_left_it_open(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "state").mkdir(parents=True, mode=0o755)
+    (home / "state" / "usage.json").write_text("{}")
+    (home / "state").chmod(0o755)
+    (home / "state" / "usage.json").chmod(0o644)
+    config = {
+        "models": {"m": {"backend": "s"}, "tiny": {"backend": "d"}},
+        "backends": {"s": {"kind": "scripted"}, "d": {"kind": "sglang_dsv3", "hosts": [{"launch": "local"}]}},
+    }
+    with gateway(tmp_path / "run", config, PENSTOCK_HOME=str(home)) as running:
+        until("the supervisor has begun its log", lambda: (home / "state" / "d-local-0.log").exists())
+        body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+        assert raw.call(running.port, "POST", "/v1/chat/completions", json.dumps(body).encode()).status == 200
+    assert json.loads((home / "state" / "usage.json").read_text()) != {}
+    assert modes(home / "state") == {"state": "700", "usage.json": "600", "usage.lock": "600", "d-local-0.log": "600"}
+
+
+def test_a_ledger_elsewhere_is_private_and_the_folder_of_others_stays_as_it_is(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o755)
+    config = {"models": {"m": {"backend": "s"}}, "backends": {"s": {"kind": "scripted"}}}
+    for place in (shared, tmp_path / "new"):
+        with gateway(
+            tmp_path / "run", {**config, "limits": {"ledger_file": str(place / "l.json")}}, PENSTOCK_HOME=str(tmp_path)
+        ) as running:
+            body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+            assert raw.call(running.port, "POST", "/v1/chat/completions", json.dumps(body).encode()).status == 200
+    assert modes(shared) == {"shared": "755", "l.json": "600", "l.lock": "600"}
+    assert modes(tmp_path / "new") == {"new": "700", "l.json": "600", "l.lock": "600"}

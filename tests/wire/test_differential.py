@@ -38,10 +38,10 @@ PARAMETERS = st.fixed_dictionaries(
     {},
     optional={
         "temperature": st.none() | st.floats(0, 2),
-        "n": st.none() | st.just(1),
+        "n": st.none() | st.sampled_from([1, 1.0, "1", "+1.0"]),
         "stop": st.none() | TEXT | st.lists(TEXT, max_size=4),
         "seed": st.none() | st.integers(-(2**63), 2**63 - 1),
-        "max_tokens": st.none() | st.integers(1, 10**6),
+        "max_tokens": st.none() | st.integers(1, 10**6) | st.integers(1, 99).map(float) | st.integers(1, 99).map(str),
         "user": st.none() | TEXT,
         "metadata": st.none() | st.dictionaries(TEXT, TEXT, max_size=3),
         "stream_options": st.none() | st.dictionaries(st.sampled_from(["include_usage", "continuous_usage_stats"]), st.booleans()),
@@ -57,7 +57,10 @@ def exact(text: bytes | str) -> Any:
 
 def edited(sent: dict[str, Any], rid: str, kept: bool = False) -> dict[str, Any]:
     """The edits of docs/compatibility.md, done by other means. `kept`: the answer may be continued elsewhere."""
-    fields = {name: value for name, value in sent.items() if not (value is None and name in ChatRequest.__struct_fields__)}
+    fields = {name: value for name, value in sent.items() if value is not None}
+    for name in ("n", "max_tokens"):
+        if name in fields:
+            fields[name] = ("int", str(int(float(fields[name][1] if isinstance(fields[name], tuple) else fields[name]))))
     fields.pop("priority", None)
     options = fields.pop("stream_options", {})
     if fields.get("stream"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,6 +86,116 @@ def test_a_request_that_is_huge_or_broken_is_answered_and_ended(strict: Gateway,
     assert b"x-request-id: " in got
 
 
+FOO = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
+
+
+@pytest.fixture(scope="module")
+def keyed(scripted_sglang: Rehearsal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway that asks for a key, which is `foo`."""
+    settings = {**scripted_sglang.backend(), "keys": [{"name": "ours", "hash": FOO}]}
+    with gateway(tmp_path_factory.mktemp("keyed"), settings) as running:
+        running.wait_ready()
+        yield running
+
+
+def flood(peer: socket.socket, piece: bytes, most: int) -> tuple[int, bytes]:
+    """Send it over and over until the other side closes or `most` bytes have left; how many did, and what came back."""
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        while sent < most:
+            peer.sendall(piece)
+            sent += len(piece)
+    return sent, raw.rest(peer)
+
+
+@pytest.mark.parametrize("key", ["", "authorization: Bearer foo\r\n"], ids=["without a key", "with a key"])
+@pytest.mark.parametrize(
+    ("begun", "endless"),
+    [
+        (b"0\r\n", b"x: " + b"y" * 65_000 + b"\r\n"),
+        (b"0\r\nx: ", b"y" * 65_000),
+        (b"1;a=", b"y" * 65_000),
+        (b"", b"1;a=" + b"y" * 65_000 + b"\r\nz\r\n"),
+    ],
+    ids=["trailers", "one trailer", "one chunk extension", "chunk extensions"],
+)
+def test_a_hundred_megabytes_around_a_body_take_no_memory(keyed: Gateway, key: str, begun: bytes, endless: bytes) -> None:
+    worker = keyed.workers()[0]
+    raw.call(keyed.port, "POST", CHAT, raw.chat("hi"), {"authorization": "Bearer foo"})
+    before = worker.memory_info().rss
+    with raw.connect(keyed.port) as peer:
+        peer.sendall(HEAD + key.encode() + b"transfer-encoding: chunked\r\n\r\n" + begun)
+        sent, got = flood(peer, endless, 100 << 20)
+        assert worker.memory_info().rss - before <= 8 << 20
+    assert sent < 100 << 20
+    assert not got or got.startswith((b"HTTP/1.1 401 ", b"HTTP/1.1 413 "))
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        (CHAT, "transfer-encoding: chunked\r\n", b"401"),
+        (CHAT, "content-length: 30000000\r\n", b"401"),
+        ("/nope", "authorization: Bearer foo\r\ntransfer-encoding: chunked\r\n", b"404"),
+        (CHAT, "authorization: Bearer foo\r\ncontent-length: 60000000\r\n", b"413"),
+    ],
+)
+def test_a_request_that_was_refused_is_not_read_on(keyed: Gateway, path: str, headers: str, status: bytes) -> None:
+    before = keyed.workers()[0].num_fds()
+    with raw.connect(keyed.port) as peer:
+        peer.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n".encode())
+        got = raw.rest(peer)
+        assert got.startswith(b"HTTP/1.1 " + status), got
+        assert b"\r\nconnection: close\r\n" in got
+        until("it is closed though the client stays", lambda: keyed.workers()[0].num_fds() <= before, 15)
+
+
+def test_a_client_in_the_middle_of_its_upload_sees_the_refusal(keyed: Gateway) -> None:
+    with raw.connect(keyed.port) as peer:
+        peer.sendall(HEAD + b"content-length: 20000000\r\n\r\n")
+        for _ in range(200):
+            peer.sendall(b" " * 100_000)
+        assert raw.rest(peer).startswith(b"HTTP/1.1 401 ")
+
+
+def test_what_strangers_send_is_logged_by_us_in_few_lines(wired: Gateway) -> None:
+    for _ in range(60):
+        with raw.connect(wired.port) as peer:
+            peer.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+            assert raw.rest(peer).startswith(b"HTTP/1.1 400 ")
+    lines = [json.loads(line) for line in wired.output().splitlines() if line.startswith("{")]
+    refused = [line for line in lines if line["message"].startswith("refused what 127.0.0.1 sent: 400, This is no HTTP/1.1 request: ")]
+    assert {(line["logger"], line["level"]) for line in refused} == {("penstock.http", "info")}
+    assert 1 <= len(refused) <= 40, "20 in any ten seconds"
+    assert not [line for line in lines if line["logger"].startswith("uvicorn")]
+
+
+def test_a_gateway_without_descriptors_refuses_and_recovers(scripted_sglang: Rehearsal, tmp_path: Path) -> None:
+    few = tmp_path / "python"
+    few.write_text(f'#!/bin/sh\nulimit -n 256\nexec {sys.executable} "$@"\n')
+    few.chmod(0o755)
+    with gateway(tmp_path, scripted_sglang.backend(), python=str(few)) as running:
+        running.wait_ready()
+        worker = running.workers()[0]
+        body = json.dumps(raw.chat("[[stall 1]]", stream=True)).encode()
+        with contextlib.ExitStack() as stack:
+            busy = [stack.enter_context(raw.connect(running.port)) for _ in range((256 - 32) * 4 // 9)]
+            for peer in busy:
+                peer.sendall(raw.request("POST", CHAT, body))
+            assert all(peer.recv(1024).startswith(b"HTTP/1.1 200 ") for peer in busy), "with a connection to the engine each"
+            assert worker.num_fds() < 256
+            answer = raw.call(running.port, "POST", CHAT, raw.chat("hi"))
+            assert (answer.status, answer.error()["code"], answer.headers["retry-after"]) == (503, "too_many_connections", "1")
+            idle = [stack.enter_context(raw.connect(running.port)) for _ in range(400)]
+            before = sum(worker.cpu_times()[:2])
+            for peer in idle:
+                assert raw.rest(peer) == b"", "those who say nothing are closed, in favour of those who do"
+            assert sum(worker.cpu_times()[:2]) - before < 2.0, "the accept loop does not spin"
+        until("all is well again", lambda: raw.call(running.port, "POST", CHAT, raw.chat("hi")).status == 200)
+        assert running.workers() == [worker]
+        assert "Too many open files" not in running.output()
+
+
 def test_a_second_request_on_a_connection_has_the_same_time_for_its_head(strict: Gateway) -> None:
     with raw.connect(strict.port) as peer:
         peer.settimeout(10)
@@ -98,7 +210,6 @@ def test_a_second_request_on_a_connection_has_the_same_time_for_its_head(strict:
     [
         (b'{"model":"deepseek-v3","messages":[{"role":"user"}],"model":"x"}', "model", "invalid_json"),
         (b'{"model":"deepseek-v3","messages":[{"role":"user"}],"n":' + b"9" * 5000 + b"}", "n", "invalid_value"),
-        (b'{"model":"deepseek-v3","messages":[{"role":"user"}],"temperature":1e999}', "temperature", "invalid_value"),
         (b'{"model":"deepseek-v3","messages":[{"role":"user"}],"temperature":NaN}', None, "invalid_json"),
         (b'{"model":"deepseek-v3","messages":[{"role":"user"}],"max_tokens":-1}', "max_tokens", "invalid_value"),
         (b'{"model":"deepseek-v3","messages":[{"role":"user","content":"\xff"}]}', None, "invalid_json"),
@@ -112,7 +223,7 @@ def test_a_second_request_on_a_connection_has_the_same_time_for_its_head(strict:
         (b'{"model":"deepseek-v3","messages":[{"role":"user"}]} trailing', None, "invalid_json"),
         (b'\xef\xbb\xbf{"model":"deepseek-v3"}', None, "invalid_json"),
     ],
-    ids=range(11),
+    ids=range(10),
 )
 def test_hostile_json_is_a_400(wired: Gateway, body: bytes, param: str | None, code: str) -> None:
     answer = raw.call(wired.port, "POST", CHAT, body)

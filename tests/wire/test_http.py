@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import email.utils
 import json
 import re
 import socket
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import psutil
 import pytest
 
 from tests.support import raw
-from tests.support.processes import GOLDEN, Gateway, Rehearsal, gateway, held_back, rehearsal, until
+from tests.support.processes import GOLDEN, ROOT, Gateway, Rehearsal, gateway, held_back, rehearsal, until
 
 CHAT = "/v1/chat/completions"
 
@@ -98,6 +101,88 @@ def test_what_is_no_http_gets_an_answer_in_the_same_shape(wired: Gateway) -> Non
             answer = raw.read(peer)
         assert (answer.status, answer.error()["code"]) == (400, "invalid_http")
         assert answer.headers["x-request-id"].startswith("req_")
+
+
+def test_the_jdks_client_is_answered_though_it_offers_http2_with_every_request(wired: Gateway, scripted_sglang: Rehearsal) -> None:
+    """On one connection, bodies of 0, 100 and 200 kB behind the head: none of them is taken for a request."""
+    before = scripted_sglang.seen()["requests"]
+    ask = ["java", str(ROOT / "tests" / "java" / "Ask.java"), f"{wired.base_url}/chat/completions", json.dumps(raw.chat("hi PADDING")), "3"]
+    done = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=False)
+    answers = done.stdout.splitlines()
+    assert [answer.split(" ", 2)[:2] for answer in answers] == [["HTTP_1_1", "200"]] * 3, done.stderr
+    assert [json.loads(answer.split(" ", 2)[2])["object"] for answer in answers] == ["chat.completion"] * 3
+    assert scripted_sglang.seen()["requests"] == before + 3
+    assert not [line for line in wired.output().splitlines() if "upgrade" in line.lower() or "uvicorn" in line]
+
+
+def curl(wired: Gateway, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["curl", "-sv", f"{wired.base_url}/chat/completions", "-H", "content-type: application/json", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_curl_may_offer_http2_and_not_insist_on_it(wired: Gateway) -> None:
+    body = json.dumps(raw.chat("hi"))
+    offered = curl(wired, "--http2", "-d", body)
+    assert "Upgrade: h2c" in offered.stderr
+    assert json.loads(offered.stdout)["object"] == "chat.completion"
+    insisted = curl(wired, "--http2-prior-knowledge", "-d", body)
+    assert insisted.returncode
+    assert "GOAWAY, error=13" in insisted.stderr, "HTTP_1_1_REQUIRED"
+    until("it is logged", lambda: "127.0.0.1 speaks HTTP/2 at once" in wired.output())
+
+
+@pytest.mark.parametrize("arguments", [["-H", "expect: 100-continue"], ["-H", "transfer-encoding: chunked"], ["--http1.0"]])
+def test_curl_may_wait_send_chunks_and_speak_http_1_0(wired: Gateway, arguments: list[str]) -> None:
+    done = curl(wired, *arguments, "-d", json.dumps(raw.chat("hi " * 20_000)))
+    assert json.loads(done.stdout)["object"] == "chat.completion", done.stderr
+    assert ("100 Continue" in done.stderr) == ("expect: 100-continue" in arguments)
+    streamed = curl(wired, *arguments, "-d", json.dumps(raw.chat("hi", stream=True)))
+    assert streamed.stdout.endswith("data: [DONE]\n\n")
+    assert ("< transfer-encoding: chunked" in streamed.stderr) == ("--http1.0" not in arguments)
+
+
+def test_headers_that_ask_for_another_form_of_an_answer_are_not_heard(wired: Gateway) -> None:
+    plain = raw.call(wired.port, "GET", "/v1/models")
+    asking = {
+        "range": "bytes=0-3", "if-none-match": "*", "if-modified-since": "Wed, 25 Nov 2026 00:00:00 GMT", "accept": "text/html",
+        "accept-encoding": "gzip, br, identity;q=0", "accept-charset": "utf-16", "accept-language": "de", "te": "trailers, deflate",
+        "prefer": "return=minimal", "cache-control": "only-if-cached", "max-forwards": "0", "pragma": "no-cache",
+        "expect": "something-else",
+        "keep-alive": "timeout=1000", "proxy-connection": "keep-alive", "cookie": "a=b", "x-http-method-override": "DELETE",
+    }  # fmt: skip
+    answer = raw.call(wired.port, "GET", "/v1/models", headers=asking)
+    assert (answer.status, answer.body) == (200, plain.body)
+    assert not {"content-encoding", "content-range", "etag", "transfer-encoding", "set-cookie", "server"} & set(answer.headers)
+
+
+def test_methods_are_those_of_the_route(wired: Gateway) -> None:
+    whole, head = (raw.call(wired.port, method, "/v1/models") for method in ("GET", "HEAD"))
+    assert head.body == b""
+    assert (head.status, head.headers["content-length"]) == (200, str(len(whole.body)))
+    for method in ("TRACE", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY"):
+        answer = raw.call(wired.port, method, "/v1/models")
+        assert (answer.status, answer.error()["code"], answer.headers["allow"]) == (405, "method_not_supported", "GET, HEAD")
+    assert raw.call(wired.port, "OPTIONS", "*").error()["code"] == "unknown_url"
+
+
+def test_every_answer_has_its_date(wired: Gateway) -> None:
+    for path, status in (("/v1/models", 200), ("/nope", 404), ("/v1/models HTTP/9.9\r\nx: ", 400)):
+        answer = raw.call(wired.port, "GET", path)
+        assert answer.status == status
+        assert abs(email.utils.parsedate_to_datetime(answer.headers["date"]).timestamp() - time.time()) < 30
+
+
+def test_websocket_is_refused_with_the_status_that_clients_go_on_from(wired: Gateway) -> None:
+    offer = {
+        "connection": "Upgrade, close",
+        "upgrade": "websocket",
+        "sec-websocket-version": "13",
+        "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    answer = raw.call(wired.port, "GET", "/v1/responses", headers=offer)
+    assert (answer.status, answer.error()["code"]) == (426, "upgrade_required")
+    elsewhere = raw.call(wired.port, "GET", "/v1/models", headers=offer)
+    assert elsewhere.status == 200
 
 
 def test_two_workers_serve_and_one_that_dies_takes_nobody_with_it(folder: Path, scripted_sglang: Rehearsal) -> None:

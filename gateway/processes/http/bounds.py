@@ -23,3 +23,5 @@ LINGER_S: Final = 5.0
 MAX_LINGER_BYTES: Final = 32 << 20
 # A client's idle connection is kept open for so many seconds. Longer than the OpenAI SDKs' pools keep theirs idle (5 s).
 KEEP_ALIVE_S: Final = 75.0
+# File descriptors that are left for what is no client: listeners, the parent, Redis, name servers, traces.
+SPARE_DESCRIPTORS: Final = 32

@@ -14,7 +14,7 @@ from typing import Any
 
 import httptools
 
-from gateway.errors import GatewayError, Headers, MethodNotAllowed, as_gateway_error, render
+from gateway.errors import GatewayError, Headers, MethodNotAllowed, Unavailable, as_gateway_error, render
 from gateway.processes.http import bounds, head
 from gateway.processes.http.exchange import Exchange, Flow
 from gateway.processes.http.shared import Shared
@@ -45,8 +45,9 @@ class Connection:
         self._url = b""
         self._headers: Headers = []
         self._in_head = True
-        # its head's bytes as far as they are known to be, and all bytes that the parser has before it now,
+        # its head's bytes as far as they are known to be, those that may be among them, and all that the parser has before it now,
         self._head_bytes = 0
+        self._head_slack = 0
         self._fed = 0
         # what of it has to be seen before the application does,
         self._hosts = 0
@@ -71,6 +72,8 @@ class Connection:
         # When to look here again, in the loop's seconds, and since when nothing has been under way; 0 is never.
         self._deadline = 0.0
         self._idle_since = 0.0
+        # There were too many connections when this one came.
+        self._surplus = False
 
     # From the transport
 
@@ -84,7 +87,12 @@ class Connection:
         self._server = _address(transport.get_extra_info("sockname"))
         if transport.get_extra_info("ssl_object") is not None:
             self._scheme = "https"
-        self._shared.connections.add(self)
+        connections = self._shared.connections
+        connections.add(self)
+        self._surplus = len(connections) > self._shared.most
+        if self._surplus and len(connections) > self._shared.most * 5 // 4:
+            log.warning("%d connections are open: one from %s is closed", len(connections), self._name())
+            transport.abort()
         self._idle_since = loop.time()
         self._deadline = self._idle_since + self._shared.head_s
 
@@ -136,6 +144,7 @@ class Connection:
                 self._head_bytes += self._fed  # what the parser has not passed on yet counts too
             elif self._head_bytes:
                 self._head_bytes = self._passed()
+                self._head_slack = self._fed
             if self._head_bytes > bounds.MAX_HEAD_BYTES:
                 self._refuse(head.too_large())
         elif self._reading is not None:
@@ -227,14 +236,14 @@ class Connection:
 
     def _passed(self) -> int:
         """How much of this head the parser has passed on."""
-        return len(self._url) + sum([len(name) + len(value) + 4 for name, value in self._headers])
+        return len(self._url) + 16 + sum([len(name) + len(value) + 4 for name, value in self._headers])
 
     def on_headers_complete(self) -> None:
         """The head has ended: the request is on its way into the application, or behind the one that is there."""
         parser = self._parser
         if parser.should_upgrade():
             return  # it comes again without the offer
-        if self._head_bytes + self._fed > bounds.MAX_HEAD_BYTES and self._passed() > bounds.MAX_HEAD_BYTES:
+        if self._head_bytes + self._head_slack + self._fed > bounds.MAX_HEAD_BYTES and self._passed() > bounds.MAX_HEAD_BYTES:
             raise head.too_large()
         version = parser.get_http_version()
         if version != "1.1":
@@ -250,6 +259,8 @@ class Connection:
         headers = self._headers
         if authority is not None:  # RFC 9112 3.2.2: then it is this, whatever Host says
             headers = [(b"host", authority)] + [(name, value) for name, value in headers if name != b"host"]
+        if self._surplus and len(self._shared.connections) > self._shared.most:
+            raise Unavailable("There are too many connections now.", code="too_many_connections", retry_after_s=1)
         if self._offer:
             offer, self._offer = self._offer, b""
             if b"websocket" in offer and path == b"/v1/responses":
@@ -302,7 +313,7 @@ class Connection:
         if self._in_head:
             return  # it comes again without the offer
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._head_slack = 0
         self._whole += 1
         self._deaf = self._deaf or self._last
         reading, self._reading = self._reading, None
@@ -397,11 +408,11 @@ class Connection:
         else:  # it was silent for long enough
             self._transport.close()
 
-    def rest(self, idle_s: float) -> None:
-        """Close the connection if nothing was under way on it for so long."""
-        idle = self._current is None and not self._lingering and not (self._in_head and self._head_bytes)
-        if idle and self._shared.loop.time() - self._idle_since >= idle_s:
-            self._transport.close()
+    def idle_s(self, now: float) -> float:
+        """For how long nothing has been under way here; -1 where something is."""
+        if self._current is not None or self._lingering or (self._in_head and self._head_bytes):
+            return -1.0
+        return now - self._idle_since
 
     def close(self) -> None:
         """Close it whatever is on it; what is written already still goes out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import ssl
 import sys
@@ -17,6 +18,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from gateway.config import Settings
 from gateway.lifecycle import Lifecycle
+from gateway.processes.http.bounds import LINGER_S, SPARE_DESCRIPTORS
 from gateway.processes.http.connection import Connection
 from gateway.processes.http.shared import Shared
 from gateway.processes.protocol import Retire
@@ -27,6 +29,8 @@ log = logging.getLogger("penstock.worker")
 BACKLOG = 2048
 # An answer that is ended gets so long to tell its client.
 LAST_WORDS_S = 1.0
+# While there are too many connections those that were unused for so long are closed.
+SHED_AFTER_S = 0.5
 # The server looks at its connections once in so many of its turns of 0.1 s.
 _TURNS = 5
 
@@ -44,7 +48,7 @@ class Server(uvicorn.Server):
         self._head_s = settings.timeouts.head_s
         self._order: Retire | None = None
         config.load()
-        self.shared = Shared(config.loaded_app, life, self._head_s)
+        self.shared = Shared(config.loaded_app, life, self._head_s, _most())
 
     def capture_signals(self) -> contextlib.nullcontext[None]:  # type: ignore[override]
         """The parent decides when a worker stops."""
@@ -61,7 +65,9 @@ class Server(uvicorn.Server):
             sys.exit(STARTUP_FAILURE)
         loop = self.shared.loop = asyncio.get_running_loop()
         self.shared.tick()
-        more: dict[str, Any] = {} if self._tls is None else {"ssl": self._tls, "ssl_handshake_timeout": self._head_s}
+        more: dict[str, Any] = {}
+        if self._tls is not None:
+            more = {"ssl": self._tls, "ssl_handshake_timeout": self._head_s, "ssl_shutdown_timeout": LINGER_S}
         self.servers = [
             await loop.create_server(self.connection, sock=listener, backlog=BACKLOG, **more)  # type: ignore[arg-type]
             for listener in sockets or ()
@@ -79,8 +85,14 @@ class Server(uvicorn.Server):
         """One clock for everybody, instead of a timer a request."""
         self.shared.tick()
         now = self.shared.loop.time()
-        for connection in list(self.shared.connections):
+        connections = list(self.shared.connections)
+        for connection in connections:
             connection.look(now)
+        if len(connections) > self.shared.most:  # those that nobody uses make room, the longest unused first
+            idle = sorted(connections, key=lambda connection: connection.idle_s(now))
+            for connection in idle[self.shared.most * 3 // 4 :]:
+                if connection.idle_s(now) >= SHED_AFTER_S:
+                    connection.close()
 
     async def retire(self, order: Retire) -> None:
         """Begin to end. A second, more impatient order replaces the first."""
@@ -103,8 +115,10 @@ class Server(uvicorn.Server):
             if time.monotonic() - began >= order.limit_s:
                 break
             self._look()
+            now = self.shared.loop.time()
             for connection in list(self.shared.connections):
-                connection.rest(order.linger_s)
+                if connection.idle_s(now) >= order.linger_s:
+                    connection.close()
             await asyncio.sleep(0.05)
         await self._end_the_rest()
         await self.lifespan.shutdown()
@@ -119,6 +133,15 @@ class Server(uvicorn.Server):
         for connection in list(self.shared.connections):
             connection.close()
         await asyncio.sleep(0)
+
+
+def _most() -> int:
+    """How many connections can be served at once: each may need a descriptor of its own and one towards an engine, and a quarter as many
+    clients are told that there are too many."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return 1 << 20
+    return max(8, (limit - SPARE_DESCRIPTORS) * 4 // 9)
 
 
 def server(

@@ -19,12 +19,14 @@ class Life(Protocol):
 
 
 class Shared:
-    """Whom to hand requests to, how long a request's head may take (seconds), who is connected, and what is being answered."""
+    """Whom to hand requests to, how long a request's head may take (seconds), who is connected, and what is being answered. `most`: so many
+    connections are served, a quarter as many again are told that there are too many, and what comes then is closed."""
 
-    def __init__(self, app: App, life: Life, head_s: float) -> None:
+    def __init__(self, app: App, life: Life, head_s: float, most: int) -> None:
         self.app = app
         self.life = life
         self.head_s = head_s
+        self.most = most
         self.loop: Any = None
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
