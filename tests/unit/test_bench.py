@@ -24,12 +24,12 @@ def result() -> dict[str, Any]:
         "sse": dict(zip(NAMES, (55.0, 40.0, 10.0, 100.0, 50.0), strict=True)),
         "event": dict(zip(NAMES, (100.0, 40.0, 10.0, 100.0, 50.0), strict=True)),
     }
-    added = {name: {"p50": 200.0, "p99": 300.0 if name == OURS else 200.0} for name in NAMES}
+    added = {count: {name: {"p50": 200.0, "p99": 300.0 if name == OURS else 200.0} for name in NAMES} for count in ("1", "32")}
     straight = {"p50": 100.0, "p99": 200.0, "late_p50": 60.0, "late_p99": 90.0, "client_cpu": 70.0}
     memory = {"idle_mb": 70.0, "idle_shared_mb": 60.0, "open_mb": 180.0, "open_shared_mb": 170.0, "each_kb": 9.0}
     parts: dict[str, dict[str, Any]] = {
         "cpu": {"rounds": 3, "median": median, "resident_mb": {name: [50, 60] for name in NAMES}},
-        "latency": {"rounds": 3, "rate": 200, "added_us": {"1": added, "32": added}, "direct_us": {"1": straight, "32": straight}},
+        "latency": {"rounds": 3, "rate": 200, "added_us": added, "direct_us": {"1": straight, "32": straight}},
         "memory": {"rounds": 3, "streams": 5000, **memory},
         "variants": {"rounds": 3, "ratio": {"redis": 1.5, "2 workers": 1.05, "2 workers, redis": 9.0}, "redis_server_us": 30.0},
         "start": {"median_s": 0.5},
