@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backends.sglang_dsv3 import stream, translate
+from backends.sglang_dsv3 import exact, stream, translate
 from gateway.errors import InvalidRequest
 from gateway.plugin import AttemptFailed, Call, Endpoint, Verdict
 from gateway.serving import calls
@@ -50,6 +50,26 @@ def test_fields_that_steer_the_engines_inside_are_refused(name: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         translate.refuse_internal(call(**{name: "x"}))
     assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
+
+
+def test_false_for_what_is_internal_asks_for_nothing() -> None:
+    translate.refuse_internal(call(return_hidden_states=False, rid=None))
+    with pytest.raises(InvalidRequest):
+        translate.refuse_internal(call(return_hidden_states=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "taken"),
+    [
+        ({"temperature": 0, "logit_bias": {"5": 1}, "stop_token_ids": [1], "ignore_eos": True, "stop": ["a"]}, True),
+        ({"temperature": 0.7, "top_p": 0.9}, True),
+        ({"temperature": "0"}, False),
+        ({"temperature": 0, "top_p": "1"}, False),
+        ({"temperature": 0, "logit_bias": {"5": "1"}}, False),
+    ],
+)
+def test_numbers_in_quotes_do_not_go_where_nobody_reads_them_as_numbers(fields: dict[str, Any], taken: bool) -> None:
+    assert exact.takes(call(stream=True, max_tokens=5, **fields)) == taken
 
 
 OVER = "context_length_exceeded"
