@@ -110,11 +110,13 @@ async def _rehearse(settings: config.Settings) -> list[str]:
     admission.verify(settings)
     if settings.redis.url is None:
         return []
-    from gateway.store.connect import Client
+    from gateway.store.connect import FORGETS, Client
 
     client = Client(settings.redis)
     try:
         await client.execute("PING")
+        if await client.forgets():
+            return [f"redis.url: {FORGETS}"]
     except StoreFailed as error:
         return [f"redis.url: does not answer now ({error}); until it does, limits are {settings.redis.on_store_failure}"]
     finally:

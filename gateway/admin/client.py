@@ -7,6 +7,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,8 @@ from gateway import config
 from gateway.errors import ConfigError
 
 _TIMEOUT_S = 30.0
+# The gateway reads 64 kB of a request; this leaves room for what is around the keys.
+_MAX_CONTENT = 60 << 10
 KEY_VARIABLE = "PENSTOCK_ADMIN_KEY"
 
 _door = click.option("--admin", "url", help="The operator's door, such as http://127.0.0.1:9464; by default that of the configuration.")
@@ -149,6 +152,56 @@ def revoke(name: str, url: str | None, path: Path | None, admin_key_file: Path |
     """End a key; every gateway refuses it within two seconds."""
     Door(url, path, admin_key_file).ask("DELETE", f"/admin/keys/{urllib.parse.quote(name, safe='')}")
     click.echo(f"penstock: '{name}' is revoked")
+
+
+@keys.command("export")
+@_asks
+def export(url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
+    """Every stored key as JSON, with its hash: for a safe place, and for `import`. The keys themselves are not in it."""
+    click.echo(msgspec.json.format(Door(url, path, admin_key_file).ask("GET", "/admin/stored-keys")))
+
+
+@keys.command("import")
+@click.argument("file", type=click.File("rb"))
+@_asks
+def take(file: Any, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
+    """Store keys that were exported. All are looked at before the first is stored; those that are there already stay as they are."""
+    try:
+        rows = msgspec.json.decode(file.read(), type=dict[str, list[Any]])["keys"]
+    except (msgspec.DecodeError, KeyError) as error:
+        refuse(f"{file.name} is not what `penstock keys export` writes: {error}")
+    door, done = Door(url, path, admin_key_file), dict[str, int]()
+    for check in (True, False):
+        for some in _in_parts(rows):
+            answer = door.ask("POST", "/admin/stored-keys", {"keys": some, "check": check})
+            found = msgspec.json.decode(answer, type=dict[str, list[str]])
+            if not check:
+                done = {what: done.get(what, 0) + len(names) for what, names in found.items()}
+    click.echo(f"penstock: {done.get('imported', 0)} keys were imported, {done.get('kept', 0)} were there already")
+
+
+def _in_parts(rows: list[Any]) -> Iterator[list[Any]]:
+    """As many at once as the gateway takes in one request."""
+    part: list[Any] = []
+    size = 0
+    for row in rows:
+        length = len(msgspec.json.encode(row)) + 1
+        if part and size + length > _MAX_CONTENT:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += length
+    yield part
+
+
+@keys.command("restore")
+@click.option("--discard", is_flag=True, help="Give up what is lost, at every gateway, instead.")
+@_asks
+def restore(discard: bool, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
+    """Put back the keys that Redis has lost and that this gateway still knows."""
+    answer = Door(url, path, admin_key_file).ask("POST", "/admin/stored-keys/restore", {"discard": discard})
+    ((what, names),) = msgspec.json.decode(answer, type=dict[str, list[str]]).items()
+    click.echo(f"penstock: {len(names)} keys were {what}{': ' if names else ''}{', '.join(names)}")
 
 
 def _once(secret: str) -> None:

@@ -222,6 +222,8 @@ def _table(parent: Operated) -> list[tuple[re.Pattern[str], dict[str, Handler]]]
         ("/admin/keys", {"GET": desk.show, "POST": desk.create}),
         ("/admin/keys/(?P<name>[^/]+)", {"DELETE": desk.revoke}),
         ("/admin/keys/(?P<name>[^/]+)/rotate", {"POST": desk.rotate}),
+        ("/admin/stored-keys", {"GET": desk.export, "POST": desk.take}),
+        ("/admin/stored-keys/restore", {"POST": desk.restore}),
         ("/admin/usage", {"GET": usage.handler(parent)}),
         ("/admin/requests/(?P<id>[^/]+)", {"GET": explain}),
         ("/livez", {"GET": livez}),

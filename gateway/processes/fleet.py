@@ -9,12 +9,13 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from gateway.access.keys import KeyList
 from gateway.config import Settings
 from gateway.plugin import ServiceState
 from gateway.processes import children, protocol
@@ -78,6 +79,7 @@ class Fleet:
         states: Mapping[str, ServiceState],
         counts: Counts,
         usage: Usage,
+        stored_keys: Callable[[], KeyList],
     ) -> None:
         self.generation = generation
         self.settings = settings
@@ -86,6 +88,7 @@ class Fleet:
         self._states = states
         self._counts = counts
         self._usage = usage
+        self._stored_keys = stored_keys
         self.drained: list[str] = []
         self.workers: set[Worker] = set()
         self._serving = asyncio.Event()
@@ -154,7 +157,7 @@ class Fleet:
         reader, writer = await protocol.streams(ours)
         worker = Worker(process, writer, self.generation)
         try:
-            worker.tell(protocol.Hello(msgspec.to_builtins(self.settings), str(self._home), self._usage.recent()))
+            worker.tell(protocol.Hello(msgspec.to_builtins(self.settings), str(self._home), self._usage.recent(), self._stored_keys()))
             worker.tell(protocol.Services(dict(self._states)))
             worker.tell(protocol.Drain(self.drained))
             self.workers.add(worker)

@@ -19,6 +19,7 @@ import msgspec
 
 from gateway import lifeline
 from gateway.access import ledger
+from gateway.access.keys import KeyList
 from gateway.admin import door as admin
 from gateway.admin.door import Reloaded, WorkerView
 from gateway.config import Loaded, Settings, admin_address
@@ -127,7 +128,7 @@ class Parent:
             self._usage.read()
         self._background(self._usage.write_forever())
         await self._services.change(self._plan.services)
-        fleet = Fleet(1, self.settings, self._home, self._listener, self._services.states, self._counts, self._usage)
+        fleet = Fleet(1, self.settings, self._home, self._listener, self._services.states, self._counts, self._usage, self._known_keys)
         self._fleets.append(fleet)
         fleet.start()
         self._background(self._announce(fleet))
@@ -225,7 +226,9 @@ class Parent:
         if self._stopping.is_set():
             raise ConfigError("", "the gateway is stopping")
         await self._services.change(plan.services)
-        fleet = Fleet(generation, plan.settings, self._home, self._listener, self._services.states, self._counts, self._usage)
+        fleet = Fleet(
+            generation, plan.settings, self._home, self._listener, self._services.states, self._counts, self._usage, self._known_keys
+        )
         fleet.drain(sorted(self._drained))
         self._fleets.append(fleet)
         fleet.start()
@@ -349,6 +352,9 @@ class Parent:
     def stored_keys(self) -> AdminStore | None:
         """See `admin.Operated`."""
         return self._shared_store()
+
+    def _known_keys(self) -> KeyList:
+        return self._admin_store.known() if self._admin_store is not None else KeyList()
 
     def _shared_store(self) -> AdminStore | None:
         if self._admin_store is None and self.settings.redis.url is not None:

@@ -16,6 +16,7 @@ import uvloop
 
 from gateway import app, lifeline
 from gateway.access import ledger
+from gateway.access.keys import KeyList
 from gateway.config import Settings
 from gateway.life import Life
 from gateway.plugin import BackendEnv, ServiceState
@@ -30,12 +31,19 @@ class Worker:
     """The server and its line to the parent."""
 
     def __init__(
-        self, settings: Settings, home: Path, used: ledger.Rows, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        settings: Settings,
+        home: Path,
+        used: ledger.Rows,
+        stored_keys: KeyList,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         self._settings = settings
         self._reader, self._writer = reader, writer
         self._life = Life(settings)
         self._life.usage_before = used
+        self._life.keys.begin(stored_keys)
         self._states: dict[str, ServiceState] = {}
         self._host_states: dict[tuple[str, str], str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -140,7 +148,7 @@ async def serve(listener: socket.socket, control: socket.socket) -> None:
     assert isinstance(hello, protocol.Hello)
     settings = msgspec.convert(hello.settings, Settings)
     log.setup(settings.log.level, settings.log.format)
-    await Worker(settings, Path(hello.home), ledger.unpacked(hello.usage), reader, writer).serve(listener)
+    await Worker(settings, Path(hello.home), ledger.unpacked(hello.usage), hello.stored_keys, reader, writer).serve(listener)
 
 
 def main() -> None:
