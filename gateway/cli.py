@@ -145,11 +145,13 @@ async def _rehearse(loaded: config.Loaded, check: bool = False) -> list[str]:
 async def _ask_redis(settings: config.Settings) -> list[str]:
     if settings.redis.url is None:
         return []
-    from gateway.store.connect import Client
+    from gateway.store.connect import FORGETS, Client
 
     client = Client(settings.redis)
     try:
         await client.execute("PING")
+        if await client.forgets():
+            return [f"redis.url: {FORGETS}"]
     except StoreFailed as error:
         reason = config.without_secrets(str(error))
         return [f"redis.url: does not answer now ({reason}); until it does, limits are {settings.redis.on_store_failure}"]
