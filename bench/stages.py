@@ -57,6 +57,7 @@ STAGES = {
     "gateway.wire.body": "read and parse",
     "gateway.wire.requests": "read and parse",
     "gateway.wire.invalid": "read and parse",
+    "gateway.wire.fields": "read and parse",
     "gateway.serving.calls": "read and parse",
     "gateway.exchange": "the path between them",
     "gateway.wire.asgi": "the path between them",
