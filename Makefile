@@ -12,7 +12,7 @@ FILTER := 2> >(grep -v '^WARNING: Location' >&2)
 SOURCES := $(shell find gateway backends middleware openapi -name __pycache__ -prune -o -print) scripts/compile.py pyproject.toml
 # -P and importlib: the installed packages are tested, not those of the current folder.
 COMPILED = .venv-compiled/bin/python -P
-COMPILED_TESTS = --import-mode=importlib --form compiled -m "(unit or wire) and not slow"
+COMPILED_TESTS = --import-mode=importlib --form compiled -m "not engine and not storm and not slow"
 
 # Two at a time: these mostly wait, for sockets and processes. What needs the engine, or is a storm, has the machine to itself.
 # With ARGS="-k ..." one of the two may have nothing to do: that (exit code 5) is no failure then.
@@ -27,12 +27,12 @@ help: ## what there is
 serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded engine
 	@exec .venv/bin/penstock serve $(ARGS)
 
-test: .venv-dev/ready .venv-compiled/ready engine node apt ## everything, the real engine included; unit and wire tests on the compiled form too
+test: .venv-dev/ready .venv-compiled/ready engine node apt ## everything, the real engine included, and what needs none once more on the compiled form
 	.venv-dev/bin/python -m pytest -m "not engine and not storm" $(TWO) $(ARGS) $(NONE_IS_FINE)
 	$(COMPILED) -m pytest $(COMPILED_TESTS) $(TWO) $(ARGS) $(NONE_IS_FINE)
 	.venv-dev/bin/python -m pytest -m "engine or storm" $(ARGS) $(NONE_IS_FINE)
 
-test-compiled: .venv-compiled/ready node apt ## unit and wire tests on the compiled form
+test-compiled: .venv-compiled/ready node apt ## what needs no engine and no patience, on the compiled form
 	$(COMPILED) -m pytest $(COMPILED_TESTS) $(TWO) $(ARGS)
 
 test-fast: .venv-dev/ready node apt ## what needs no engine, kills nothing and takes no patience

@@ -16,10 +16,10 @@ from gateway.access.keys import Keys
 from gateway.access.limits.memory import Memory
 from gateway.access.limits.rules import Store
 from gateway.config import Settings
-from gateway.errors import UnknownUrl
 from gateway.exchange import Exchanges
 from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv
+from gateway.serving import calls
 from gateway.serving.hostview import HostView
 from gateway.serving.registry import Registry
 from gateway.telemetry.observe import Observer
@@ -145,7 +145,7 @@ def _routed(litestar: Litestar, table: Sequence[routes.Route]) -> App:
 
 def _refused(request: Request[Any, Any, Any], error: HTTPException) -> NoReturn:
     """Litestar's own refusals, of which a route that does not exist is the only one our handlers leave to it."""
-    raise UnknownUrl(request.method, request.url.path) from error
+    raise calls.unknown_url(request.method, request.url.path, request.url.scheme, request.headers.get("host", "")) from error
 
 
 def _reraise(request: Request[Any, Any, Any], error: Exception) -> NoReturn:

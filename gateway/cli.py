@@ -19,6 +19,7 @@ import gateway
 from gateway import config
 from gateway.access.limits.rules import StoreFailed
 from gateway.admin import commands, operating, secret
+from gateway.admin.top import top
 from gateway.errors import ConfigError, ConfigErrors
 from gateway.form import FORM
 from gateway.home import home
@@ -144,11 +145,13 @@ async def _rehearse(loaded: config.Loaded, check: bool = False) -> list[str]:
 async def _ask_redis(settings: config.Settings) -> list[str]:
     if settings.redis.url is None:
         return []
-    from gateway.store.connect import Client
+    from gateway.store.connect import FORGETS, Client
 
     client = Client(settings.redis)
     try:
         await client.execute("PING")
+        if await client.forgets():
+            return [f"redis.url: {FORGETS}"]
     except StoreFailed as error:
         reason = config.without_secrets(str(error))
         return [f"redis.url: does not answer now ({reason}); until it does, limits are {settings.redis.on_store_failure}"]
@@ -280,7 +283,10 @@ def check(path: Path | None, as_json: bool, every: bool) -> None:
         say(f"ok: {path or 'the defaults'} can be served")
 
 
-for command in (commands.keys, commands.usage, commands.explain, operating.hosts, operating.reload, operating.status, operating.show_audit):
+for command in (
+    commands.keys, commands.usage, commands.explain,
+    operating.hosts, operating.reload, operating.status, operating.show_audit, top,
+):  # fmt: skip
     main.add_command(command)
 
 

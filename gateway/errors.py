@@ -67,7 +67,8 @@ class GatewayError(Exception):
         self.retry_after_s = retry_after_s
         self.should_retry = should_retry
         self.headers: Headers = headers or []
-        self.detail = None if detail is None else _cut(detail, MAX_MESSAGE)
+        # It may quote a library that quotes a URL.
+        self.detail = None if detail is None else without_secrets(_cut(detail, MAX_MESSAGE))
 
 
 class InvalidRequest(GatewayError):
@@ -78,26 +79,28 @@ class InvalidRequest(GatewayError):
 
 
 class InvalidKey(InvalidRequest):
-    """Missing, malformed or unknown key: one answer for all, so that nothing can be learnt from it."""
+    """No key (`sent` is False), or one that is malformed, unknown, revoked or expired: one answer for all these, so that nothing can be
+    learnt from it."""
 
     status = 401
     code = "invalid_api_key"
 
-    def __init__(self) -> None:
+    def __init__(self, sent: bool = True) -> None:
         super().__init__(
-            "Incorrect API key provided. Send the key you were given as 'Authorization: Bearer KEY'.",
+            f"{'Incorrect API key' if sent else 'No API key'} provided. Send the key you were given as 'Authorization: Bearer KEY'.",
+            code=None if sent else "missing_api_key",
             headers=[(b"www-authenticate", b"Bearer")],
         )
 
 
 class UnknownUrl(InvalidRequest):
-    """No such route; nothing is ever proxied by default."""
+    """No such route; nothing is ever proxied by default. `hint`: what to do about it, a sentence."""
 
     status = 404
     code = "unknown_url"
 
-    def __init__(self, method: str, path: str) -> None:
-        super().__init__(f"Unknown request URL: {shortened(method)} {shortened(path)}. Please check the URL for typos.")
+    def __init__(self, method: str, path: str, hint: str = "") -> None:
+        super().__init__(f"Unknown request URL: {shortened(method)} {shortened(path)}. {hint or 'Please check the URL for typos.'}")
 
 
 class MethodNotAllowed(InvalidRequest):
@@ -133,6 +136,20 @@ class BodyTooLarge(InvalidRequest):
     def __init__(self, limit_bytes: int) -> None:
         limit = f"{limit_bytes >> 20} MB" if limit_bytes >= 1 << 20 else f"{limit_bytes >> 10} kB"
         super().__init__(f"The request body is larger than the limit of {limit}.", headers=[(b"connection", b"close")])
+
+
+class UnsupportedEncoding(InvalidRequest):
+    """The body is compressed in a way that is not known; `Accept-Encoding` names those that are."""
+
+    status = 415
+    code = "unsupported_content_encoding"
+
+    def __init__(self, accepted: bytes) -> None:
+        super().__init__(
+            f"The content encoding of the request body is not supported; accepted: {accepted.decode()}.",
+            param="content-encoding",
+            headers=[(b"accept-encoding", accepted)],
+        )
 
 
 class NotServed(InvalidRequest):

@@ -51,12 +51,14 @@ class Exchanges:
         record = Record.of(scope)
         connection: Connection | None = scope.get(CONNECTION)
         kind, declared = header(scope, b"content-type") or b"", header(scope, b"content-length")
-        raw = connection.body() if connection is not None and declared is not None and int(declared) <= COUNTED_BYTES else None
+        encoding = header(scope, b"content-encoding") or b""
+        small = connection is not None and declared is not None and not encoding and int(declared) <= COUNTED_BYTES
+        raw = connection.body() if small and connection is not None else None
         if raw is not None:
             await self._answer(calls.parse(endpoint, raw, kind, self._strict), record, connection, receive, send)
             return
         with self._memory.lease(record.key) as lease:
-            raw = await body.read(receive, self._body_bytes, self._timeouts.body_s, declared, lease)
+            raw = await body.read(receive, self._body_bytes, self._timeouts.body_s, declared, lease, encoding)
             parse = calls.parse_large(endpoint, raw, kind, self._strict) if len(raw) > LARGE_BYTES else None
             call = calls.parse(endpoint, raw, kind, self._strict) if parse is None else await parse
             del raw, parse

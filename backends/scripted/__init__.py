@@ -96,7 +96,10 @@ def _prompt(call: Call) -> str:
     if call.endpoint is Endpoint.COMPLETIONS:
         return str(msgspec.json.decode(call.fields["prompt"]))
     messages = msgspec.json.decode(call.fields["messages"])
-    return str(messages[-1].get("content", "")) if messages else ""
+    last = messages[-1] if messages else {}
+    if not isinstance(last, dict):
+        raise _failure("client")
+    return str(last.get("content", ""))
 
 
 def _command(text: str) -> tuple[str, str]:

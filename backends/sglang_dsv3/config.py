@@ -12,7 +12,6 @@ import msgspec
 from msgspec import Meta
 
 from gateway.errors import ConfigError, ConfigErrors
-from gateway.masking import shown
 from gateway.plugin import Endpoint
 from gateway.wire import address
 from gateway.wire.check import Check
@@ -227,7 +226,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         seen: set[str] = set()
         for index, url in enumerate(host.url.rstrip("/") if host.url is not None else "" for host in self.hosts):
             if url and url in seen:
-                yield ConfigError(f"hosts.{index}.url", f"{shown('', url)} is listed twice")
+                yield ConfigError(f"hosts.{index}.url", f"'{url}' is listed twice")
             seen.add(url)
 
 

@@ -29,6 +29,8 @@ _SAME = (
     "stop_regex", "no_stop_trim", "ignore_eos", "skip_special_tokens", "logit_bias",
 )  # fmt: skip
 _RENAMED = {"seed": "sampling_seed", "min_tokens": "min_new_tokens"}
+# Of these, those that are numbers, truth values, or made of numbers.
+_PLAIN = tuple(name for name in (*_SAME, *_RENAMED) if name not in ("stop", "stop_regex"))
 # What shapes the prompt, for /tokenize.
 _TEMPLATE = ("messages", "chat_template_kwargs", "reasoning_effort", "continue_final_message")
 # Parameters that change nothing, and those that are handled by name here.
@@ -73,12 +75,19 @@ class Progress:
         return other
 
 
+_plain_decoder = msgspec.json.Decoder(dict[str, float | bool | list[int] | dict[str, float]])
+
+
 def takes(call: Call, terms: Terms) -> bool:
     """Whether a call can be answered exactly."""
     known = {*_SAME, *_RENAMED, *_TEMPLATE, *_HARMLESS}
     if call.endpoint is not Endpoint.CHAT or not resume.resumable(call) or not known.issuperset(call.fields):
         return False
-    temperature = msgspec.json.decode(call.fields.get("temperature", b"null"))
+    try:
+        found = _plain_decoder.decode(body.splice({name: call.fields[name] for name in _PLAIN if name in call.fields}, {}))
+    except msgspec.ValidationError:  # the chat endpoint reads "0.7" as a number, /generate does not
+        return False
+    temperature = found.get("temperature")
     return temperature is not None and (temperature == 0 or "top_p" in call.fields) and resume.limit_of(call, terms) is not None
 
 

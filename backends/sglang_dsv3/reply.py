@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 
 import msgspec
 
-from backends.sglang_dsv3 import answer, exact, failures, stream, translate
+from backends.sglang_dsv3 import answer, breaking, exact, failures, stream, translate
 from backends.sglang_dsv3.abandon import MAX_JSON_BYTES, Abandoned
 from backends.sglang_dsv3.host import EngineHost, small
 from backends.sglang_dsv3.stream import EventStream
@@ -70,6 +70,8 @@ class SGLangReply(Reply):
     async def _ask(self) -> None:
         call, terms = self._call, self._terms
         translate.refuse_internal(call, self._allowed)
+        if not breaking.SUSPECTS.isdisjoint(call.fields):
+            breaking.refuse(call)
         served_name = await self._host.served_name() if translate.needs_served_name(call) else None
         if isinstance(call.continues, exact.Progress):
             self.progress = call.continues.copy()

@@ -35,9 +35,17 @@ class StoredKey(KeyEntry, kw_only=True, frozen=True):
     old_until: float = 0.0
 
 
-def checked(entry: StoredKey, settings: Settings) -> StoredKey:
+class KeyList(msgspec.Struct, frozen=True):
+    """Stored keys by name, the version of the list (0 where none was ever stored), and when that was confirmed, in seconds since 1970."""
+
+    version: int = 0
+    keys: dict[str, StoredKey] = {}
+    at: float = 0.0
+
+
+def checked(entry: StoredKey, settings: Settings, path: str = "") -> StoredKey:
     """A key that may be stored: what a key in the file must satisfy, by the same rules. Raises ConfigError."""
-    verify_key(entry, "", settings)
+    verify_key(entry, path, settings)
     return entry
 
 
@@ -111,6 +119,8 @@ class Keys:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._confirmed_at = time.monotonic()
+        self._lost = 0
+        self.known = KeyList()
         self.required = settings.keys_required()
         self.nobody = Caller(None, settings)
         self._configured = [
@@ -140,9 +150,15 @@ class Keys:
         hashes = [(entry.hash, float("inf")), *([(entry.old_hash, entry.old_until)] if entry.old_hash is not None else [])]
         return [(bytes.fromhex(digest.removeprefix("sha256:")), caller, until) for digest, until in hashes]
 
-    def confirmed(self) -> None:
-        """The stored keys are those that were last learnt."""
+    def begin(self, known: KeyList) -> None:
+        """With what was known to this gateway before."""
+        self.known = known
+        self.learn(known.keys)
+
+    def confirmed(self, lost: int) -> None:
+        """The stored keys are those that were last learnt; so many of them the store has lost."""
         self._confirmed_at = time.monotonic()
+        self._lost = lost
 
     def age_s(self) -> float:
         """For how long the stored keys have not been confirmed, in seconds; 0 where there can be none."""
@@ -151,7 +167,9 @@ class Keys:
     def problem(self) -> str:
         """What an operator should know of the stored keys, or ""."""
         age_s = self.age_s()
-        return f"the list of stored keys is {age_s:.0f} s old: a key revoked since then still works" if age_s > STALE_S else ""
+        if age_s > STALE_S:
+            return f"the list of stored keys is {age_s:.0f} s old: a key revoked since then still works"
+        return f"Redis has lost {self._lost} stored keys, which still work here: penstock keys restore" if self._lost else ""
 
     def _index(self) -> None:
         self._by_start = {}

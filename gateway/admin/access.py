@@ -146,9 +146,12 @@ class Access:
 def check(operator: Operator, scope: Scope) -> None:
     """Whether this may be asked by whoever asks; raises Forbidden or NotJson."""
     path: str = scope["path"]
+    of_keys = path.startswith(("/admin/keys", "/admin/stored-keys"))
     if scope["method"] in READING or path in OPEN:
+        if operator.role == "read" and path.startswith("/admin/stored-keys"):  # hashes are in it
+            raise Forbidden(operator)
         return
-    if operator.role != "all" and not (operator.role == "keys" and path.startswith("/admin/keys")):
+    if operator.role != "all" and not (operator.role == "keys" and of_keys):
         raise Forbidden(operator)
     if (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower() != b"application/json":
         raise NotJson("What changes something must have 'content-type: application/json', with or without a body.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ import msgspec
 
 from gateway.admin.client import KEY_VARIABLE, Client, refuse
 from gateway.terminal import say, say_json, say_lines, say_table
+
+# The gateway reads 64 kB of a request; this leaves room for what is around the keys.
+_MAX_CONTENT = 60 << 10
 
 
 def segment(text: str) -> str:
@@ -136,6 +139,56 @@ def revoke(client: Client, name: str) -> None:
     """End a key; every gateway refuses it within two seconds."""
     client.ask("DELETE", f"/admin/keys/{segment(name)}")
     say(f"penstock: '{name}' is revoked")
+
+
+@keys.command("export")
+@asks
+def export(client: Client) -> None:
+    """Every stored key as JSON, with its hash: for a safe place, and for `import`. The keys themselves are not in it."""
+    say_json(msgspec.json.format(client.ask("GET", "/admin/stored-keys")))
+
+
+@keys.command("import")
+@click.argument("file", type=click.File("rb"))
+@asks
+def take(client: Client, file: Any) -> None:
+    """Store keys that were exported. All are looked at before the first is stored; those that are there already stay as they are."""
+    try:
+        rows = msgspec.json.decode(file.read(), type=dict[str, list[Any]])["keys"]
+    except (msgspec.DecodeError, KeyError) as error:
+        refuse(f"{file.name} is not what `penstock keys export` writes: {error}")
+    done = dict[str, int]()
+    for check in (True, False):
+        for some in _in_parts(rows):
+            answer = client.ask("POST", "/admin/stored-keys", {"keys": some, "check": check})
+            found = msgspec.json.decode(answer, type=dict[str, list[str]])
+            if not check:
+                done = {what: done.get(what, 0) + len(names) for what, names in found.items()}
+    say(f"penstock: {done.get('imported', 0)} keys were imported, {done.get('kept', 0)} were there already")
+
+
+def _in_parts(rows: list[Any]) -> Iterator[list[Any]]:
+    """As many at once as the gateway takes in one request."""
+    part: list[Any] = []
+    size = 0
+    for row in rows:
+        length = len(msgspec.json.encode(row)) + 1
+        if part and size + length > _MAX_CONTENT:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += length
+    yield part
+
+
+@keys.command("restore")
+@click.option("--discard", is_flag=True, help="Give up what is lost, at every gateway, instead.")
+@asks
+def restore(client: Client, discard: bool) -> None:
+    """Put back the keys that Redis has lost and that this gateway still knows."""
+    answer = client.ask("POST", "/admin/stored-keys/restore", {"discard": discard})
+    ((what, names),) = msgspec.json.decode(answer, type=dict[str, list[str]]).items()
+    say(f"penstock: {len(names)} keys were {what}{': ' if names else ''}{', '.join(names)}")
 
 
 def _once(secret: str) -> None:

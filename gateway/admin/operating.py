@@ -99,7 +99,7 @@ def status(client: Client, as_json: bool) -> None:
         say_json(msgspec.json.encode({"ready": not problem, "problem": problem, "workers": workers, "hosts": rows}))
     else:
         say(f"ready    {problem or 'yes'}")
-        say(f"workers  {_workers(workers)}")
+        say(f"workers  {workers_in_words(workers)}")
         say(f"hosts    {sum(row['state'] in ('ok', 'full') for row in rows)} of {len(rows)} take requests")
         for row in rows:
             if row["state"] != "ok":
@@ -107,7 +107,8 @@ def status(client: Client, as_json: bool) -> None:
     sys.exit(1 if problem else 0)
 
 
-def _workers(rows: list[dict[str, Any]]) -> str:
+def workers_in_words(rows: list[dict[str, Any]]) -> str:
+    """All of them in a line."""
     states = {state: sum(row["state"] == state for row in rows) for state in ("serving", "starting", "retiring")}
     counted = ", ".join(f"{count} {state}" for state, count in states.items() if count)
     generation = max((row["generation"] for row in rows), default=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Loaded(msgspec.Struct, frozen=True):
 
     def located(self, error: ConfigError) -> ConfigErrors:
         """The same refusal with where each of its settings came from."""
-        return ConfigErrors(_located(single, self.origins) for single in error.errors)
+        return _all(error.errors, self.origins)
 
 
 def load(
@@ -54,8 +54,18 @@ def load(
         layers.put(dotted.split("."), value, "command line")
     settings = _settings(layers, further)
     if layers.problems:
-        raise ConfigErrors(_located(error, layers.origins) for error in layers.problems)
+        raise _all(layers.problems, layers.origins)
     return Loaded(settings, layers.origins)
+
+
+def _all(errors: Iterable[ConfigError], origins: Mapping[str, str]) -> ConfigErrors:
+    """Each with where it came from, those of the file in its order first."""
+
+    def order(error: ConfigError) -> tuple[bool, int]:
+        line = error.source.rpartition(":")[2]
+        return not line.isdigit(), int(line) if line.isdigit() else 0
+
+    return ConfigErrors(sorted((_located(error, origins) for error in errors), key=order))
 
 
 def _located(error: ConfigError, origins: Mapping[str, str]) -> ConfigError:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.errors import ConfigError, ConfigErrors
-from gateway.masking import shown
+from gateway.masking import STARS, shown
 from gateway.wire.check import Check
 
 T = TypeVar("T")
@@ -55,7 +55,13 @@ def _checked(value: Any, kind: Any, path: str) -> Iterator[ConfigError]:
             check.test(value)
         except ValueError as error:
             accepted = f"; accepted: {check.accepted}" if check.accepted else ""
-            yield ConfigError(path, f"'{shown(path, value)}' {error}{accepted}" if check.quote else f"{error}{accepted}")
+            yield ConfigError(path, f"{_quoted(path, value) if check.quote else ''}{error}{accepted}")
+
+
+def _quoted(path: str, value: Any) -> str:
+    """A value before what is wrong with it; nothing for one that nobody may see."""
+    text = shown(path, value)
+    return "" if text == STARS else f"'{text}' "
 
 
 def _within(value: Any, kind: Any, path: str) -> Iterator[ConfigError]:
@@ -111,8 +117,8 @@ def _refusal(text: str, value: Any, kind: Any, path: str) -> ConfigError:
         parts = re.findall(r"[^.\[\]`$]+", inner)
         path = ".".join(part for part in (path, *parts) if part and part != "...")
     if text.startswith("Invalid enum value"):
-        given, accepted = shown(path, value), list(_choices(kind))
-        return ConfigError(path, f"'{given}' is not accepted; one of: {', '.join(accepted)}{_nearest(str(value), accepted)}")
+        accepted = choices(kind)
+        return ConfigError(path, f"{_quoted(path, value)}is not accepted; one of: {', '.join(accepted)}{_nearest(str(value), accepted)}")
     if _OUT_OF_RANGE.match(text):
         return ConfigError(path, _out_of_range(value, metas(kind), path))
     text = re.sub(r"`(\w+( \| \w+)*)`", lambda found: f"`{_plain(found[1])}`", text)
@@ -129,7 +135,7 @@ def _out_of_range(value: Any, metas: list[Meta], path: str) -> str:
         given = shown(path, f"{value:g}" if isinstance(value, float) else value)
         return f"{given} is out of range; accepted: {accepted}"
     if isinstance(value, str):
-        return f"'{shown(path, value)}' is not accepted; accepted: {accepted}" if value else f"is empty; accepted: {accepted}"
+        return f"{_quoted(path, value)}is not accepted; accepted: {accepted}" if value else f"is empty; accepted: {accepted}"
     return f"holds {len(value)}; accepted: {accepted}"
 
 

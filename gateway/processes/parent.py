@@ -19,8 +19,8 @@ from gateway import lifeline
 from gateway.admin import api
 from gateway.admin.audit import Audit
 from gateway.admin.contract import Reloaded
-from gateway.config import Settings, admin_address
-from gateway.errors import ConfigError
+from gateway.config import Loaded, Settings, admin_address
+from gateway.errors import ConfigError, ConfigErrors
 from gateway.lifecycle import Lifecycle
 from gateway.processes import protocol
 from gateway.processes.fleet import Fleet
@@ -183,7 +183,7 @@ class Parent:
             lifeline.tell_manager(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 plan = await self._load()
-                _refuse_moves(self.settings, plan.settings)
+                _refuse_moves(self.settings, plan.loaded)
                 await self._roll(plan, generation + 1)
             except ConfigError as error:
                 self._tree.counts.own.add(metrics.RELOADS, ("refused",))
@@ -221,8 +221,10 @@ class Parent:
             self._tree.fleets.remove(old)
 
 
-def _refuse_moves(before: Settings, after: Settings) -> None:
-    """A reload keeps the listening sockets: raises ConfigError when it would have to move them."""
+def _refuse_moves(before: Settings, loaded: Loaded) -> None:
+    """A reload keeps the listening sockets: raises ConfigErrors when it would have to move them."""
+    after = loaded.settings
+    wrong: list[ConfigError] = []
     for name, one, two in (
         ("listen.host", before.listen.host, after.listen.host),
         ("listen.port", before.listen.port, after.listen.port),
@@ -230,6 +232,8 @@ def _refuse_moves(before: Settings, after: Settings) -> None:
         ("timeouts.client_s", before.timeouts.client_s, after.timeouts.client_s),
     ):
         if one != two:
-            raise ConfigError(name, f"cannot change from {one} to {two} while the gateway runs: restart it")
-    if before.redis != after.redis:  # its values are not shown: there may be a password among them
-        raise ConfigError("redis", "cannot change while the gateway runs: restart it")
+            wrong.append(ConfigError(name, f"cannot change from {one} to {two} while the gateway runs: restart it"))
+    if before.redis != after.redis:  # which are not told: there may be a password among them
+        wrong.append(ConfigError("redis", "cannot change while the gateway runs: restart it"))
+    if wrong:
+        raise loaded.located(ConfigErrors(wrong))

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.access.keys import KeyList
 from gateway.plugin import ServiceState
 from gateway.serving.hostview import HostView
 from gateway.telemetry.metrics import Exemplars, Snapshot
@@ -17,11 +18,13 @@ MAX_LINE = 8 << 20
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
-    """Parent to worker, first: the effective settings as plain values, the home folder, and what was used this month (without Redis)."""
+    """Parent to worker, first: the effective settings as plain values, the home folder, what was used this month (without Redis), and the
+    stored keys as they are known (with it)."""
 
     settings: dict[str, Any]
     home: str
     usage: dict[str, dict[str, int]] = {}
+    stored_keys: KeyList = KeyList()
 
 
 class Services(msgspec.Struct, tag="services", frozen=True):

@@ -7,12 +7,13 @@ serves it, whether it is a stream, how many answers it asks for and how long the
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, UnknownUrl
 from gateway.plugin import BOUNDS, Call, Endpoint
 from gateway.wire import answers, body, fields, requests
 from gateway.wire.body import Fields
@@ -25,6 +26,7 @@ from gateway.wire.trace import new_id
 # Content types a JSON body is accepted under; the SDKs send the first, curl -d without a header the last.
 _JSON_TYPES = (b"", b"application/json", b"application/x-www-form-urlencoded")
 _NULL = msgspec.Raw(b"null")
+MODELS_PATH = "/v1/models"
 # How many answers to one prompt; the bound is OpenAI's.
 MAX_CHOICES = 128
 _MAX_TOKENS = (1 << 31) - 1
@@ -104,6 +106,10 @@ SPECS = {
 # By path, for those who know a request before its endpoint.
 SHAPES = {endpoint.value: spec.shape for endpoint, spec in SPECS.items()}
 OPERATIONS = {endpoint.value: spec.operation for endpoint, spec in SPECS.items()}
+# The longest first: /chat/completions ends in /completions.
+_PATHS = sorted([*SHAPES, MODELS_PATH], key=len, reverse=True)
+# What may be repeated of a host's name that a client sent.
+_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
 _REQUIRED = {
     endpoint: tuple(field.name for field in msgspec.structs.fields(spec.request) if field.required) for endpoint, spec in SPECS.items()
 }
@@ -185,6 +191,24 @@ def near_miss(call: Call) -> str:
     unknown = [name for name in call.fields if name not in known]
     found = [(name, near) for name in unknown[:_MAX_UNKNOWN] if (near := names.near(name)) and near not in call.fields]
     return "; ".join(f"unknown parameter '{name}', did you mean '{near}'?" for name, near in found)
+
+
+def unknown_url(method: str, path: str, scheme: str, host: str) -> UnknownUrl:
+    """The answer to a request for a path that does not exist; `host` as the client named it. Says how to set a client right that added
+    `/v1` once too often, or not at all."""
+    base = f"{scheme}://{host if _HOST.fullmatch(host) else 'HOST'}"
+    steps = [step for step in path.split("/") if step]
+    while steps and steps[0] == "v1":
+        steps.pop(0)
+    if not steps:
+        return UnknownUrl(method, path, f"The API is below {base}/v1: set base_url to that.")
+    for known in _PATHS:
+        wanted = known.removeprefix("/v1").strip("/").split("/")
+        if steps[-len(wanted) :] == wanted or steps[: len(wanted)] == wanted:
+            # Anthropic's SDKs add /v1 themselves.
+            root = base if SHAPES.get(known) is Shape.ANTHROPIC or not known.startswith("/v1") else f"{base}/v1"
+            return UnknownUrl(method, path, f"It is served at {known}: set base_url to {root}.")
+    return UnknownUrl(method, path)
 
 
 def bounding(call: Call) -> str:

@@ -16,7 +16,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from gateway.access.limits.rules import StoreFailed, StoreRefused
 from gateway.config import Redis
@@ -25,11 +25,15 @@ from gateway.errors import ConfigError
 # An answer that takes longer than this (and than `redis.store_timeout_ms`) will not come: the connection is given up, and with it whatever
 # was asked on it.
 SOCKET_TIMEOUT_S = 1.0
-_FAILURES = (RedisError, OSError, TimeoutError)
+_FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 # Error codes by which a server says that it cannot serve us at all, whatever we ask. In a script's error Redis 6.2 has them in the middle.
 _UNFIT = re.compile(
     r"\b(READONLY|LOADING|OOM|MISCONF|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK|NOAUTH|NOPERM|WRONGPASS|NOREPLICAS|BUSY|UNKILLABLE)\b"
 )
+
+
+# What an operator should know of a server of which `Client.forgets` is true.
+FORGETS = "keeps nothing on disk: stored keys and the ledger are gone when it is started again (set appendonly yes there)"
 
 
 class Script:
@@ -95,6 +99,17 @@ class Client:
             return await self._client.execute_command(*command)
         except _FAILURES as error:
             raise await self._failed(error) from None
+
+    async def forgets(self) -> bool:
+        """Whether all is gone when this server is started again; False where it does not say. Raises nothing."""
+        with contextlib.suppress(StoreFailed):
+            return [await self._configured(name) for name in ("save", "appendonly")] == ["", "no"]
+        return False
+
+    async def _configured(self, name: str) -> str | None:
+        found = await self.execute("CONFIG GET", name)
+        value = found.get(name) if isinstance(found, dict) else (found or [None])[-1]
+        return value.decode() if isinstance(value, bytes) else value
 
     async def _failed(self, error: Exception) -> StoreFailed:
         """A server that answers that it is of no use to us is left: behind the same address, or by the sentinels' word, may be another one

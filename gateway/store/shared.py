@@ -54,7 +54,7 @@ class Shared:
         # In this order in every round: what has ended makes room for what is asked, and a heartbeat has the last word on what is open.
         # Nobody waits for memories.
         self.pipeline.parts = (self.writes, self.membership, self.limits, self.memories)
-        self.keysync = KeySync(self.client, keys.learn, keys.confirmed)
+        self.keysync = KeySync(self.client, keys.learn, keys.confirmed, keys.known)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _clock(self) -> float:

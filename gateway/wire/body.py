@@ -16,6 +16,8 @@ import msgspec
 from gateway.errors import BodyTooLarge, BodyTooSlow, ClientGone, InvalidRequest, shortened
 from gateway.wire import invalid
 from gateway.wire.asgi import Message, Receive
+from gateway.wire.encoding import Decoder
+from gateway.wire.encoding import decoder as decoder_of
 from gateway.wire.memory import BodyLease
 from gateway.wire.structure import LARGE_BYTES, MAX_PARAMETERS, PIECE_BYTES, Structure, no_utf8, too_deep, too_many_parameters
 
@@ -39,11 +41,13 @@ _BYTE = re.compile(r"\(byte (\d+)\)")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
-async def read(receive: Receive, limit_bytes: int, limit_s: float, declared: bytes | None, lease: BodyLease | None = None) -> bytes:
-    """The whole request body, a large one looked through on the way (`structure`); `lease` counts what it takes.
+async def read(
+    receive: Receive, limit_bytes: int, limit_s: float, declared: bytes | None, lease: BodyLease | None = None, encoding: bytes = b""
+) -> bytes:
+    """The whole request body, a large one looked through on the way (`structure`), a compressed one (`encoding`) as what it means.
 
-    Raises BodyTooLarge (before reading when content-length says so), BodyTooSlow, ClientGone, InvalidRequest for what a large body may not
-    hold, and what the lease raises.
+    `lease` counts what it takes. Raises BodyTooLarge (before reading when content-length says so), BodyTooSlow, ClientGone,
+    UnsupportedEncoding, InvalidRequest for what a large or a compressed body may not hold, and what the lease raises.
     """
     if declared is not None and declared.isdigit():
         size = int(declared)
@@ -51,24 +55,25 @@ async def read(receive: Receive, limit_bytes: int, limit_s: float, declared: byt
             raise BodyTooLarge(limit_bytes)
         if lease is not None:
             lease.grow(size)
+    decoder = decoder_of(encoding) if encoding else None
     try:
         async with asyncio.timeout(limit_s):
             message = await receive()
-            if message["type"] == "http.request" and not message.get("more_body"):
+            if decoder is None and message["type"] == "http.request" and not message.get("more_body"):
                 only: bytes = message.get("body", b"")
                 if len(only) <= LARGE_BYTES:
                     if len(only) > limit_bytes:
                         raise BodyTooLarge(limit_bytes)
-                    if lease is not None:
+                    if lease is not None and declared is None:
                         lease.grow(len(only))
                     return only
-            return await _read(message, receive, limit_bytes, lease)
+            return await _read(message, receive, limit_bytes, _Collected(limit_bytes, lease), decoder)
     except TimeoutError:
         raise BodyTooSlow(limit_s) from None
 
 
-async def _read(message: Message, receive: Receive, limit_bytes: int, lease: BodyLease | None) -> bytes:
-    collected, size = _Collected(lease), 0
+async def _read(message: Message, receive: Receive, limit_bytes: int, collected: _Collected, decoder: Decoder | None) -> bytes:
+    size = 0
     while True:
         if message["type"] == "http.disconnect":
             raise ClientGone
@@ -76,10 +81,27 @@ async def _read(message: Message, receive: Receive, limit_bytes: int, lease: Bod
         size += len(part)
         if size > limit_bytes:
             raise BodyTooLarge(limit_bytes)
-        await collected.add(part)
+        if decoder is None:
+            await collected.add(part)
+        else:
+            await _decode(part, decoder, collected)
         if not message.get("more_body"):
-            return await collected.end()
+            return await collected.end(decoder)
         message = await receive()
+
+
+async def _decode(part: bytes, decoder: Decoder, collected: _Collected) -> None:
+    try:
+        for at in range(0, len(part), PIECE_BYTES):
+            if collected.refused is not None:
+                return
+            decoder.feed(part[at : at + PIECE_BYTES])
+            while collected.refused is None and (piece := decoder.take()):
+                await collected.add(piece)
+    except BodyTooLarge:
+        raise
+    except InvalidRequest as error:
+        collected.refuse(error)
 
 
 class _Collected:
@@ -88,20 +110,24 @@ class _Collected:
     One that is refused for what it holds is read to its end without being kept: who is still sending would not see the answer.
     """
 
-    __slots__ = ("_content", "_lease", "_refused", "_seen", "_structure")
+    __slots__ = ("_content", "_lease", "_limit_bytes", "_seen", "_structure", "refused")
 
-    def __init__(self, lease: BodyLease | None) -> None:
+    def __init__(self, limit_bytes: int, lease: BodyLease | None) -> None:
+        self._limit_bytes = limit_bytes
         self._lease = lease
         self._content = bytearray()  # one, however small the pieces are that a client sends
         self._structure = Structure()
         self._seen = 0
-        self._refused: InvalidRequest | None = None
+        self.refused: InvalidRequest | None = None
 
     async def add(self, part: bytes) -> None:
-        if self._refused is not None:
+        """Some more; raises BodyTooLarge, and what the lease raises."""
+        if self.refused is not None:
             return
         content = self._content
         size = len(content) + len(part)
+        if size > self._limit_bytes:
+            raise BodyTooLarge(self._limit_bytes)
         if self._lease is not None:
             self._lease.grow(size)
         content += part
@@ -110,18 +136,27 @@ class _Collected:
                 return
             await asyncio.sleep(0)
 
-    async def end(self) -> bytes:
+    async def end(self, decoder: Decoder | None) -> bytes:
         """The whole body; raises InvalidRequest."""
         large = len(self._content) > LARGE_BYTES
         if large and self._look(last=True):
             await asyncio.sleep(0)
-        if self._refused is not None:
-            raise self._refused
+        if self.refused is not None:
+            raise self.refused
+        if decoder is not None:
+            decoder.end()
         whole = bytes(self._content)
         self._content.clear()
         if large:
             await asyncio.sleep(0)
         return whole
+
+    def refuse(self, error: InvalidRequest) -> None:
+        """Let go of it, and say why at its end."""
+        self.refused = error
+        self._content.clear()
+        if self._lease is not None:
+            self._lease.end()
 
     def _look(self, last: bool = False) -> bool:
         piece = bytes(memoryview(self._content)[self._seen : self._seen + PIECE_BYTES])
@@ -131,10 +166,7 @@ class _Collected:
             if last:
                 self._structure.end()
         except InvalidRequest as error:
-            self._refused = error
-            self._content.clear()
-            if self._lease is not None:
-                self._lease.end()
+            self.refuse(error)
             return False
         return True
 

@@ -347,3 +347,31 @@ def test_no_warning_for_what_is_known_or_there_already_and_only_for_a_few() -> N
     many = {f"x{number}": 1 for number in range(900)}
     assert calls.near_miss(chat(False, **many, temprature=1)) == ""
     assert calls.near_miss(chat(temprature=1, seeds=1)).count("did you mean") == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "It is served at /v1/chat/completions: set base_url to https://gw:8000/v1."),
+        ("/v1/v1/chat/completions", "It is served at /v1/chat/completions: set base_url to https://gw:8000/v1."),
+        ("/openai/v1/chat/completions/", "It is served at /v1/chat/completions: set base_url to https://gw:8000/v1."),
+        ("/completions", "It is served at /v1/completions: set base_url to https://gw:8000/v1."),
+        ("/v1/v1/models/org/m", "It is served at /v1/models: set base_url to https://gw:8000/v1."),
+        ("/v1/v1/messages", "It is served at /v1/messages: set base_url to https://gw:8000."),
+        ("/v1/tokenize", "It is served at /tokenize: set base_url to https://gw:8000."),
+        ("//v1", "The API is below https://gw:8000/v1: set base_url to that."),
+        ("/v1/v1/", "The API is below https://gw:8000/v1: set base_url to that."),
+        ("/", "The API is below https://gw:8000/v1: set base_url to that."),
+        ("/v1/images/generations", "Please check the URL for typos."),
+        ("/" + "x/" * 30_000, "Please check the URL for typos."),
+    ],
+)
+def test_a_path_that_does_not_exist_says_how_to_set_the_client_right(path: str, hint: str) -> None:
+    error = calls.unknown_url("POST", path, "https", "gw:8000")
+    assert (error.status, error.code) == (404, "unknown_url")
+    assert error.message.endswith(hint)
+
+
+@pytest.mark.parametrize("host", ["", 'x"><script>', "h\x1b[2J", "h" * 300, "user:pass@h"])
+def test_a_host_that_is_none_is_not_repeated(host: str) -> None:
+    assert calls.unknown_url("GET", "/models", "http", host).message.endswith("set base_url to http://HOST/v1.")

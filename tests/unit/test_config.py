@@ -218,15 +218,11 @@ backends:
     env = {"PENSTOCK__LOG__LEVEL": "loud", "PENSTOCK__LISTEN__HOST": "[", "PENSTOCK____X": "1"}
     urls = "http://HOST:PORT, https://HOST:PORT or unix:///PATH"
     assert refusals(tmp_path, text, env, **{"admission.max_queue": -1}) == [
-        "penstock.yaml:5: timeouts.connect_s: is written twice",
-        "environment PENSTOCK__LISTEN__HOST: listen.host: not valid YAML: expected the node content, but found '<stream end>'",
-        "environment PENSTOCK____X: names no setting; accepted: PENSTOCK__SECTION__KEY",
         "penstock.yaml:2: listen.prot: unknown key; did you mean 'port'?",
         "penstock.yaml:2: listen.workers: 65 is out of range; accepted: 1 to 64",
+        "penstock.yaml:5: timeouts.connect_s: is written twice",
         "penstock.yaml:8: models.b.balance: 'fair' is not accepted; one of: two_choices, weighted_round_robin, prefix_affinity",
         "penstock.yaml:9: redis.url: has no port from 1 to 65535; accepted: redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH",
-        "environment PENSTOCK__LOG__LEVEL: log.level: 'loud' is not accepted; one of: debug, info, warning, error",
-        "command line: admission.max_queue: -1 is out of range; accepted: 0 to 100000",
         f"penstock.yaml:14: backends.dsv3.hosts.0.url: 'http://10.0.0.1:300000' has no port from 1 to 65535; accepted: {urls}",
         "penstock.yaml:15: backends.dsv3.hosts.0.wieght: unknown key; did you mean 'weight'?",
         "penstock.yaml:17: backends.dsv3.engine.port: 0 is out of range; accepted: 1 to 65535",
@@ -234,6 +230,10 @@ backends:
         "penstock.yaml:18: backends.dsv3.proxy: is no URL; accepted: http://HOST:PORT or https://HOST:PORT",
         "penstock.yaml:19: backends.other.health.window_s: 0 is out of range; accepted: above 0, up to 86400",
         "penstock.yaml:19: backends.other.targets: expected `int`, got `str`",
+        "environment PENSTOCK__LISTEN__HOST: listen.host: not valid YAML: expected the node content, but found '<stream end>'",
+        "environment PENSTOCK____X: names no setting; accepted: PENSTOCK__SECTION__KEY",
+        "environment PENSTOCK__LOG__LEVEL: log.level: 'loud' is not accepted; one of: debug, info, warning, error",
+        "command line: admission.max_queue: -1 is out of range; accepted: 0 to 100000",
     ]
 
 

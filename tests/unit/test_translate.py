@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backends.sglang_dsv3 import failures, resume, stream, translate
+from backends.sglang_dsv3 import exact, failures, resume, stream, translate
 from gateway.errors import InvalidRequest
 from gateway.plugin import AttemptFailed, Call, Endpoint, Reply, Terms, Usage, Verdict
 from gateway.serving import calls
@@ -93,6 +93,26 @@ def test_what_continues_an_answer_is_bounded_by_what_is_left() -> None:
 def test_what_was_delivered_in_a_shape_nobody_knows_is_not_continued(content: str) -> None:
     delivered = b'data: {"choices":[{"index":0,"delta":{"content":%s}}]}\n\n' % content.encode()
     assert resume.resume(call(stream=True), Terms(), delivered, None) is None
+
+
+def test_false_for_what_is_internal_asks_for_nothing() -> None:
+    translate.refuse_internal(call(return_hidden_states=False, rid=None))
+    with pytest.raises(InvalidRequest):
+        translate.refuse_internal(call(return_hidden_states=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "taken"),
+    [
+        ({"temperature": 0, "logit_bias": {"5": 1}, "stop_token_ids": [1], "ignore_eos": True, "stop": ["a"]}, True),
+        ({"temperature": 0.7, "top_p": 0.9}, True),
+        ({"temperature": "0"}, False),
+        ({"temperature": 0, "top_p": "1"}, False),
+        ({"temperature": 0, "logit_bias": {"5": "1"}}, False),
+    ],
+)
+def test_numbers_in_quotes_do_not_go_where_nobody_reads_them_as_numbers(fields: dict[str, Any], taken: bool) -> None:
+    assert exact.takes(call(stream=True, max_tokens=5, **fields), Terms()) == taken
 
 
 OVER = "context_length_exceeded"

@@ -1,16 +1,20 @@
-"""Large bodies over real sockets: many at once cannot end a worker, nor keep others out."""
+"""Bodies over real sockets: many large ones at once cannot end a worker, nor keep others out; compressed ones are understood."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import threading
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import brotli
 import psutil
 import pytest
+from backports import zstd
 
 from gateway.wire.memory import BODY_MEMORY_BYTES
 from tests.support import raw
@@ -72,3 +76,20 @@ def test_fifty_large_bodies_at_once_cannot_end_a_worker_and_one_key_leaves_room_
         assert [found.pid for found in running.workers()] == [worker.pid]
         assert peak - before <= 3 * BODY_MEMORY_BYTES
         until("everything is given back", lambda: send(running, LARGE, "greedy") == 200, 30)
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate", "zstd", "br"])
+def test_a_compressed_body_reaches_the_engine_as_what_it_means(wired: Gateway, scripted_sglang: Rehearsal, name: str) -> None:
+    asked = raw.chat("hello", x_filling="y" * 5000)
+    made = {"gzip": gzip.compress, "deflate": zlib.compress, "zstd": zstd.compress, "br": brotli.compress}[name]
+    answer = raw.call(wired.port, "POST", CHAT, made(json.dumps(asked).encode()), {"content-encoding": name})
+    assert answer.status == 200
+    received = json.loads(scripted_sglang.seen()["last_body"])
+    assert {key: received[key] for key in asked} == asked
+    assert "content-encoding" not in {header.lower() for header in scripted_sglang.seen()["last_headers"]}
+
+
+def test_another_encoding_is_a_415_that_names_those_we_take(wired: Gateway) -> None:
+    answer = raw.call(wired.port, "POST", CHAT, b"whatever", {"content-encoding": "compress"})
+    assert (answer.status, answer.error()["code"]) == (415, "unsupported_content_encoding")
+    assert answer.headers["accept-encoding"] == "gzip, deflate, zstd, br"

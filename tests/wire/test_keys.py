@@ -190,10 +190,10 @@ def test_stored_keys_go_on_working_when_redis_is_gone(scripted_sglang: Rehearsal
 
 
 @contextlib.contextmanager
-def alone(engine: Rehearsal, store: Server, folder: Path) -> Iterator[Gateway]:
+def alone(engine: Rehearsal, store: Server, folder: Path, **env: str) -> Iterator[Gateway]:
     """A gateway with a Redis of its own, which a test may do anything to."""
     config = {**engine.backend(), "redis": {"url": store.url}, "admin": {"key_hash": hashed("the-operator")}}
-    with gateway(folder, config) as running:
+    with gateway(folder, config, (), "", **env) as running:
         running.wait_ready()
         yield running
 

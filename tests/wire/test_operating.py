@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import select
+import signal
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.access.keys import hashed
 from tests.support import raw
-from tests.support.processes import Gateway, Rehearsal, gateway, rehearsal, until
+from tests.support.processes import Gateway, Rehearsal, environment, gateway, rehearsal, until
 from tests.wire.test_command import penstock
 
 CHAT = "/v1/chat/completions"
@@ -36,7 +44,7 @@ def command(running: Gateway, *arguments: str) -> subprocess.CompletedProcess[st
 def columns(done: subprocess.CompletedProcess[str]) -> dict[str, list[str]]:
     """Rows by their first column."""
     assert done.returncode == 0, done.stderr
-    return {line.split()[0]: line.split() for line in done.stdout.splitlines()}
+    return {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
 
 
 def test_hosts_are_listed_drained_and_put_back(pair: tuple[Gateway, Rehearsal]) -> None:
@@ -92,6 +100,62 @@ def test_status_says_in_a_few_lines_whether_it_can_serve(pair: tuple[Gateway, Re
     assert f"{name} is drained: " in done.stdout
     found = json.loads(command(running, "status", "--json").stdout)
     assert (found["ready"], len(found["workers"]), len(found["hosts"])) == (False, 1, 2)
+
+
+def test_top_once_shows_hosts_and_who_uses_them(scripted_sglang: Rehearsal, tmp_path: Path) -> None:
+    keys = [{"name": name, "hash": hashed(name), "rpm": 600} for name in ("busy", "idle")]
+    with gateway(tmp_path, {**scripted_sglang.backend(), "keys": keys}) as running:
+        running.wait_all_hosts()
+        stop = threading.Event()
+
+        def load() -> None:
+            while not stop.is_set():
+                raw.call(running.port, "POST", CHAT, raw.chat("hi"), {"authorization": "Bearer busy"})
+
+        client = threading.Thread(target=load)
+        client.start()
+        try:
+            shown = columns(command(running, "top", "--once", "--every", "1"))
+        finally:
+            stop.set()
+            client.join()
+        host = shown[scripted_sglang.url.removeprefix("http://")]
+        assert host[1] == "ok"
+        assert host[3] == "100,000"
+        rate, speed, of_rpm, of_tpm, requests, tokens = shown["busy"][1:7]
+        assert float(rate) > 0
+        assert int(speed.replace(",", "")) > 0
+        assert of_rpm.endswith("%")
+        assert of_tpm == "-"
+        assert int(requests.replace(",", "")) > 0
+        assert int(tokens.replace(",", "")) >= int(requests.replace(",", "")), "of prompt and completion"
+        assert shown["idle"][1:5] == ["0", "0", "0%", "-"]
+        assert list(shown).index("busy") < list(shown).index("idle"), "the busiest first"
+
+
+def test_top_leaves_the_terminal_as_it_was(wired: Gateway, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    arguments = [sys.executable, "-m", "gateway", "top", "--every", "0.2", "--admin", wired.admin_url]
+    process = subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), cwd=tmp_path)
+    os.close(theirs)
+    written = b""
+    try:
+        while written.count(b"\x1b[H") < 3:  # three looks
+            ready, _, _ = select.select([ours], [], [], 60)
+            assert ready, written
+            written += os.read(ours, 65536)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # EIO: whoever wrote is gone
+            while part := os.read(ours, 65536):
+                written += part
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert written.startswith(b"\x1b[?1049h\x1b[?25l")
+    assert written.rstrip().endswith(b"\x1b[?25h\x1b[?1049l")
+    assert b"ready" in written
 
 
 def test_the_address_that_is_said_is_one_that_can_be_used(scripted_sglang: Rehearsal, tmp_path: Path) -> None:

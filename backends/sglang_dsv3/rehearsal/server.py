@@ -147,7 +147,10 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         # As SGLang does: several choices get ids of its own making, one each.
         rid = body.get("rid") or body.get("request_id") or f"msg_{uuid.uuid4().hex}"
         seen.last_ids = body["ids"] = [rid] if n == 1 else [uuid.uuid4().hex for _ in range(n)]
-        text, body["done"] = _asked(body)
+        try:
+            text, body["done"] = _asked(body)
+        except (AttributeError, LookupError, TypeError):  # messages that are none: SGLang's models refuse them
+            return _flat(422)
         text = text if isinstance(text, str) else json.dumps(text)
         commands = dict(_COMMAND.findall(text))
         seen.asked[text] = seen.asked.get(text, 0) + 1

@@ -99,7 +99,8 @@ class Library:
             raise ConnectFailed(str(error)) from None
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             early = used and _without_a_byte(error) and time.monotonic() - used[0] < CLOSED_S
-            raise (Unanswered if early else ConnectionLost)(repr(error)) from None
+            # Not its repr, which holds every header of the request.
+            raise (Unanswered if early else ConnectionLost)(f"{type(error).__name__}: {error}") from None
 
     async def aclose(self) -> None:
         """Close the pool."""
@@ -139,7 +140,7 @@ class _Response:
         try:
             return await self._response.content.readany()
         except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
-            raise ConnectionLost(repr(error)) from None
+            raise ConnectionLost(f"{type(error).__name__}: {error}") from None
 
     @property
     def ended(self) -> bool:

@@ -39,8 +39,7 @@ class Connection:
         self._transport: Any = None
         self._flow: Flow = Flow(None, None)
         self._client: tuple[str, int] | None = None
-        self._server: tuple[str, int] | None = None
-        self._scheme = "http"
+        self._scope: dict[str, Any] = {}
         # The request that is being read: its head,
         self._url = b""
         self._headers: Headers = []
@@ -84,9 +83,22 @@ class Connection:
         self._flow = Flow(transport, loop)
         self._parser = httptools.HttpRequestParser(self)
         self._client = _address(transport.get_extra_info("peername"))
-        self._server = _address(transport.get_extra_info("sockname"))
-        if transport.get_extra_info("ssl_object") is not None:
-            self._scheme = "https"
+        # What all scopes of this connection share, and room for the rest: a copy of a large dict costs less than making one grow.
+        self._scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": "1.1",
+            "method": "",
+            "scheme": "https" if transport.get_extra_info("ssl_object") is not None else "http",
+            "path": "",
+            "raw_path": b"",
+            "query_string": b"",
+            "root_path": "",
+            "headers": [],
+            "client": self._client,
+            "server": _address(transport.get_extra_info("sockname")),
+            CONNECTION: None,
+        }
         connections = self._shared.connections
         connections.add(self)
         self._surplus = len(connections) > self._shared.most
@@ -272,21 +284,14 @@ class Connection:
         exchange = Exchange(
             self._shared, self._flow, method == b"HEAD", int(version == "1.1"), keep, self._declared, self._expects, self._answered
         )
-        scope: Scope = {
-            "type": "http",
-            "asgi": _ASGI,
-            "http_version": version,
-            "method": head.METHODS.get(method) or method.decode(),
-            "scheme": self._scheme,
-            "path": head.decoded(path),
-            "raw_path": path,
-            "query_string": query,
-            "root_path": "",
-            "headers": headers,
-            "client": self._client,
-            "server": self._server,
-            CONNECTION: exchange,
-        }
+        scope = self._scope.copy()
+        scope["http_version"] = version
+        scope["method"] = head.METHODS.get(method) or method.decode()
+        scope["path"] = head.decoded(path)
+        scope["raw_path"] = path
+        scope["query_string"] = query
+        scope["headers"] = headers
+        scope[CONNECTION] = exchange
         self._reading = exchange
         if self._current is None:
             self._answer(exchange, scope)

@@ -302,7 +302,10 @@ class Exchange:
         parts = [STATUS_LINES[status], self._shared.date]
         left, close, told = _CHUNKED, not (self.keep and self._shared.life.keep and self._can_stay()), False
         for name, value in headers:
-            parts += (name, b": ", value, b"\r\n")
+            parts.append(name)
+            parts.append(b": ")
+            parts.append(value)
+            parts.append(b"\r\n")
             if name in _FRAMING:
                 if name == b"content-length":
                     left = int(value)
@@ -312,7 +315,7 @@ class Exchange:
                     raise RuntimeError("how an answer is framed is not the application's to say")
         ends = len(headers) + (2 if self._shared.date else 1)
         head = b"".join(parts)
-        if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
+        if head.count(b"\n") != ends or head.count(b"\r") != ends:
             raise RuntimeError("a header of the answer holds a line end")
         more = b"connection: close\r\n" if close and not told else b""
         if self._head_only or status == 204 or status == 304:

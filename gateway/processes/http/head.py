@@ -45,7 +45,7 @@ def is_host(value: bytes) -> bool:
 
 def target(url: bytes, method: bytes) -> tuple[bytes, bytes, bytes | None]:
     """Path and query of a request's target, and the authority where it names one; raises InvalidRequest."""
-    if b"#" in url:
+    if url.find(b"#") >= 0:  # `in` tries whether the bytes are a number first
         raise malformed("The request's target holds a fragment ('#'), which stays with the client.")
     if url[:1] == b"/":
         path, _, query = url.partition(b"?")
