@@ -25,8 +25,6 @@ MAX_SMALL_BYTES = 64 << 10
 class EngineHost:
     """One host, launched, named or resolved."""
 
-    options = Options()
-
     def __init__(
         self,
         name: str,
@@ -36,6 +34,7 @@ class EngineHost:
         canary: Mapping[str, float] | None = None,
     ) -> None:
         self.config = config
+        self.options = Options()
         self._canary = canary or {}
         self._share = 1.0
         self._details: dict[str, Any] = {}
