@@ -12,7 +12,7 @@ from litestar.exceptions import HTTPException
 import openapi
 from gateway import routes
 from gateway.access import ledger
-from gateway.access.keys import Keys
+from gateway.access.keys import KeyList, Keys
 from gateway.access.limits.memory import Memory
 from gateway.access.limits.rules import Store
 from gateway.config import Settings
@@ -64,10 +64,12 @@ class Gateway:
         return ""
 
 
-def build(settings: Settings, env: BackendEnv, lifecycle: Lifecycle, used: ledger.Rows | None = None) -> Gateway:
+def build(
+    settings: Settings, env: BackendEnv, lifecycle: Lifecycle, used: ledger.Rows | None = None, stored_keys: KeyList | None = None
+) -> Gateway:
     """The whole gateway for one worker; does no I/O until its lifespan begins. Two of them in one process do not meet.
 
-    `used`: what the ledger counted this month, where no shared store knows it.
+    `used`: what the ledger counted this month, where no shared store knows it; `stored_keys`: as they are known so far, where one does.
     """
     observer = Observer(settings.log.requests)
     metrics = observer.metrics
@@ -79,6 +81,8 @@ def build(settings: Settings, env: BackendEnv, lifecycle: Lifecycle, used: ledge
         observer.tracer = tracer = tracing.Tracer(settings.tracing, metrics)
 
     keys = Keys(settings)
+    if stored_keys is not None:
+        keys.begin(stored_keys)
     usage = ledger.Unreported()
     registry = Registry(settings, env)
     store: Store

@@ -40,7 +40,10 @@ def instant(value: str) -> float:
         found = datetime.fromisoformat(value)
     except ValueError:
         raise ValueError("is no date and time") from None
-    return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+    seconds = (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+    if seconds < 0:
+        raise ValueError("is before the year 1970")
+    return seconds
 
 
 def time_zone(value: str) -> None:

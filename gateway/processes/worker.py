@@ -47,9 +47,8 @@ class Worker:
         self._states: dict[str, ServiceState] = {}
         self._host_states: dict[tuple[str, str], str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._gateway = app.build(settings, BackendEnv(home, self._states, settings.timeouts.connect_s), self._lifecycle, used)
+        self._gateway = app.build(settings, BackendEnv(home, self._states, settings.timeouts.connect_s), self._lifecycle, used, stored_keys)
         self._metrics = self._gateway.observer.metrics
-        self._gateway.keys.begin(stored_keys)
         self._server = http.server(
             self._gateway,
             settings,

@@ -214,7 +214,7 @@ def test_a_stored_key_that_cannot_be_read_stops_nobody_else(scripted_sglang: Reh
         with alone(scripted_sglang, store, tmp_path / "1") as running:
             refused = admin(running, "POST", "/admin/keys", {"name": "x", "expires": "0001-01-01"})
             assert refused.status == 400
-            assert "expires: '0001-01-01' is no date and time like 2027-01-31T18:00:00Z" in refused.error()["message"]
+            assert "expires: '0001-01-01' is before the year 1970" in refused.error()["message"]
             before = create(running, "before")
             until("it works", lambda: ask(running, before).status == 200, 5)
             for name, content in (

@@ -150,7 +150,7 @@ def test_keys_are_exported_and_imported(scripted_sglang: Rehearsal, tmp_path: Pa
         for content, words in (
             ({"keys": "x"}, "The body must be"),
             ({"keys": [], "extra": 1}, "The body must be"),
-            ({"keys": [{"name": "x"}]}, "keys.0: object missing required field `hash`"),
+            ({"keys": [{"name": "x"}]}, "keys.0: `hash` is missing"),
             ({"keys": [rows["bob"], rows["bob"]]}, "'bob' is there twice"),
             ({"keys": [{**rows["bob"], "expires": "0001-01-01"}]}, "keys.0.expires: '0001-01-01'"),
         ):
