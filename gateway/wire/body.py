@@ -91,13 +91,14 @@ async def _read(message: Message, receive: Receive, limit_bytes: int, collected:
 
 
 async def _decode(part: bytes, decoder: Decoder, collected: _Collected) -> None:
+    if collected.refused is not None:
+        return
     try:
         for at in range(0, len(part), PIECE_BYTES):
-            if collected.refused is not None:
-                return
             decoder.feed(part[at : at + PIECE_BYTES])
-            while collected.refused is None and (piece := decoder.take()):
-                await collected.add(piece)
+            while piece := decoder.take():
+                if not await collected.add(piece):
+                    return
     except BodyTooLarge:
         raise
     except InvalidRequest as error:
@@ -120,10 +121,10 @@ class _Collected:
         self._seen = 0
         self.refused: InvalidRequest | None = None
 
-    async def add(self, part: bytes) -> None:
-        """Some more; raises BodyTooLarge, and what the lease raises."""
+    async def add(self, part: bytes) -> bool:
+        """Some more; False where it is not kept any longer. Raises BodyTooLarge, and what the lease raises."""
         if self.refused is not None:
-            return
+            return False
         content = self._content
         size = len(content) + len(part)
         if size > self._limit_bytes:
@@ -133,16 +134,19 @@ class _Collected:
         content += part
         while size > LARGE_BYTES and size - self._seen >= PIECE_BYTES:
             if not self._look():
-                return
+                return False
             await asyncio.sleep(0)
+        return True
 
     async def end(self, decoder: Decoder | None) -> bytes:
         """The whole body; raises InvalidRequest."""
-        large = len(self._content) > LARGE_BYTES
-        if large and self._look(last=True):
-            await asyncio.sleep(0)
         if self.refused is not None:
             raise self.refused
+        large = len(self._content) > LARGE_BYTES
+        if large:
+            self._structure.feed(self._piece())
+            self._structure.end()
+            await asyncio.sleep(0)
         if decoder is not None:
             decoder.end()
         whole = bytes(self._content)
@@ -158,17 +162,18 @@ class _Collected:
         if self._lease is not None:
             self._lease.end()
 
-    def _look(self, last: bool = False) -> bool:
-        piece = bytes(memoryview(self._content)[self._seen : self._seen + PIECE_BYTES])
-        self._seen += PIECE_BYTES
+    def _look(self) -> bool:
         try:
-            self._structure.feed(piece)
-            if last:
-                self._structure.end()
+            self._structure.feed(self._piece())
         except InvalidRequest as error:
             self.refuse(error)
             return False
         return True
+
+    def _piece(self) -> bytes:
+        piece = bytes(memoryview(self._content)[self._seen : self._seen + PIECE_BYTES])
+        self._seen += PIECE_BYTES
+        return piece
 
 
 def peek(raw: bytes) -> Fields:

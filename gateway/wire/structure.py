@@ -62,11 +62,12 @@ class Outside:
 class Structure:
     """A body's counts so far: values, nesting, parameters. Memory for one piece, whatever the body."""
 
-    __slots__ = ("_at", "_outside", "_text", "nesting", "parameters", "values")
+    __slots__ = ("_at", "_before", "_outside", "_text", "nesting", "parameters", "values")
 
     def __init__(self) -> None:
         self._outside = Outside()
         self._text: codecs.IncrementalDecoder | None = None
+        self._before = b""  # the last character outside of strings: after a brace or a comma a name follows
         self._at = 0
         self.nesting = self.parameters = self.values = 0
 
@@ -77,6 +78,9 @@ class Structure:
         """
         self._check_text(piece)
         outside = self._outside.feed(piece)
+        if self.nesting == 1 and len(piece) == PIECE_BYTES and not outside and self._before in b"{,":
+            raise InvalidRequest(f"The name of a parameter is longer than {PIECE_BYTES >> 10} kB.", code="invalid_json")
+        self._before = outside.rstrip(_SPACES)[-1:] or self._before
         tokens = outside.translate(None, _ELSE)
         self.values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
         if self.values > MAX_VALUES:

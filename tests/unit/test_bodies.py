@@ -45,8 +45,10 @@ def just(unit: bytes, values: int) -> Callable[[], bytes]:
 BODIES: dict[str, tuple[Callable[[], bytes], str]] = {
     "one long message": (lambda: b'{"model":"deepseek-v3","messages":[{"role":"user","content":"' + b"hello, " * (SIZE // 7) + b'"}]}', OK),
     "one long name": (lambda: b'{"messages":[{}],"model":"' + b"m" * SIZE + b'"}', OK),
-    "one long key": (lambda: HEAD + b'"' + b"k" * SIZE + b'":1}', OK),
-    "one long key with a space": (lambda: HEAD + b' "' + b"k" * SIZE + b'":1}', "at most 1000 characters"),
+    "one long key": (lambda: HEAD + b'"' + b"k" * SIZE + b'":1}', "longer than 64 kB"),
+    "one long key with a space": (lambda: HEAD + b' "' + b"k" * SIZE + b'":1}', "longer than 64 kB"),
+    "a long key with a space": (lambda: HEAD + b' "' + b"k" * 50_000 + b'":"' + b"x" * (SIZE - 60_000) + b'"}', "at most 1000 characters"),
+    "long keys": (lambda: HEAD + b",".join(b'"%d%s":1' % (number, b"k" * (SIZE // 900 - 9)) for number in range(900)) + b"}", OK),
     "escapes": (times(b'\\"', b'"x":"', b'"}'), OK),
     "unicode escapes": (times(b"\\u00e9", b'"x":"', b'"}'), OK),
     "emoji": (times("\U0001f600".encode(), b'"x":"', b'"}'), OK),
