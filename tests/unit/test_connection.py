@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from gateway.wire.asgi import App, Receive, Scope, Send
 from tests.support.memory_net import Pipe
 
 HOST = b"host: x\r\n"
+# PENSTOCK_FUZZ=10000 tries that many.
+FUZZ = settings(max_examples=int(os.environ.get("PENSTOCK_FUZZ", "300")), deadline=None)
 
 
 class Life:
@@ -38,6 +41,7 @@ class Line(Pipe):
         self.connection: Connection | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.half_closed
         self.writes.append(bytes(data))
         super().write(data)
 
@@ -405,7 +409,7 @@ def test_a_body_after_an_offer_is_never_a_request(client: Client, echo: Echo) ->
     assert echo.seen == [("POST", "/v1/x", inner)] * 2
 
 
-@settings(max_examples=300, deadline=None)
+@FUZZ
 @given(
     names=st.lists(st.sampled_from(sorted(REQUESTS)), min_size=1, max_size=6),
     cuts=st.lists(st.integers(1, 400), min_size=1, max_size=12),
@@ -598,6 +602,11 @@ def test_http_2_is_refused_in_its_own_words(client: Client, echo: Echo) -> None:
     assert not echo.seen
 
 
+def test_http_2_behind_a_request_is_nonsense_like_any_other(client: Client, echo: Echo) -> None:
+    written = client.send(post(b"x") + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    assert statuses(written) == [200, 400]
+
+
 def test_websocket_is_refused_where_clients_try_it_first(client: Client, echo: Echo, caplog: pytest.LogCaptureFixture) -> None:
     offer = b"connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
     with caplog.at_level(logging.DEBUG, "penstock.http"):
@@ -741,6 +750,19 @@ def test_requests_sent_ahead_are_answered_in_turn_and_not_read_meanwhile(loop: a
     assert [part[-2:] for part in client.line.writes] == [b"/1", b"/2"]
 
 
+def test_a_client_that_asks_on_and_reads_nothing_is_waited_for(client: Client, echo: Echo) -> None:
+    client.send(post(b"one"))
+    client.connection.pause_writing()
+    client.send(post(b"two") + post(b"three") + b"nonsense\r\n\r\n")
+    assert [body for _, _, body in echo.seen] == [b"one"]
+    assert not client.reads()
+    assert client.connection.idle_s(client.loop.time() + 100) == -1
+    client.connection.resume_writing()
+    client.turn()
+    assert [body for _, _, body in echo.seen] == [b"one", b"two", b"three"]
+    assert statuses(bytes(client.line.written)) == [200, 200, 200, 400]
+
+
 @pytest.mark.parametrize(("rest", "kept"), [(1000, True), (bounds.MAX_UNWANTED_BYTES + 1, False)])
 def test_a_body_that_nobody_wants_is_read_for_the_connections_sake_or_not_at_all(
     loop: asyncio.AbstractEventLoop, rest: int, kept: bool
@@ -838,6 +860,7 @@ def test_idle_is_who_has_nothing_under_way(loop: asyncio.AbstractEventLoop) -> N
         busy = Client(loop, app)
         busy.send(sent)
         assert busy.connection.idle_s(now) == -1
+        assert (busy.connection.idle_s(now, heads=False) == -1) == sent.startswith(b"POST"), "a head may stay unfinished for ever"
     answered = Client(loop, Echo())
     answered.send(post(b"x"))
     assert answered.connection.idle_s(now) >= 4
@@ -851,7 +874,7 @@ PIECES: Sequence[bytes] = (
 )  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
+@FUZZ
 @given(
     data=st.one_of(st.binary(max_size=300), st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join)),
     step=st.integers(1, 500),

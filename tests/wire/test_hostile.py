@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import random
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -150,6 +153,55 @@ def test_a_request_that_was_refused_is_not_read_on(keyed: Gateway, path: str, he
         until("it is closed though the client stays", lambda: keyed.workers()[0].num_fds() <= before, 15)
 
 
+PIECES = (
+    b"GET /v1/models HTTP/1.1\r\n", b"POST /v1/chat/completions HTTP/1.1\r\n", b"POST /v1/messages HTTP/1.0\r\n",
+    b"OPTIONS * HTTP/1.1\r\n",
+    b"CONNECT x:1 HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"host: x\r\n", b"authorization: Bearer foo\r\n",
+    b"connection: close\r\n",
+    b"connection: upgrade\r\nupgrade: h2c\r\n", b"content-type: application/json\r\n", b"content-length: 3\r\n", b"content-length: 90\r\n",
+    b"transfer-encoding: chunked\r\n", b"expect: 100-continue\r\n", b"x: y\r\n", b"\r\n", b"\n", b"\0", b"3\r\nabc\r\n", b"5;x=y\r\n",
+    b"0\r\n\r\n",
+    b"x" * 5000, b"{}\n", b'{"model":"deepseek-v3","messages":[{"role":"user","content":"hi"}],"max_tokens":1}       ',
+    b"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer foo\r\n\r\n",
+    b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer foo\r\ncontent-type: application/json\r\n",
+)  # fmt: skip
+# PENSTOCK_FUZZ=100000 tries that many.
+STRANGERS = int(os.environ.get("PENSTOCK_FUZZ", "1500"))
+
+
+def test_whatever_strangers_send_is_answered_and_leaves_nothing(keyed: Gateway) -> None:
+    chance = random.Random(13)
+    worker = keyed.workers()[0]
+
+    def send() -> set[bytes]:
+        pieces = [chance.choice(PIECES) if chance.random() < 0.9 else chance.randbytes(20) for _ in range(chance.randrange(1, 20))]
+        with raw.connect(keyed.port) as peer, contextlib.suppress(ConnectionError):
+            peer.sendall(b"".join(pieces))
+            if chance.random() < 0.9:  # others leave at once
+                got = b""
+                peer.settimeout(0.02)
+                with contextlib.suppress(TimeoutError):
+                    while part := peer.recv(65536):
+                        got += part
+                return set(re.findall(rb"HTTP/1\.1 (\d{3}) ", got))
+        return set()
+
+    for _ in range(100):
+        send()
+    before = worker.memory_info().rss
+    statuses = set().union(*(send() for _ in range(STRANGERS)))
+    assert (
+        {b"200", b"400", b"401"}
+        <= statuses
+        <= {b"100", b"200", b"400", b"401", b"404", b"405", b"408", b"413", b"415", b"431", b"501", b"505"}
+    )
+    until("every connection is gone", lambda: len(worker.net_connections("tcp")) <= 4)  # the listener and the engine's
+    until("nothing is being answered", lambda: keyed.admin("/admin/workers").json()["workers"][0]["open"] == 0)
+    assert worker.memory_info().rss - before <= 8 << 20
+    assert "Traceback" not in keyed.output()
+    assert "unforeseen" not in keyed.output()
+
+
 def test_a_client_in_the_middle_of_its_upload_sees_the_refusal(keyed: Gateway) -> None:
     with raw.connect(keyed.port) as peer:
         peer.sendall(HEAD + b"content-length: 20000000\r\n\r\n")
@@ -252,6 +304,21 @@ def test_a_reader_of_200_megabytes_that_stops_costs_four_at_most(wired: Gateway,
         peer.sendall(raw.request("POST", CHAT, json.dumps(raw.chat("[[tokens 900000]]", stream=True)).encode()))  # 230 bytes each
         assert peer.recv(1024).startswith(b"HTTP/1.1 200")
         assert held_back(scripted_sglang, sent) - sent < 450_000
+        assert worker.memory_info().rss - before <= 4 << 20
+
+
+def test_a_client_that_asks_on_and_reads_nothing_costs_four_megabytes_at_most(wired: Gateway) -> None:
+    worker = wired.workers()[0]
+    assert len(raw.call(wired.port, "GET", "/openapi.json").body) > 50_000
+    before = worker.memory_info().rss
+    with raw.connect(wired.port) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        peer.settimeout(2)
+        asked = raw.request("GET", "/openapi.json", headers={"connection": "keep-alive"})
+        # Either nothing more is read, or so much had been sent ahead that the connection ends.
+        with pytest.raises((TimeoutError, ConnectionError)):
+            while True:
+                peer.sendall(asked)
         assert worker.memory_info().rss - before <= 4 << 20
 
 

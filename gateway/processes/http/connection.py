@@ -60,7 +60,7 @@ class Connection:
         self._content = 0
         self._framing = 0
         self._whole = 0
-        # Who is answered now, and who waits for that.
+        # Who is answered now, and who waits for that, or for the client to read what it was answered before.
         self._current: Exchange | None = None
         self._queue: list[tuple[Exchange, Scope]] = []
         # Nothing that comes now is a request, bytes of which there were so many; what the client is told when its turn has come.
@@ -129,6 +129,8 @@ class Connection:
     def resume_writing(self) -> None:
         """It has caught up."""
         self._flow.drained()
+        if self._current is None and self._queue:
+            self._next()
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client, through the parser and past the bounds."""
@@ -195,7 +197,7 @@ class Connection:
         elif cause is not None:
             log.error("a request from %s could not be read", self._name(), exc_info=cause)
             self._refuse(as_gateway_error(cause))
-        elif self._parser.get_method() == b"PRI":
+        elif self._parser.get_method() == b"PRI" and not self._whole:
             log.info("%s speaks HTTP/2 at once, which this port does not", self._name())
             self._refusal = head.NO_HTTP2
             self._hang_up()
@@ -293,7 +295,7 @@ class Connection:
         scope["headers"] = headers
         scope[CONNECTION] = exchange
         self._reading = exchange
-        if self._current is None:
+        if self._current is None and not self._flow.full:
             self._answer(exchange, scope)
         elif len(self._queue) < bounds.MAX_PIPELINED:
             self._queue.append((exchange, scope))
@@ -349,6 +351,8 @@ class Connection:
     def _next(self) -> None:
         """Nobody is being answered now."""
         if self._queue:
+            if self._flow.full:
+                return
             exchange, scope = self._queue.pop(0)
             self._answer(exchange, scope)
         elif self._deaf:
@@ -378,7 +382,7 @@ class Connection:
                     self._current = None
                 else:
                     self._queue.pop()
-        if self._current is None:
+        if self._current is None and not self._queue:
             self._hang_up()
 
     def _hang_up(self) -> None:
@@ -413,9 +417,9 @@ class Connection:
         else:  # it was silent for long enough
             self._transport.close()
 
-    def idle_s(self, now: float) -> float:
-        """For how long nothing has been under way here; -1 where something is."""
-        if self._current is not None or self._lingering or (self._in_head and self._head_bytes):
+    def idle_s(self, now: float, heads: bool = True) -> float:
+        """For how long nothing has been under way here; -1 where something is, a head that has begun (`heads`) included."""
+        if self._current is not None or self._queue or self._lingering or (heads and self._in_head and self._head_bytes):
             return -1.0
         return now - self._idle_since
 

@@ -89,9 +89,9 @@ class Server(uvicorn.Server):
         for connection in connections:
             connection.look(now)
         if len(connections) > self.shared.most:  # those that nobody uses make room, the longest unused first
-            idle = sorted(connections, key=lambda connection: connection.idle_s(now))
+            idle = sorted(connections, key=lambda connection: connection.idle_s(now, heads=False))
             for connection in idle[self.shared.most * 3 // 4 :]:
-                if connection.idle_s(now) >= SHED_AFTER_S:
+                if connection.idle_s(now, heads=False) >= SHED_AFTER_S:
                     connection.close()
 
     async def retire(self, order: Retire) -> None:
