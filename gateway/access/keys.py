@@ -61,7 +61,7 @@ def read(name: str, content: bytes) -> StoredKey:
 
 
 def _sound(content: bytes) -> StoredKey | None:
-    """The key, if nothing is wrong with it: the list is read whole at every change, and to say what is wrong takes a hundred times as long."""
+    """The key, if nothing is wrong with it: the list is read whole at every change, and saying what is wrong takes far longer."""
     try:
         entry = msgspec.json.decode(content, type=StoredKey)
         for digest in (entry.hash, entry.old_hash):

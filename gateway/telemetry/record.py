@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from gateway.errors import ClientGone, GatewayError, Headers
 from gateway.plugin import AttemptFailed, Call, Reply, Usage, Verdict
@@ -28,7 +28,15 @@ MAX_URL = 2048
 
 # What a request's time goes by, one after the other, each moment in one of them, so that they add up to the whole.
 PHASES = ("read", "limits", "queue", "retry", "connect", "first_token", "generate", "client")
-READ, LIMITS, QUEUE, RETRY, CONNECT, FIRST_TOKEN, GENERATE, CLIENT = range(len(PHASES))
+# Their numbers; Final, so that compiled code does not look them up.
+READ: Final = 0
+LIMITS: Final = 1
+QUEUE: Final = 2
+RETRY: Final = 3
+CONNECT: Final = 4
+FIRST_TOKEN: Final = 5
+GENERATE: Final = 6
+CLIENT: Final = 7
 
 # How a request ended, in the words that the log, metrics, spans, the ledger and `explain` share; docs/observability.md shows this table.
 OUTCOMES = {
