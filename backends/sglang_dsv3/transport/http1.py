@@ -4,8 +4,8 @@ A connection carries one exchange at a time:
 
     idle -> waiting (request written) -> reading (head is there) -> ended -> idle      any of them -> closed
 
-What ends in `closed` before the body has ended raises ConnectionLost at whoever waits. Nothing here keeps time but for connecting: how long
-a silence may last is the caller's to decide, who cancels.
+What ends in `closed` before the body has ended raises ConnectionLost at whoever waits. Time is kept here for connecting, and for the end of a
+body that nobody reads; how long a silence may last is the caller's to decide, who cancels.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Http1:
         self._common = "".join([f"{line}\r\n" for line in lines])
         self._idle: deque[Connection] = deque()
         # Those that wait for the end of a body that nobody reads.
-        self._ending: set[Connection] = set()
+        self.ending: set[Connection] = set()
         self._closed = False
 
     async def send(
@@ -112,17 +112,10 @@ class Http1:
         if connection in self._idle:
             self._idle.remove(connection)
 
-    def ending(self, connection: Connection, still: bool) -> None:
-        """Whether it waits for the end of a body that nobody reads."""
-        if still:
-            self._ending.add(connection)
-        else:
-            self._ending.discard(connection)
-
     async def aclose(self) -> None:
         """Close what is idle, or about to be."""
         self._closed = True
-        for connection in [*self._idle, *self._ending]:
+        for connection in [*self._idle, *self.ending]:
             connection.cut()
         self._idle.clear()
 
@@ -248,7 +241,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            self._pool.ending(self, False)
+            self._pool.ending.discard(self)
 
     async def read(self) -> bytes:
         """See `Response`."""
@@ -295,7 +288,7 @@ class Connection(asyncio.Protocol):
             self._parts.clear()
             self._size = 0
             self._timer = self._loop.call_later(FINISH_S, self.cut)
-            self._pool.ending(self, True)
+            self._pool.ending.add(self)
 
     def cut(self) -> None:
         """Close the socket at once, whatever is on it."""
