@@ -4,8 +4,8 @@ A connection carries one exchange at a time:
 
     idle -> waiting (request written) -> reading (head is there) -> ended -> idle      any of them -> closed
 
-What ends in `closed` before the body has ended raises ConnectionLost at whoever waits. Time is kept here for connecting, and for the end of a
-body that nobody reads; how long a silence may last is the caller's to decide, who cancels.
+What ends in `closed` before the body has ended raises ConnectionLost at whoever waits. Time is kept here for connecting, and for the end
+of a body that nobody reads; how long a silence may last is the caller's to decide, who cancels.
 """
 
 from __future__ import annotations
