@@ -72,7 +72,7 @@ def redis_url(value: str) -> int:
     if not value.startswith(tuple(f"{scheme}://" for scheme in _REDIS_SCHEMES)):
         raise ValueError("must begin with redis://, rediss:// or unix://")
     bare, _, query = value.partition("?")
-    address.check_url(bare, _REDIS_SCHEMES, userinfo=True, path=True)
+    address.check_url(bare, _REDIS_SCHEMES, userinfo=True, path=True, hostless=True)
     path = "" if bare.startswith("unix") else urlsplit(bare).path.strip("/")
     try:
         given = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), max_num_fields=20))

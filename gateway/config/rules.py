@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from gateway.config import checks
 from gateway.config.tree import KeyEntry, Listen, Settings
@@ -106,6 +107,9 @@ def _security(settings: Settings) -> Problems:
 
 def _redis(settings: Settings) -> Problems:
     redis = settings.redis
+    hostless = redis.url is not None and not redis.url.startswith("unix") and not urlsplit(redis.url).netloc.rpartition("@")[2]
+    if hostless and not redis.sentinels:
+        yield ConfigError("redis.url", "names no host; accepted: redis://HOST:PORT/DB, or one without a host beside redis.sentinels")
     if redis.cluster and redis.sentinels:
         yield ConfigError("redis.sentinels", "a Redis Cluster has no sentinels: use one of the two")
     if redis.cluster and redis.url is not None and checks.redis_url(redis.url):

@@ -22,7 +22,7 @@ END = r"$(?!\n)"
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1, le=(1 << 31) - 1, extra={"accepted": "1 or more"})]
-Rate = Annotated[float, Meta(gt=0, le=1e12, extra={"accepted": "above 0 (leave it out for no limit)"})]
+Rate = Annotated[float, Meta(ge=1e-6, le=1e12, extra={"accepted": "above 0 (leave it out for no limit)"})]
 Amount = Annotated[int, Meta(ge=1, le=10**12, extra={"accepted": "1 or more (leave it out for no limit)"})]
 Money = Annotated[float, Meta(ge=0, le=1e9)]
 File = Annotated[str, Meta(min_length=1, max_length=4096)]

@@ -38,9 +38,9 @@ def host_port(text: str, least: int = 1) -> tuple[str, int]:
     return bare, int(port)
 
 
-def check_url(text: str, schemes: Collection[str], *, userinfo: bool = False, path: bool = False) -> None:
+def check_url(text: str, schemes: Collection[str], *, userinfo: bool = False, path: bool = False, hostless: bool = False) -> None:
     """Raises ValueError, with words that follow the URL, for one that could not be used. `unix` URLs name a socket; of others a user and
-    password, or a path and query, are accepted only where that is said."""
+    password, or a path and query, are accepted only where that is said, and so is one that names no host."""
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("holds a space, or a character that is not ASCII")
     scheme, separator, rest = text.partition("://")
@@ -56,6 +56,8 @@ def check_url(text: str, schemes: Collection[str], *, userinfo: bool = False, pa
     except ValueError:
         raise ValueError("is no URL") from None
     place = parts.netloc.rpartition("@")[2]
+    if hostless and not place:
+        return
     if not is_host(host) or (":" in host) != place.startswith("["):
         raise ValueError("names no host")
     try:

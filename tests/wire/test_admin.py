@@ -289,7 +289,7 @@ def test_what_the_operator_sends_is_bounded_too(wired: Gateway) -> None:
 
 def test_what_is_read_without_a_key_is_read_under_our_own_name(wired: Gateway) -> None:
     """`/metrics` on loopback: a name that was made to point here (DNS rebinding) is not ours."""
-    strangers = ("evil.example", "evil.example:9464", "127.0.0.1.evil.example", "", "[127.0.0.1]:9464", "localhost.", "0x7f000001", "::1")
+    strangers = ("evil.example", "evil.example:9464", "127.0.0.1.evil.example", "", "[127.0.0.1]:9464", "localhost.", "0x7f000001")
     for host in strangers:
         answer = ask(wired, "GET", "/metrics", {"host": host})
         assert (answer.status, answer.error()["code"]) == (403, "unknown_host"), host
@@ -442,7 +442,7 @@ def test_no_flood_hides_what_an_operator_changed(staffed: Gateway) -> None:
 def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
     done = penstock("check", folder=tmp_path, PENSTOCK__LISTEN__ADMIN="here")
     assert done.returncode == 2
-    assert "listen.admin: 'here' is no address; accepted: HOST:PORT, or off" in done.stderr
+    assert "listen.admin: 'here' is no HOST:PORT; accepted: HOST:PORT, or off" in done.stderr
 
 
 def test_a_command_finds_the_key_by_itself(tmp_path: Path, scripted_sglang: Rehearsal) -> None:

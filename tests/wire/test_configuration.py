@@ -159,7 +159,7 @@ def test_state_is_for_our_own_eyes_also_where_an_earlier_version_left_it_open(tm
         body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
         assert raw.call(running.port, "POST", "/v1/chat/completions", json.dumps(body).encode()).status == 200
     assert json.loads((home / "state" / "usage.json").read_text()) != {}
-    assert modes(home / "state") == {"state": "700", "usage.json": "600", "usage.lock": "600", "d-local-0.log": "600"}
+    assert modes(home / "state") == {"state": "700", "usage.json": "600", "usage.lock": "600", "d-local-0.log": "600", "admin.key": "600"}
 
 
 def test_a_ledger_elsewhere_is_private_and_the_folder_of_others_stays_as_it_is(tmp_path: Path) -> None:

@@ -240,4 +240,5 @@ def test_anthropics_sdks_send_their_key_elsewhere(tmp_path_factory: pytest.TempP
         assert raw.call(running.port, "POST", MESSAGES, body, {"x-api-key": "foo"}).status == 200
         refused = raw.call(running.port, "POST", MESSAGES, body, {"x-api-key": "bar"})
         assert (refused.status, refused.json()["error"]["type"]) == (401, "authentication_error")
-        assert raw.call(running.port, "POST", "/v1/chat/completions", body, {"x-api-key": "foo"}).status == 401
+        assert raw.call(running.port, "POST", "/v1/chat/completions", body, {"x-api-key": "foo"}).status == 200, "on whatever path"
+        assert raw.call(running.port, "GET", "/v1/models", headers={"x-api-key": "foo", "anthropic-version": "2023-06-01"}).status == 200

@@ -101,7 +101,6 @@ def used(of: Gateway, name: str, **query: str) -> dict[str, Any]:
 
 def test_every_key_that_is_not_good_gets_the_same_answer(limited: Gateway) -> None:
     bad = [
-        {},
         {"authorization": "Bearer"},
         {"authorization": "Bearer sk-unknown"},
         {"authorization": f"Basic {SECRETS['free']}"},
@@ -111,6 +110,7 @@ def test_every_key_that_is_not_good_gets_the_same_answer(limited: Gateway) -> No
     assert {answer.status for answer in answers} == {401}
     assert {json.dumps(answer.error()) for answer in answers} == {json.dumps(answers[0].error())}
     assert answers[0].error()["code"] == "invalid_api_key"
+    assert raw.call(limited.port, "POST", CHAT, raw.chat("hi")).error()["code"] == "missing_api_key", "who sent none is told so"
 
 
 def test_a_model_that_a_key_may_not_use_does_not_exist_for_it(limited: Gateway) -> None:

@@ -106,7 +106,7 @@ STATUSES = {
     "our key refused": Case("[[refuse 401]]", raises=("InternalServerError", 502, "engine_error"), attempts=2),
     "404 of the engine": Case("[[refuse 404]]", raises=("InternalServerError", 502, "engine_error"), attempts=2),
     "500": Case("[[refuse 500]]", raises=("InternalServerError", 502, "engine_error"), attempts=2),
-    "died": Case("[[die 0]]", STREAM, raises=("InternalServerError", 502, "engine_error"), attempts=2),
+    "died": Case("[[cut 0]]", STREAM, raises=("InternalServerError", 502, "engine_error"), attempts=2),
     "503": Case("[[refuse 503]]", raises=("InternalServerError", 503, "engine_overloaded"), attempts=2),
     "503, first event": Case("[[first-error 503]]", STREAM, raises=("InternalServerError", 503, "engine_overloaded"), attempts=2),
     "aborted": Case("[[abort]]", raises=("InternalServerError", 503, "engine_aborted"), attempts=2),
