@@ -1,5 +1,6 @@
 # Two images from one file: the gateway, and the engine on a CPU with the tiny checkpoint. What they run to install is the project's own
-# scripts/install.sh, which a test runs in a clean folder; the images themselves were never built here (no Docker daemon).
+# scripts/install.sh, which a test runs in a clean folder; the images themselves were never built here (no Docker daemon). With gcc, and Python.h
+# in the base image, the gateway is compiled.
 FROM python:3.11-slim-bookworm AS base
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev curl && rm -rf /var/lib/apt/lists/*
 COPY . /src

@@ -12,14 +12,14 @@ FILTER := 2> >(grep -v '^WARNING: Location' >&2)
 SOURCES := $(shell find gateway backends middleware openapi -name __pycache__ -prune -o -print) scripts/compile.py pyproject.toml
 # -P and importlib: the installed packages are tested, not those of the current folder.
 COMPILED = .venv-compiled/bin/python -P
-COMPILED_TESTS = --import-mode=importlib --form compiled -m "(unit or wire) and not slow"
+COMPILED_TESTS = --import-mode=importlib --form compiled -m "not engine and not storm and not slow"
 
 # Two at a time: these mostly wait, for sockets and processes. What needs the engine, or is a storm, has the machine to itself.
 # With ARGS="-k ..." one of the two may have nothing to do: that (exit code 5) is no failure then.
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? = 5 ])
 TWO = -n 2 --dist worksteal
 
-.PHONY: serve test test-fast test-compiled check fix bench bench-quick bench-litellm bench-soak lock engine apt clean help
+.PHONY: serve test test-fast test-compiled check fix bench bench-quick bench-stages bench-litellm bench-soak lock engine apt clean help
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -27,12 +27,12 @@ help: ## what there is
 serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded engine
 	@exec .venv/bin/penstock serve $(ARGS)
 
-test: .venv-dev/ready .venv-compiled/ready engine node apt ## everything, the real engine included; unit and wire tests on the compiled form too
+test: .venv-dev/ready .venv-compiled/ready engine node apt ## everything, the real engine included, and what needs none once more on the compiled form
 	.venv-dev/bin/python -m pytest -m "not engine and not storm" $(TWO) $(ARGS) $(NONE_IS_FINE)
 	$(COMPILED) -m pytest $(COMPILED_TESTS) $(TWO) $(ARGS) $(NONE_IS_FINE)
 	.venv-dev/bin/python -m pytest -m "engine or storm" $(ARGS) $(NONE_IS_FINE)
 
-test-compiled: .venv-compiled/ready node apt ## unit and wire tests on the compiled form
+test-compiled: .venv-compiled/ready node apt ## what needs no engine and no patience, on the compiled form
 	$(COMPILED) -m pytest $(COMPILED_TESTS) $(TWO) $(ARGS)
 
 test-fast: .venv-dev/ready node apt ## what needs no engine, kills nothing and takes no patience
@@ -48,11 +48,13 @@ check: .venv-dev/ready ## format, lint, types, import rules, generated files
 	.venv-dev/bin/python scripts/check_docs.py
 	.venv-dev/bin/python -m scripts.dashboards --check
 	.venv-dev/bin/python -m scripts.observability --check
+	.venv-dev/bin/python -m scripts.settings --check
 
 fix: .venv-dev/ready ## format, repair what can be repaired by itself, write generated files
 	.venv-dev/bin/python -m openapi
 	.venv-dev/bin/python -m scripts.dashboards
 	.venv-dev/bin/python -m scripts.observability
+	.venv-dev/bin/python -m scripts.settings
 	.venv-dev/bin/ruff format .
 	.venv-dev/bin/ruff check --fix .
 
@@ -71,6 +73,10 @@ bench: $(PEERS) engine ## what a request costs beside other gateways, against th
 bench-quick: $(PEERS) ## one round of a second each, to see that the bench runs
 	@scripts/apt.sh bench
 	.venv-dev/bin/python -m bench.gateway --quick $(ARGS)
+
+bench-stages: .venv-dev/ready .venv-stages/ready ## where the instructions of a request go, in the compiled form
+	@scripts/apt.sh bench
+	.venv-dev/bin/python -m bench.stages --python .venv-stages/bin/python $(ARGS)
 
 bench-litellm: .venv-bench/litellm/ready ## the environment for `make bench ARGS=--litellm`
 
@@ -116,13 +122,22 @@ node: .venv-dev/node-ready
 	@touch $@
 
 # The tests' environment with the compiled wheel in place of the sources. The path to the checkout comes last: tests/ and bench/ are there.
+define with-compiled
+	@rm -rf $(1) build/wheel-$(1)
+	@HATCH_QUIET=1 PENSTOCK_FORM=compiled .venv-dev/bin/python -m hatchling build -t wheel -d build/wheel-$(1)
+	@$(PYTHON) -m venv --without-pip $(1)
+	@.venv-dev/bin/pip --python $(1)/bin/python install $(PIP) --no-deps build/wheel-$(1)/*.whl $(FILTER)
+	@printf '%s\n' $(CURDIR)/.venv-dev/lib/python*/site-packages $(CURDIR) > $$(echo $(1)/lib/python*/site-packages)/tests.pth
+	@touch $(1)/ready
+endef
+
 .venv-compiled/ready: .venv-dev/ready $(SOURCES)
-	@rm -rf .venv-compiled build/wheel-compiled
-	@HATCH_QUIET=1 PENSTOCK_FORM=compiled .venv-dev/bin/python -m hatchling build -t wheel -d build/wheel-compiled
-	@$(PYTHON) -m venv --without-pip .venv-compiled
-	@.venv-dev/bin/pip --python .venv-compiled/bin/python install $(PIP) --no-deps build/wheel-compiled/*.whl $(FILTER)
-	@printf '%s\n' $(CURDIR)/.venv-dev/lib/python*/site-packages $(CURDIR) > $$(echo .venv-compiled/lib/python*/site-packages)/tests.pth
-	@touch $@
+	$(call with-compiled,.venv-compiled)
+
+# The same, with a call at the beginning and end of each function of ours, by which bench/marks.c tells stages apart.
+.venv-stages/ready: export CFLAGS = -finstrument-functions -finstrument-functions-exclude-file-list=lib-rt,/include/
+.venv-stages/ready: .venv-dev/ready $(SOURCES)
+	$(call with-compiled,.venv-stages)
 
 .venv-bench/%/ready: requirements/bench-%.txt
 	@echo "penstock: installing $* to measure beside"
@@ -136,4 +151,4 @@ node: .venv-dev/node-ready
 	@touch $@
 
 clean: ## forget every environment, checkpoint and state
-	rm -rf .venv .venv-dev .venv-compiled build .venv-engine .venv-lock .venv-bench checkpoints state tests/node/node_modules
+	rm -rf .venv .venv-dev .venv-compiled .venv-stages build .venv-engine .venv-lock .venv-bench checkpoints state tests/node/node_modules

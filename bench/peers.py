@@ -171,6 +171,7 @@ class Peer:
     def __init__(self, name: str, port: int, process: psutil.Process, log: Path) -> None:
         self.name = name
         self.port = port
+        self.pid = process.pid
         self._process = process
         self._log = log
 

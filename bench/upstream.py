@@ -73,7 +73,7 @@ class Upstream(asyncio.Protocol):
 
     def __init__(self, counts: Counts, tokens: int, gap_s: float) -> None:
         self._counts, self._tokens, self._gap_s = counts, tokens, gap_s
-        self._buffer = b""
+        self._buffer, self._last = b"", False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -84,7 +84,8 @@ class Upstream(asyncio.Protocol):
             head = self._buffer[:end]
             found = _LENGTH.search(head)
             size = int(found[1]) if found else 0
-            if b"chunked" in head.lower():  # a client that streams its body
+            lower = head.lower()
+            if b"chunked" in lower:  # a client that streams its body
                 stop = self._buffer.find(b"0\r\n\r\n", end + 4)
                 if stop < 0:
                     return
@@ -92,6 +93,7 @@ class Upstream(asyncio.Protocol):
             if len(self._buffer) < end + 4 + size:
                 return
             body, self._buffer = self._buffer[end + 4 : end + 4 + size], self._buffer[end + 4 + size :]
+            self._last = b"connection: close" in lower
             self._answer(head, body)
 
     def _answer(self, head: bytes, body: bytes) -> None:
@@ -102,18 +104,23 @@ class Upstream(asyncio.Protocol):
             return
         if method == b"GET":
             if path == b"/counted":
-                self._transport.write(_json(vars(self._counts)))
+                self._end(_json(vars(self._counts)))
             else:
-                self._transport.write(MODELS if b"/models" in path else INFO)
+                self._end(MODELS if b"/models" in path else INFO)
             return
         self._counts.requests += path == b"/v1/chat/completions"
         if not _streams(body):
-            self._transport.write(ANSWER)
-        elif b'"content":"paced' in body:
+            self._end(ANSWER)
+        elif b'"paced' in body:
             self._task = asyncio.ensure_future(self._pace(body))
         else:
             self._counts.events += BURST + 1
-            self._transport.write(HEAD + TOKEN * BURST + self._ending(body, BURST))
+            self._end(HEAD + TOKEN * BURST + self._ending(body, BURST))
+
+    def _end(self, answer: bytes) -> None:
+        self._transport.write(answer)
+        if self._last:
+            self._transport.close()
 
     @staticmethod
     def _ending(body: bytes, tokens: int) -> bytes:
@@ -128,7 +135,7 @@ class Upstream(asyncio.Protocol):
             self._transport.write(TOKEN)
             await asyncio.sleep(self._gap_s)
         self._counts.events += 1
-        self._transport.write(self._ending(body, self._tokens))
+        self._end(self._ending(body, self._tokens))
 
 
 async def main(ports: int, tokens: int, gap_s: float) -> None:

@@ -12,14 +12,14 @@ from litestar.exceptions import HTTPException
 import openapi
 from gateway import routes
 from gateway.access import ledger
-from gateway.access.keys import Keys
+from gateway.access.keys import KeyList, Keys
 from gateway.access.limits.memory import Memory
 from gateway.access.limits.rules import Store
 from gateway.config import Settings
-from gateway.errors import UnknownUrl
 from gateway.exchange import Exchanges
 from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv
+from gateway.serving import calls
 from gateway.serving.hostview import HostView
 from gateway.serving.registry import Registry
 from gateway.telemetry.observe import Observer
@@ -64,10 +64,12 @@ class Gateway:
         return ""
 
 
-def build(settings: Settings, env: BackendEnv, lifecycle: Lifecycle, used: ledger.Rows | None = None) -> Gateway:
+def build(
+    settings: Settings, env: BackendEnv, lifecycle: Lifecycle, used: ledger.Rows | None = None, stored_keys: KeyList | None = None
+) -> Gateway:
     """The whole gateway for one worker; does no I/O until its lifespan begins. Two of them in one process do not meet.
 
-    `used`: what the ledger counted this month, where no shared store knows it.
+    `used`: what the ledger counted this month, where no shared store knows it; `stored_keys`: as they are known so far, where one does.
     """
     observer = Observer(settings.log.requests)
     metrics = observer.metrics
@@ -79,6 +81,8 @@ def build(settings: Settings, env: BackendEnv, lifecycle: Lifecycle, used: ledge
         observer.tracer = tracer = tracing.Tracer(settings.tracing, metrics)
 
     keys = Keys(settings)
+    if stored_keys is not None:
+        keys.begin(stored_keys)
     usage = ledger.Unreported()
     registry = Registry(settings, env)
     store: Store
@@ -145,7 +149,7 @@ def _routed(litestar: Litestar, table: Sequence[routes.Route]) -> App:
 
 def _refused(request: Request[Any, Any, Any], error: HTTPException) -> NoReturn:
     """Litestar's own refusals, of which a route that does not exist is the only one our handlers leave to it."""
-    raise UnknownUrl(request.method, request.url.path) from error
+    raise calls.unknown_url(request.method, request.url.path, request.url.scheme, request.headers.get("host", "")) from error
 
 
 def _reraise(request: Request[Any, Any, Any], error: Exception) -> NoReturn:

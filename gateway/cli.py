@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import ipaddress
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,8 +18,9 @@ import msgspec
 import gateway
 from gateway import config
 from gateway.access.limits.rules import StoreFailed
-from gateway.admin import commands, secret
-from gateway.errors import ConfigError
+from gateway.admin import commands, operating, secret
+from gateway.admin.top import top
+from gateway.errors import ConfigError, ConfigErrors
 from gateway.form import FORM
 from gateway.home import home
 from gateway.plugin import BackendEnv, CommandEnv, Service, ServiceState
@@ -26,7 +28,7 @@ from gateway.processes import init, parent
 from gateway.processes.tree import Plan
 from gateway.serving import registry
 from gateway.telemetry import log
-from gateway.terminal import say, say_json, say_lines
+from gateway.terminal import say, say_json, say_lines, say_table
 from gateway.wire.visible import visible
 
 CONFIG_OPTION = click.option(
@@ -59,8 +61,13 @@ def main(ctx: click.Context) -> None:
 
 def _sections(path: Path, kind: str) -> dict[str, Any]:
     """Sections of that kind; the rest of the configuration is another machine's affair."""
-    loaded = config.load(path)
-    return {name: found.section for name, found in registry.configured(loaded.settings).items() if found.plugin.kind == kind}
+    settings = _load(path).settings
+    return {name: found.section for name, found in registry.configured(settings).items() if found.plugin.kind == kind}
+
+
+def _load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> config.Loaded:
+    """The configuration with its backends' sections checked; raises ConfigErrors with everything that is wrong in it."""
+    return config.load(path, overrides=overrides, further=registry.configured)
 
 
 def _refuse_strangers() -> None:
@@ -84,7 +91,7 @@ def serve(path: Path | None, host: str | None, port: int | None, workers: int | 
     overrides = {key: value for key, value in given.items() if value is not None}
 
     async def load() -> Plan:
-        return await _plan(config.load(path, overrides=overrides))
+        return await _plan(_load(path, overrides))
 
     init.step_aside()
     try:
@@ -103,36 +110,72 @@ def serve(path: Path | None, host: str | None, port: int | None, workers: int | 
 
 
 async def _plan(loaded: config.Loaded) -> Plan:
-    """What can be served, or ConfigError: the same check for a start and for a reload."""
-    env = BackendEnv(home())
-    await registry.rehearse(loaded.settings, env)
-    await _rehearse(loaded.settings)
-    return Plan(loaded, registry.services(loaded.settings, env))
+    """What can be served, or ConfigErrors: the same check for a start and for a reload."""
+    await _rehearse(loaded)
+    return Plan(loaded, registry.services(loaded.settings, BackendEnv(home())))
 
 
-async def _rehearse(settings: config.Settings) -> list[str]:
-    """Certificates, tokenizers and the way to Redis, as a worker will need them; what an operator should know of. Raises ConfigError."""
+async def _rehearse(loaded: config.Loaded, check: bool = False) -> list[str]:
+    """Certificates, backends, tokenizers and the way to Redis, as a worker will need them; returns what an operator should know of, with
+    `check` also what the backends find. Raises ConfigErrors with everything that would not work."""
     from middleware import rate_limit  # not before it is known that these names are ours
 
-    config.verify_files(settings)
-    rate_limit.verify(settings)
+    settings = loaded.settings
+    notes: list[str] = []
+    wrong: list[ConfigError] = []
+
+    async def files() -> list[str]:
+        config.verify_files(settings)
+        return []
+
+    async def tokenizers() -> list[str]:
+        rate_limit.verify(settings)
+        return []
+
+    for step in (files(), registry.rehearse(settings, BackendEnv(home()), check), tokenizers(), _ask_redis(settings)):
+        try:
+            notes += await step
+        except ConfigError as error:
+            wrong.append(error)
+    if wrong:
+        raise loaded.located(ConfigErrors(wrong))
+    return notes
+
+
+async def _ask_redis(settings: config.Settings) -> list[str]:
     if settings.redis.url is None:
         return []
-    from gateway.store.connect import Client
+    from gateway.store.connect import FORGETS, Client
 
     client = Client(settings.redis)
     try:
         await client.execute("PING")
+        if await client.forgets():
+            return [f"redis.url: {FORGETS}"]
     except StoreFailed as error:
-        return [f"redis.url: does not answer now ({error}); until it does, limits are {settings.redis.on_store_failure}"]
+        reason = config.without_secrets(str(error))
+        return [f"redis.url: does not answer now ({reason}); until it does, limits are {settings.redis.on_store_failure}"]
     finally:
         await client.aclose()
     return []
 
 
 def _url(listener: socket.socket, tls: bool = False) -> str:
+    """One that a client can use, also where every address is listened on."""
     host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:
+        host = _own_address()
     return f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _own_address() -> str:
+    """The address from which this machine would reach others; loopback on one that reaches none. Nothing is sent."""
+    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):  # for documentation (RFC 5737, RFC 3849)
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as one:
+            one.connect((elsewhere, 9))
+            found: str = one.getsockname()[0]
+            return found
+    return "127.0.0.1"
 
 
 async def _run(process: parent.Parent, console: Console) -> None:
@@ -155,6 +198,7 @@ class Console:
         self._url = url
         self._admin_url = admin_url
         self._waiting = {service.name for service in services}
+        self._failed: set[str] = set()
         self._greeted = False
 
     def listening(self) -> None:
@@ -166,13 +210,14 @@ class Console:
             made = secret.path(home())
             if self._settings.admin.key_hash is None and made.exists():
                 _say(f"the admin key is in {made}, where `penstock` finds it")
-        if self._waiting:
+        if self._waiting - self._failed:
             _say("until the engine is ready, requests are answered 503 'the engine is loading'")
         self._greet()
 
     def observe(self, name: str, state: ServiceState) -> None:
         """One line per change of a service."""
         _say(f"{name}: {state.state}{f', {state.detail}' if state.detail else ''}")
+        (self._failed.add if state.state == "failed" else self._failed.discard)(name)
         if state.state == "ready":
             self._waiting.discard(name)
             self._greet()
@@ -209,45 +254,40 @@ def _say(text: str) -> None:
 
 
 def _refuse(error: ConfigError) -> NoReturn:
-    say_lines(f"penstock: {error}", error=True)
+    for line in str(error).splitlines():
+        say_lines(f"penstock: {line}", error=True)
     sys.exit(2)
 
 
 @main.command()
 @CONFIG_OPTION
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
-def check(path: Path | None, as_json: bool) -> None:
-    """Validate the configuration and print every effective value with its origin, secrets masked."""
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with every value instead of lines.")
+@click.option("--all", "every", is_flag=True, help="Values that are left at their defaults, too.")
+def check(path: Path | None, as_json: bool, every: bool) -> None:
+    """Validate the configuration and print what it sets, each value with its origin, secrets masked."""
     try:
-        loaded = config.load(path)
+        loaded = _load(path)
         rows = registry.rows(loaded)
-        findings = asyncio.run(_findings(loaded.settings))
+        findings = asyncio.run(_rehearse(loaded, check=True))
     except ConfigError as error:
         _refuse(error)
     if as_json:
         say_json(msgspec.json.encode({"values": rows, "findings": findings}))
     else:
-        _table(rows)
+        shown = [row for row in rows if every or row["origin"] != "default"]
+        say_table(("key", "value", "origin"), [(row["key"], msgspec.json.encode(row["value"]).decode(), row["origin"]) for row in shown])
+        if len(shown) < len(rows):
+            say(f"{len(rows) - len(shown)} more are left at their defaults (--all shows them)")
         for finding in findings:
             say(f"note: {finding}")
         say(f"ok: {path or 'the defaults'} can be served")
 
 
-async def _findings(settings: config.Settings) -> list[str]:
-    return await registry.rehearse(settings, BackendEnv(home()), check=True) + await _rehearse(settings)
-
-
-def _table(rows: list[dict[str, Any]]) -> None:
-    width = max(len(row["key"]) for row in rows)
-    values = [msgspec.json.encode(row["value"]).decode() for row in rows]
-    value_width = min(max(map(len, values)), 60)
-    for row, value in zip(rows, values, strict=True):
-        say(f"{row['key']:<{width}}  {value:<{value_width}}  {row['origin']}")
-
-
-main.add_command(commands.keys)
-main.add_command(commands.usage)
-main.add_command(commands.explain)
+for command in (
+    commands.keys, commands.usage, commands.explain,
+    operating.hosts, operating.reload, operating.status, operating.show_audit, top,
+):  # fmt: skip
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ own words, a path, a traceback) goes into `detail`, which is logged and never re
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import msgspec
 
+from gateway.masking import masked, one_line, without_secrets
 from gateway.wire.error import AnthropicError, AnthropicErrorDetail, Error, ErrorDetail, ResponsesErrorEvent, Shape
+from gateway.wire.visible import visible
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -20,11 +23,6 @@ MAX_MESSAGE = 2000
 
 # The OpenAI SDKs ignore (node) or give up on (python, above 120 s) a longer retry-after.
 RETRY_AFTER_MAX_S = 60
-
-
-def visible(text: str) -> str:
-    """A text in which control characters, and whatever else prints nothing, are written out: none steers a terminal."""
-    return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def shortened(text: str, limit: int = MAX_QUOTED) -> str:
@@ -69,7 +67,8 @@ class GatewayError(Exception):
         self.retry_after_s = retry_after_s
         self.should_retry = should_retry
         self.headers: Headers = headers or []
-        self.detail = None if detail is None else _cut(detail, MAX_MESSAGE)
+        # It may quote a library that quotes a URL.
+        self.detail = None if detail is None else without_secrets(_cut(detail, MAX_MESSAGE))
 
 
 class InvalidRequest(GatewayError):
@@ -80,26 +79,28 @@ class InvalidRequest(GatewayError):
 
 
 class InvalidKey(InvalidRequest):
-    """Missing, malformed or unknown key: one answer for all, so that nothing can be learnt from it."""
+    """No key (`sent` is False), or one that is malformed, unknown, revoked or expired: one answer for all these, so that nothing can be
+    learnt from it."""
 
     status = 401
     code = "invalid_api_key"
 
-    def __init__(self) -> None:
+    def __init__(self, sent: bool = True) -> None:
         super().__init__(
-            "Incorrect API key provided. Send the key you were given as 'Authorization: Bearer KEY'.",
+            f"{'Incorrect API key' if sent else 'No API key'} provided. Send the key you were given as 'Authorization: Bearer KEY'.",
+            code=None if sent else "missing_api_key",
             headers=[(b"www-authenticate", b"Bearer")],
         )
 
 
 class UnknownUrl(InvalidRequest):
-    """No such route; nothing is ever proxied by default."""
+    """No such route; nothing is ever proxied by default. `hint`: what to do about it, a sentence."""
 
     status = 404
     code = "unknown_url"
 
-    def __init__(self, method: str, path: str) -> None:
-        super().__init__(f"Unknown request URL: {shortened(method)} {shortened(path)}. Please check the URL for typos.")
+    def __init__(self, method: str, path: str, hint: str = "") -> None:
+        super().__init__(f"Unknown request URL: {shortened(method)} {shortened(path)}. {hint or 'Please check the URL for typos.'}")
 
 
 class MethodNotAllowed(InvalidRequest):
@@ -135,6 +136,20 @@ class BodyTooLarge(InvalidRequest):
     def __init__(self, limit_bytes: int) -> None:
         limit = f"{limit_bytes >> 20} MB" if limit_bytes >= 1 << 20 else f"{limit_bytes >> 10} kB"
         super().__init__(f"The request body is larger than the limit of {limit}.", headers=[(b"connection", b"close")])
+
+
+class UnsupportedEncoding(InvalidRequest):
+    """The body is compressed in a way that is not known; `Accept-Encoding` names those that are."""
+
+    status = 415
+    code = "unsupported_content_encoding"
+
+    def __init__(self, accepted: bytes) -> None:
+        super().__init__(
+            f"The content encoding of the request body is not supported; accepted: {accepted.decode()}.",
+            param="content-encoding",
+            headers=[(b"accept-encoding", accepted)],
+        )
 
 
 class NotServed(InvalidRequest):
@@ -192,12 +207,43 @@ class GatewayTimeout(GatewayError):
 
 
 class ConfigError(Exception):
-    """A configuration that must not start: `path` says where, the text what is wrong and what is accepted."""
+    """A configuration that must not start: `path` says where, the text what is wrong and what is accepted, `source` which file and line (or
+    environment variable) it came from. Each of them is one line that holds no secret, whatever it was made of."""
 
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(f"{path}: {problem}" if path else problem)
-        self.path = path
-        self.problem = problem
+    def __init__(self, path: str, problem: str, source: str = "") -> None:
+        self.path, self.problem, self.source = one_line(masked("", path)), one_line(without_secrets(problem)), one_line(source)
+        super().__init__(": ".join(part for part in (self.source, self.path, self.problem) if part))
+
+    @property
+    def errors(self) -> tuple[ConfigError, ...]:
+        """Everything that is wrong, one by one."""
+        return (self,)
+
+    def below(self, path: str) -> ConfigError:
+        """The same of a section that stands at `path`."""
+        return ConfigErrors(ConfigError(".".join(part for part in (path, e.path) if part), e.problem, e.source) for e in self.errors)
+
+
+class ConfigErrors(ConfigError):
+    """Several at once, one line each; path, problem and source are those of the first."""
+
+    # A file of another kind has a problem in every line.
+    SHOWN = 100
+
+    def __init__(self, errors: Iterable[ConfigError]) -> None:
+        self._errors = tuple(single for error in errors for single in error.errors)
+        first = self._errors[0]
+        super().__init__(first.path, first.problem, first.source)
+
+    @property
+    def errors(self) -> tuple[ConfigError, ...]:
+        """See `ConfigError`."""
+        return self._errors
+
+    def __str__(self) -> str:
+        more = len(self._errors) - self.SHOWN
+        lines = [ConfigError.__str__(error) for error in self._errors[: self.SHOWN]]
+        return "\n".join(lines if more <= 0 else [*lines, f"... and {more} more"])
 
 
 # Anthropic's error types by status (its API reference); what is not listed is `invalid_request_error` below 500 and `api_error` above.

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 
 from gateway.config import Settings
-from gateway.errors import BodyTooLarge, GatewayError
-from gateway.plugin import AttemptFailed, Endpoint
+from gateway.errors import GatewayError
+from gateway.plugin import AttemptFailed, Call, Endpoint
 from gateway.serving import calls, relay
 from gateway.serving.dispatch import Dispatcher, Exchange
 from gateway.serving.registry import Registry
@@ -18,6 +18,8 @@ from gateway.serving.watch import Watch, Watches
 from gateway.telemetry.record import LIMITS, Record
 from gateway.wire import body
 from gateway.wire.asgi import CONNECTION, App, Connection, Receive, Scope, Send, header
+from gateway.wire.memory import COUNTED_BYTES, BodyMemory
+from gateway.wire.structure import LARGE_BYTES
 from middleware.rate_limit import RateLimit
 
 log = logging.getLogger("penstock.exchange")
@@ -33,6 +35,8 @@ class Exchanges:
         self._watches = Watches()
         self._timeouts = settings.timeouts
         self._body_bytes = settings.security.body_limit_mb << 20
+        self._memory = BodyMemory(settings.security.body_memory_mb << 20)
+        self._strict = settings.security.strict_parameters
 
     def of(self, endpoint: Endpoint) -> App:
         """The handler of one endpoint."""
@@ -46,15 +50,25 @@ class Exchanges:
         """One request, from the client's bytes to the client's bytes."""
         record = Record.of(scope)
         connection: Connection | None = scope.get(CONNECTION)
-        raw = connection.body() if connection is not None else None
-        if raw is None:
-            raw = await body.read(receive, self._body_bytes, self._timeouts.body_s, header(scope, b"content-length"))
-        elif len(raw) > self._body_bytes:
-            raise BodyTooLarge(self._body_bytes)
-        call = calls.parse(endpoint, raw, header(scope, b"content-type") or b"")
-        del raw
+        kind, declared = header(scope, b"content-type") or b"", header(scope, b"content-length")
+        encoding = header(scope, b"content-encoding") or b""
+        small = connection is not None and declared is not None and not encoding and int(declared) <= COUNTED_BYTES
+        raw = connection.body() if small and connection is not None else None
+        if raw is not None:
+            await self._answer(calls.parse(endpoint, raw, kind, self._strict), record, connection, receive, send)
+            return
+        with self._memory.lease(record.key) as lease:
+            raw = await body.read(receive, self._body_bytes, self._timeouts.body_s, declared, lease, encoding)
+            parse = calls.parse_large(endpoint, raw, kind, self._strict) if len(raw) > LARGE_BYTES else None
+            call = calls.parse(endpoint, raw, kind, self._strict) if parse is None else await parse
+            del raw, parse
+            await self._answer(call, record, connection, receive, send)
+
+    async def _answer(self, call: Call, record: Record, connection: Connection | None, receive: Receive, send: Send) -> None:
         record.asks(call)
-        served = self._registry.serving(call.model, endpoint, record.caller.models)
+        if warning := calls.near_miss(call):
+            record.headers.append((b"x-penstock-warning", warning.encode()))
+        served = self._registry.serving(call.model, call.endpoint, record.caller.models)
         record.served = record.model
         record.enter(LIMITS)
         try:

@@ -10,7 +10,6 @@ from gateway.errors import InvalidKey
 from gateway.telemetry.record import Record
 from gateway.wire import origin
 from gateway.wire.asgi import App, Receive, Scope, Send, header
-from gateway.wire.error import Shape
 
 # What a load balancer or a browser asks without a key; none of it says anything that is not public.
 OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs"})
@@ -29,7 +28,7 @@ class Auth:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = Record.of(scope)
         if self._keys.required and scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
-            record.caller = self._caller(scope, record)
+            record.caller = self._caller(scope)
             record.key = record.caller.name
         else:
             record.caller = self._keys.nobody
@@ -39,11 +38,13 @@ class Auth:
                 )
         await self._app(scope, receive, send)
 
-    def _caller(self, scope: Scope, record: Record) -> Caller:
-        """Whose key this is; raises InvalidKey, the same for one that is missing, unknown, revoked or expired."""
+    def _caller(self, scope: Scope) -> Caller:
+        """Whose key this is; raises InvalidKey, the same for one that is unknown, revoked or expired."""
         scheme, _, secret = (header(scope, b"authorization") or b"").partition(b" ")
-        if not scheme and record.shape is Shape.ANTHROPIC:
-            scheme, secret = b"bearer", header(scope, b"x-api-key") or b""  # what Anthropic's SDKs send
+        if not scheme:
+            scheme, secret = b"bearer", header(scope, b"x-api-key") or b""  # what Anthropic's SDKs send, on whatever path
+            if not secret:
+                raise InvalidKey(sent=False)
         caller = self._keys.find(secret.strip())
         if scheme.lower() != b"bearer" or caller is None:
             raise InvalidKey

@@ -123,7 +123,7 @@ class Admitted:
         except StoreFailed:
             raise Unavailable("The store that keeps the limits does not answer.", code="limits_unavailable", retry_after_s=1) from None
         if decision.states:
-            record.headers = headers(asks, decision.states)
+            record.headers += headers(asks, decision.states)
         if decision.refused is not None:
             limits.metrics.add(LIMITED, (decision.refused.unit, model))
             raise _refusal(decision.refused, decision, asks)

@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
-"""Documents that must follow the code: rooms in architecture.md, settings in configuration.md, tables in compatibility.md, and targets
-and links everywhere."""
+"""Documents that must follow the code: rooms in architecture.md, tables in compatibility.md, bounds in security.md, and targets and links
+everywhere. (Tables that are made from the code are checked by who makes them: scripts/settings.py, scripts/observability.py.)"""
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from backends.sglang_dsv3 import translate
 from gateway import config
 from gateway.plugin import Endpoint
-from gateway.processes.http import bounds
-from gateway.serving import registry
-from gateway.serving.balance.settings import Health
+from gateway.processes.http import bounds as http
 from gateway.wire import requests
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,38 +31,6 @@ def rooms() -> Iterator[str]:
         row = next((line for line in text.splitlines() if f"`{path.parent}/" in line and f"`{path.name}`" in line), "")
         if path.name != "__init__.py" and f"`{path}`" not in text and not row and not any(folder in text for folder in folders):
             yield f"docs/architecture.md does not say what {path} is for"
-
-
-def settings() -> Iterator[str]:
-    """Settings that configuration.md does not list, or lists though they are gone."""
-    text = (ROOT / "docs" / "configuration.md").read_text()
-    core, *sections = re.split(r"^## `kind: (\w+)`$", text, flags=re.MULTILINE)
-    yield from _compare(core, set(_names(config.Settings)) - {"backends.NAME"} | {"backends.NAME.kind"}, "configuration")
-    for kind, body in zip(sections[::2], sections[1::2], strict=True):
-        yield from _compare(body.split("\n## ")[0], set(_names(registry.plugins()[kind].Config)), f"kind {kind}")
-
-
-def _names(kind: type[msgspec.Struct], prefix: str = "") -> Iterator[str]:
-    for field in msgspec.structs.fields(kind):
-        name = prefix + field.encode_name
-        value = field.type
-        if name == "models":
-            yield from _names(config.ModelEntry, "models.NAME.")
-        elif name == "backends":
-            yield "backends.NAME"
-            yield from _names(Health, "backends.NAME.health.")
-        elif isinstance(value, type) and issubclass(value, msgspec.Struct):
-            yield from _names(value, f"{name}.")
-        else:
-            yield name
-
-
-def _compare(text: str, known: set[str], where: str) -> Iterator[str]:
-    listed = set(re.findall(r"^\| `([\w.]+)` \|", text, flags=re.MULTILINE))
-    for name in sorted(known - listed):
-        yield f"docs/configuration.md ({where}) does not list {name}"
-    for name in sorted(listed - known):
-        yield f"docs/configuration.md ({where}) lists {name}, which does not exist"
 
 
 def commands() -> Iterator[str]:
@@ -95,6 +63,65 @@ def compatibility() -> Iterator[str]:
             yield f"docs/compatibility.md and the code disagree on {what}: {name}"
 
 
+_UNITS = {"": 1, "B": 1, "kB": 1 << 10, "MB": 1 << 20, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "days": 86400}
+# What a setting's name says of its unit.
+_SUFFIXES = {"_mb": 1 << 20, "_ms": 1e-3}
+
+
+def bounds() -> Iterator[str]:
+    """Bounds in security.md that are not the code's, tests that it names and nobody wrote, and bounds of the code that it does not name."""
+    text = (ROOT / "docs" / "security.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in text.split("\n## Bounds\n")[1].splitlines() if line[:2] == "| "
+    ]
+    named = set()
+    for row in rows[1:]:
+        if len(row) != 6:
+            yield f"docs/security.md: not six cells: {' | '.join(row)}"
+            continue
+        _, what, bound, value, _, shown_by = row
+        named.add(bound.strip("`"))
+        if bound.startswith("`"):
+            try:
+                found = _bound(bound.strip("`"))
+            except (ImportError, AttributeError, KeyError, TypeError):
+                yield f"docs/security.md: '{what}' is bounded by {bound}, which does not exist"
+                continue
+            if _amount(value) != found:
+                yield f"docs/security.md: '{what}' is bounded to {value}; in the code {bound} is {found:g}"
+        if shown_by != "—" and not re.fullmatch(r"`[^`]+`", shown_by):
+            yield f"docs/security.md: '{what}' is shown by no test and does not say so"
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
+        path = ROOT / file
+        if not path.exists() or not re.search(rf"^(async )?def {name}\(", path.read_text(), re.MULTILINE):
+            yield f"docs/security.md names {file}::{name}, which does not exist"
+    for file in sorted(path for top in ("gateway", "middleware", "backends") for path in (ROOT / top).rglob("*.py")):
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for line in re.findall(r"^([A-Z_][\w, ]*)(?:: \w+)? = ", file.read_text(), re.MULTILINE):
+            for name in (one.strip() for one in line.split(",")):
+                if name.lstrip("_").startswith("MAX_") and f"{module}:{name}" not in named:
+                    yield f"docs/security.md does not name the bound {module}:{name}"
+
+
+def _bound(name: str) -> float:
+    """The value of `module:CONSTANT`, or the default of a setting, in bytes, seconds or by number."""
+    module, colon, constant = name.partition(":")
+    if colon:
+        return float(getattr(importlib.import_module(module), constant))
+    value: Any = msgspec.to_builtins(config.Settings())
+    for part in name.split("."):
+        value = value[part]
+    return float(value) * next((factor for suffix, factor in _SUFFIXES.items() if name.endswith(suffix)), 1)
+
+
+def _amount(text: str) -> float | None:
+    """`64 kB`, `50 ms`, `1,000`; None for what is no amount."""
+    found = re.fullmatch(r"([\d.,]+) ?(\w*)", text)
+    if found is None or found[2] not in _UNITS:
+        return None
+    return float(found[1].replace(",", "")) * _UNITS[found[2]]
+
+
 def _quoted(text: str) -> list[str]:
     return re.findall(r"`(\w+)`", text)
 
@@ -111,14 +138,14 @@ def tests() -> Iterator[str]:
 def http_bounds() -> Iterator[str]:
     """Bounds of the HTTP listener that compatibility.md does not give as the code has them."""
     text = (ROOT / "docs" / "compatibility.md").read_text()
-    for name, value in vars(bounds).items():
+    for name, value in vars(http).items():
         if name.isupper() and f"| `{name}` | {value:,} |" not in text:
             yield f"docs/compatibility.md does not say that {name} is {value:,}"
 
 
 def main() -> int:
     """Print what does not agree; 1 if anything."""
-    problems = [*rooms(), *settings(), *compatibility(), *commands(), *tests(), *http_bounds()]
+    problems = [*rooms(), *compatibility(), *bounds(), *commands(), *tests(), *http_bounds()]
     print("\n".join(problems) or "documents agree with the code")
     return bool(problems)
 

@@ -163,7 +163,7 @@ def _compile(root: Path, modules: list[str], work: Path) -> list[str]:
         done = subprocess.run(command, cwd=root, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         lines = said.read_text(errors="replace").splitlines() or [f"it ended with {done.returncode}"]
-        wrong = next((line for line in lines if "error:" in line), lines[-1])
+        wrong = next((line for line in lines if re.search(r"[Ee]rror: ", line)), lines[-1])
         raise CannotCompileError(f"{wrong} (all of it: {said})")
     found: list[str] = json.loads((work / "made.json").read_text())
     return found

@@ -13,9 +13,10 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from gateway.errors import BadGateway, InvalidRequest, Unavailable
 from gateway.plugin import AttemptFailed, Backend, Call, Endpoint, Plugin, Reply, Target, Terms, Usage, Verdict
@@ -25,9 +26,9 @@ _COMMAND = re.compile(r"\[\[(\w+) ?([\w.]*)\]\]")
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """`targets`: how many pretended hosts there are."""
+    """A backend that pretends."""
 
-    targets: int = 1
+    targets: Annotated[int, Meta(ge=1, le=1000, description="how many hosts it pretends to have")] = 1
 
 
 class ScriptedReply(Reply):
@@ -95,7 +96,10 @@ def _prompt(call: Call) -> str:
     if call.endpoint is Endpoint.COMPLETIONS:
         return str(msgspec.json.decode(call.fields["prompt"]))
     messages = msgspec.json.decode(call.fields["messages"])
-    return str(messages[-1].get("content", "")) if messages else ""
+    last = messages[-1] if messages else {}
+    if not isinstance(last, dict):
+        raise _failure("client")
+    return str(last.get("content", ""))
 
 
 def _command(text: str) -> tuple[str, str]:

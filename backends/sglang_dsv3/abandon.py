@@ -18,7 +18,7 @@ import msgspec
 from backends.sglang_dsv3 import answer, stream, translate
 from backends.sglang_dsv3.host import EngineHost, small
 from backends.sglang_dsv3.stream import EventStream
-from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Response
+from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Response, request
 from gateway.plugin import Call, Terms, Usage
 
 log = logging.getLogger("penstock.sglang")
@@ -49,11 +49,9 @@ class Abandoned:
         for task in self._tasks:
             task.cancel()
 
-    def stop(
-        self, host: EngineHost, call: Call, terms: Terms, response: Response, source: EventStream | None, parts: Sequence[bytes]
-    ) -> Late | None:
+    def stop(self, host: EngineHost, call: Call, terms: Terms, response: Response, source: EventStream | None, begun: bytes) -> Late | None:
         """Stop what is generated for a request that was sent, in whatever phase it is: without `source` its answer has not begun, and of a
-        JSON answer `parts` were read. What it came to beyond what is known, where somebody counts and the engine will tell."""
+        JSON answer `begun` was read. What it came to beyond what is known, where somebody counts and the engine will tell."""
         if call.stream and call.choices > call.prompts:
             learning = self._later(self._stop_choices(host, call, terms, response, source))
             return learning if terms.metered else None
@@ -68,7 +66,7 @@ class Abandoned:
         limit_s = at_s[-1] + LAST_USAGE_S
         if call.stream:
             return self._later(self._hear(call, terms, response, source, limit_s))
-        return self._later(self._hear_whole(response, list(parts), limit_s))
+        return self._later(self._hear_whole(response, bytearray(begun), limit_s))
 
     def _later(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
@@ -98,20 +96,18 @@ class Abandoned:
             response.close()
         return _beyond(before, source.used() if source is not None else None)
 
-    async def _hear_whole(self, response: Response, parts: list[bytes], limit_s: float) -> Usage | None:
+    async def _hear_whole(self, response: Response, content: bytearray, limit_s: float) -> Usage | None:
         """A JSON answer that was aborted still says what it came to."""
-        size = 0
         try:
             async with asyncio.timeout(limit_s):
                 await response.head()
-                while size < MAX_JSON_BYTES and (part := await response.read()):
-                    parts.append(part)
-                    size += len(part)
+                while len(content) < MAX_JSON_BYTES and (part := await response.read()):
+                    content += part
         except (TimeoutError, ConnectFailed, ConnectionLost):
             return None
         finally:
             response.close()
-        return answer.usage_of(b"".join(parts))
+        return answer.usage_of(bytes(content))
 
     async def _stop_choices(
         self, host: EngineHost, call: Call, terms: Terms, response: Response, source: EventStream | None
@@ -155,7 +151,7 @@ class Abandoned:
     async def _abort_one(self, host: EngineHost, rid: str) -> None:
         with contextlib.suppress(ConnectFailed, ConnectionLost, TimeoutError):
             async with asyncio.timeout(1.0):
-                response = await host.transport().request("POST", "/abort_request", msgspec.json.encode({"rid": rid}), connect_s=1.0)
+                response = await request(host.transport(), "POST", "/abort_request", msgspec.json.encode({"rid": rid}), connect_s=1.0)
                 try:
                     await small(response)
                 finally:

@@ -9,8 +9,7 @@ import msgspec
 
 from backends.sglang_dsv3 import failures
 from backends.sglang_dsv3.shapes import EngineUsage, WithUsage, answer_decoder, raw_decoder, usage_decoder
-from gateway.errors import BadGateway
-from gateway.plugin import AttemptFailed, Call, Endpoint, Usage
+from gateway.plugin import Call, Endpoint, Usage
 
 Edit = Callable[[bytes], bytes]
 
@@ -27,13 +26,13 @@ def whole(content: bytes, call: Call, served_name: str | None = None) -> tuple[b
     except msgspec.ValidationError:
         _check(content)  # an answer of another shape, which is nobody's business
     except (msgspec.DecodeError, RecursionError) as error:
-        raise _nonsense(error) from None
+        raise failures.nonsense(f"no JSON: {error}") from None
     else:
         reasons = [choice.finish_reason for choice in found.choices or () if choice.finish_reason is not None]
         if "abort" in reasons:
             raise failures.aborted()
         if call.endpoint is Endpoint.RESPONSES and found.status == "failed":
-            raise failures.named_error(content, call.endpoint)
+            raise failures.named_error(content, call)
         usage = _usage(found.usage, None)
     if call.choices > 1:  # SGLang gives several choices ids of its own making
         content = _ID.sub(b'{"id":"%s"' % call.id.encode(), content, count=1)
@@ -46,11 +45,7 @@ def _check(content: bytes) -> None:
     try:
         raw_decoder.decode(content)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise _nonsense(error) from None
-
-
-def _nonsense(error: Exception) -> AttemptFailed:
-    return AttemptFailed("broken", BadGateway("The engine sent nonsense.", detail=f"no JSON: {error}"))
+        raise failures.nonsense(f"no JSON: {error}") from None
 
 
 def usage_of(content: bytes, before: Usage | None = None) -> Usage | None:

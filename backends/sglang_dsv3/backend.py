@@ -5,27 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 
 from backends.sglang_dsv3 import resume
 from backends.sglang_dsv3.abandon import Abandoned
-from backends.sglang_dsv3.config import Config
+from backends.sglang_dsv3.config import Config, key_in, verify_files
 from backends.sglang_dsv3.exact import Progress
 from backends.sglang_dsv3.host import EngineHost
 from backends.sglang_dsv3.reply import Nowhere, SGLangReply
 from backends.sglang_dsv3.resolve import Resolver
-from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options
+from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, tls
 from gateway.plugin import Backend, BackendEnv, Call, Endpoint, Reply, Target, Terms, Usage
 
 # SGLang gives a generation 20 s to prove it alive (SGLANG_HEALTH_CHECK_TIMEOUT) before it answers 503.
 VERIFY_TIMEOUT_S = 25.0
-
-
-def _key(file: str) -> str:
-    """The engines' own key; read when the backend opens, so that no configuration ever holds it."""
-    return Path(file).read_text(encoding="utf-8").strip()
 
 
 class SGLang(Backend):
@@ -48,11 +42,13 @@ class SGLang(Backend):
         self._connect_s = env.connect_s
 
     async def open(self) -> None:
-        """Read the engines' key and the certificates; no host is contacted."""
+        """Read the engines' key and try the certificates; no host is contacted. Raises ConfigErrors."""
+        config = self._config
+        verify_files(config)
         headers = {"content-type": "application/json"}
-        if self._config.api_key_file is not None:
-            headers["authorization"] = f"Bearer {_key(self._config.api_key_file)}"
-        self._options = Options(headers, self._config.ca_file, self._config.proxy)
+        if config.api_key_file is not None:
+            headers["authorization"] = f"Bearer {key_in(config.api_key_file, 'api_key_file')}"
+        self._options = Options(headers, tls(config.ca_file, config.client_cert_file, config.client_key_file), config.proxy)
         for host in self._hosts.values():
             host.options = self._options
         if self._resolvers:

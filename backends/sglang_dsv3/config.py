@@ -1,90 +1,141 @@
-"""The `sglang_dsv3` section of the configuration."""
+"""The `sglang_dsv3` section of the configuration. docs/configuration.md is made from this file."""
 
 from __future__ import annotations
 
-from typing import Literal
-from urllib.parse import urlsplit
+import re
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
+from gateway.errors import ConfigError, ConfigErrors
 from gateway.plugin import Endpoint
+from gateway.wire import address
+from gateway.wire.check import Check
 
 # What SGLang 0.5.23 does with DeepSeek-V3 (tried with the real engine, 2026-11-24).
 GENERATIVE = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.SCORE, Endpoint.TOKENIZE)
 
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Count = Annotated[int, Meta(ge=1, le=(1 << 31) - 1, extra={"accepted": "1 or more"})]
+Text = Annotated[str, Meta(min_length=1, max_length=1024)]
+File = Annotated[str, Meta(min_length=1, max_length=4096)]
+Problems = Iterator[ConfigError]
+
+
+def _verify(problems: Problems) -> None:
+    if found := list(problems):
+        raise ConfigErrors(found)
+
+
+def _host_name(value: str) -> None:
+    if not address.is_host(value):
+        raise ValueError("is no address and no host name")
+
+
+def _dns_server(value: str) -> None:
+    if not address.is_address(address.host_port(value)[0]) or "%" in value:
+        raise ValueError("begins with no address")
+
+
+def _host_url(value: str) -> None:
+    address.check_url(value, ("http", "https", "unix"))
+
+
+def _agent_url(value: str) -> None:
+    address.check_url(value, ("http", "https"))
+
+
+def _proxy_url(value: str) -> None:
+    address.check_url(value, ("http", "https"), userinfo=True)
+
+
+HostPort = Annotated[str, Check(address.host_port, "HOST:PORT")]
+HostUrl = Annotated[str, Check(_host_url, "http://HOST:PORT, https://HOST:PORT or unix:///PATH")]
+AgentUrl = Annotated[str, Check(_agent_url, "http://HOST:PORT or https://HOST:PORT")]
+ProxyUrl = Annotated[str, Check(_proxy_url, "http://HOST:PORT or https://HOST:PORT", quote=False)]
+
 
 class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """How SGLang is run: by `penstock engine` on a GPU host, or by the gateway for a host with `launch: local`. The defaults serve the tiny
-    checkpoint on a CPU. Lengths and sizes are in tokens.
+    checkpoint on a CPU; what is left out is SGLang's to choose. Lengths and sizes are in tokens."""
 
-    `gpus`: indices on this host (none: the CPU). `tp_size`: ranks over all nodes, without it as many as there are GPUs. What is None is
-    left to SGLang. `stream_interval`: tokens between two flushes of a stream (tokens, not seconds). `memory_fraction`: of a GPU's memory,
-    for weights and KV cache together. `grace_s`: how long open answers may take when the engine is told to stop; before that a host with an
-    agent says for `notice_s` that it goes. `agent`: `HOST:PORT` of the agent's own listener. `followers`: the agents of the other nodes.
-    """
-
-    model_path: str | None = None
-    served_model_name: str | None = None
-    weight_version: str | None = None
-    gpus: list[int] = []
-    tp_size: int | None = None
-    nnodes: int = 1
-    node_rank: int = 0
-    dist_init_addr: str | None = None
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None
-    quantization: Literal["fp8", "w8a8_int8", "w8a8_fp8", "w4afp8", "modelopt_fp4", "mxfp4", "awq", "quark"] | None = None
-    kv_cache_dtype: Literal["auto", "fp8_e5m2", "fp8_e4m3", "bf16"] | None = None
-    context_length: int | None = None
-    max_running_requests: int = 64
-    max_total_tokens: int | None = None
-    memory_fraction: float | None = None
-    chunked_prefill_size: int | None = None
-    cpu_offload_gb: int | None = None
-    stream_interval: int = 1
-    tool_call_parser: Literal["deepseekv3", "deepseekv31", "deepseekv32"] | None = None
-    reasoning_parser: Literal["deepseek-r1", "deepseek-v3"] | None = None
-    otlp_endpoint: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 30000
-    api_key_file: str | None = None
-    agent: str = "127.0.0.1:30001"
-    followers: list[str] = []
-    notice_s: float = 3.0
-    grace_s: float = 20.0
-    extra_args: list[str] = []
+    model_path: Annotated[File | None, Meta(description="the checkpoint's folder", extra={"default": "the tiny checkpoint"})] = None
+    served_model_name: Annotated[Text | None, Meta(description="what the engine calls it", extra={"default": "the folder's name"})] = None
+    weight_version: Annotated[Text | None, Meta(description="what tells these weights from others", extra={"default": "`default`"})] = None
+    gpus: Annotated[
+        list[Annotated[int, Meta(ge=0, le=1023)]], Meta(description="different indices of the GPUs of this host; none is the CPU")
+    ] = []
+    tp_size: Annotated[Count | None, Meta(description="tensor-parallel ranks, over all nodes", extra={"default": "one for each GPU"})] = (
+        None
+    )
+    nnodes: Annotated[Count, Meta(description="hosts that hold it together")] = 1
+    node_rank: Annotated[int, Meta(ge=0, le=(1 << 31) - 1, description="which of them this is; node 0 serves")] = 0
+    dist_init_addr: Annotated[HostPort | None, Meta(description="`HOST:PORT` of node 0, the same on each")] = None
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"] | None,
+        Meta(description="what it computes in", extra={"default": "SGLang's, `bfloat16` on the CPU"}),
+    ] = None
+    quantization: Annotated[
+        Literal["fp8", "w8a8_int8", "w8a8_fp8", "w4afp8", "modelopt_fp4", "mxfp4", "awq", "quark"] | None,
+        Meta(description="leave it out for the official FP8 checkpoint", extra={"default": "what the checkpoint says"}),
+    ] = None
+    kv_cache_dtype: Annotated[
+        Literal["auto", "fp8_e5m2", "fp8_e4m3", "bf16"] | None, Meta(description="of the KV cache", extra={"default": "`auto`"})
+    ] = None
+    context_length: Annotated[
+        Count | None, Meta(description="prompt and answer together", extra={"default": "the model's, 4096 on the CPU"})
+    ] = None
+    max_running_requests: Annotated[Count, Meta(description="how many are batched at once")] = 64
+    max_total_tokens: Annotated[
+        Count | None, Meta(description="tokens in the KV cache", extra={"default": "what fits, 65536 on the CPU"})
+    ] = None
+    memory_fraction: Annotated[
+        Annotated[float, Meta(gt=0, lt=1)] | None,
+        Meta(description="of a GPU's memory, for weights and KV cache together", extra={"default": "SGLang's"}),
+    ] = None
+    chunked_prefill_size: Annotated[Count | None, Meta(description="tokens of prompts in one step", extra={"default": "SGLang's"})] = None
+    cpu_offload_gb: Annotated[
+        Annotated[int, Meta(ge=0, le=1 << 20)] | None, Meta(description="weights kept in host memory; slow", extra={"default": "`0`"})
+    ] = None
+    stream_interval: Annotated[Count, Meta(description="tokens (not seconds) between two flushes of a stream")] = 1
+    tool_call_parser: Annotated[
+        Literal["deepseekv3", "deepseekv31", "deepseekv32"] | None, Meta(description="how the model writes tool calls")
+    ] = None
+    reasoning_parser: Annotated[Literal["deepseek-r1", "deepseek-v3"] | None, Meta(description="how the model writes what it thinks")] = (
+        None
+    )
+    otlp_endpoint: Annotated[HostPort | None, Meta(description="`HOST:PORT` of an OTLP collector (gRPC) for SGLang's own spans")] = None
+    host: Annotated[str, Meta(description="where SGLang listens"), Check(_host_name)] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=1, le=65535, description="its port; a host with `launch: local` takes any free one")] = 30000
+    api_key_file: Annotated[File | None, Meta(description="a file with the engine's key")] = None
+    agent: Annotated[HostPort, Meta(description="where `penstock engine` says how it is")] = "127.0.0.1:30001"
+    followers: Annotated[list[AgentUrl], Meta(description="on node 0: the agents' URLs of the others")] = []
+    notice_s: Annotated[float, Meta(ge=0, le=600, description="how long the agent says that it goes before SGLang is told")] = 3.0
+    grace_s: Annotated[Seconds, Meta(description="how long open answers may then take")] = 20.0
+    extra_args: Annotated[
+        list[str],
+        Meta(
+            description="further arguments for SGLang, as they are; a key belongs into `api_key_file`, since any user of the host "
+            "can read a command line"
+        ),
+    ] = []
 
     def __post_init__(self) -> None:
-        least_one = (
-            "tp_size",
-            "nnodes",
-            "context_length",
-            "max_running_requests",
-            "max_total_tokens",
-            "chunked_prefill_size",
-            "stream_interval",
-        )
-        for name in least_one:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, is {value}")
-        if self.cpu_offload_gb is not None and self.cpu_offload_gb < 0:
-            raise ValueError(f"cpu_offload_gb must be at least 0, is {self.cpu_offload_gb}")
-        if self.memory_fraction is not None and not 0 < self.memory_fraction < 1:
-            raise ValueError(f"memory_fraction must be above 0 and below 1, is {self.memory_fraction:g}")
-        if len(set(self.gpus)) != len(self.gpus) or any(index < 0 for index in self.gpus):
-            raise ValueError(f"gpus must be different indices from 0 on, are {self.gpus}")
-        if self.gpus and self.tp_size is not None and self.tp_size != len(self.gpus) * self.nnodes:
-            raise ValueError(f"tp_size is {self.tp_size}, but {self.nnodes} x {len(self.gpus)} GPUs are given; leave it out")
-        if not 0 <= self.node_rank < self.nnodes:
-            raise ValueError(f"node_rank must be 0 to {self.nnodes - 1} with nnodes {self.nnodes}, is {self.node_rank}")
-        if self.nnodes > 1 and (self.dist_init_addr is None or not self.dist_init_addr.rpartition(":")[2].isdigit()):
-            raise ValueError("several nodes need dist_init_addr, HOST:PORT of node 0, the same on each")
-        if not 1 <= self.port <= 65535:
-            raise ValueError(f"port must be 1 to 65535, is {self.port}")
-        if not self.agent.rpartition(":")[2].isdigit() or not self.agent.rpartition(":")[0]:
-            raise ValueError(f"agent must be HOST:PORT, is '{self.agent}'")
-        if not 0 <= self.notice_s <= 600 or not 0 < self.grace_s <= 86400:
-            raise ValueError("notice_s must be 0 to 600, grace_s above 0 and up to 86400 seconds")
+        _verify(self._problems())
+
+    def _problems(self) -> Problems:
+        if len(set(self.gpus)) != len(self.gpus):
+            yield ConfigError("gpus", f"must be different indices from 0 on, are {self.gpus}")
+        elif self.gpus and self.tp_size is not None and self.tp_size != len(self.gpus) * self.nnodes:
+            yield ConfigError("tp_size", f"is {self.tp_size}, but {self.nnodes} x {len(self.gpus)} GPUs are given; leave it out")
+        if self.node_rank >= self.nnodes:
+            yield ConfigError("node_rank", f"must be 0 to {self.nnodes - 1} with nnodes {self.nnodes}, is {self.node_rank}")
+        if self.nnodes > 1 and self.dist_init_addr is None:
+            yield ConfigError("dist_init_addr", "is missing: several nodes need it, HOST:PORT of node 0, the same on each")
 
     @property
     def ranks(self) -> int:
@@ -93,91 +144,124 @@ class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class HostConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One SGLang server: either its `url`, or `launch: local` for one that the gateway runs itself.
+    """One SGLang server: either its `url`, or `launch: local` for one that the gateway runs itself."""
 
-    `agent`: URL of the `penstock engine` beside it, which knows more of it than SGLang does: its probes go there.
-    `resolve`: the URL's name stands for all of its addresses (`a`), or for what its SRV records name (`srv`), asked again every
-    `dns_refresh_s`. `priority`: its tier, lower first. `max_in_flight`: requests at once, without it what the engine itself says
-    (max_running_requests).
-    """
-
-    url: str | None = None
-    launch: Literal["local"] | None = None
-    agent: str | None = None
-    resolve: Literal["a", "srv"] | None = None
-    weight: float = 1.0
-    priority: int = 0
-    max_in_flight: int | None = None
+    url: Annotated[HostUrl | None, Meta(description="where it is; `unix://` is a socket")] = None
+    launch: Annotated[Literal["local"] | None, Meta(description="the gateway runs it, as the `engine` section says")] = None
+    agent: Annotated[
+        HostUrl | None, Meta(description="URL of the `penstock engine` beside it, which is then asked in its place how it is")
+    ] = None
+    resolve: Annotated[
+        Literal["a", "srv"] | None,
+        Meta(
+            description="the URL's name stands for all its addresses (`a`), or for what its SRV records name (`srv`), weights and "
+            "priorities included"
+        ),
+    ] = None
+    weight: Annotated[float, Meta(gt=0, le=1e6, description="its share among the hosts that are eligible")] = 1.0
+    priority: Annotated[
+        int, Meta(ge=-1000, le=1000, description="its tier, lower first; a higher one is used when the lower has nobody")
+    ] = 0
+    max_in_flight: Annotated[
+        Count | None,
+        Meta(
+            description="requests at once, shared out among the workers",
+            extra={"default": "what the engine says (`max_running_requests`)"},
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
+        _verify(self._problems())
+
+    def _problems(self) -> Problems:
         if (self.url is None) == (self.launch is None):
-            raise ValueError("a host has either `url` or `launch: local`")
-        if self.url is not None:
-            _check_url(self.url)
+            yield ConfigError("", "a host has either `url` or `launch: local`")
         if self.agent is not None and (self.url is None or self.resolve is not None):
-            raise ValueError("an agent belongs to a host with a `url` of its own")
-        if self.agent is not None:
-            _check_url(self.agent)
-        if self.resolve is not None and (self.url is None or urlsplit(self.url).scheme != "http"):
-            raise ValueError("resolve needs an http:// URL with a name (a certificate is not for an address)")
-        if not self.weight > 0:
-            raise ValueError(f"the weight must be above 0, is {self.weight:g}")
-        if self.max_in_flight is not None and self.max_in_flight < 1:
-            raise ValueError(f"max_in_flight must be at least 1, is {self.max_in_flight}")
-
-
-def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        if parts.netloc or not parts.path.startswith("/"):
-            raise ValueError(f"'{url}' names no socket; accepted: unix:///PATH")
-        return
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"'{url}' is no URL of a host; accepted: http://HOST:PORT, https://HOST:PORT or unix:///PATH")
-    if parts.path.strip("/") or parts.query or parts.username:
-        raise ValueError(f"'{url}' must end after the port")
+            yield ConfigError("agent", "belongs to a host with a `url` of its own")
+        if self.resolve is not None and (self.url is None or not self.url.startswith("http://")):
+            yield ConfigError("resolve", "needs an http:// URL with a name (a certificate is not for an address)")
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Hosts that serve the same weights. `api_key_file` holds the engines' own key, which no client ever sees.
+    """Hosts that serve the same weights."""
 
-    `endpoints`: what the model behind them can do (an embedding model: `/v1/embeddings`, `/v1/rerank`). `allow_parameters`: parameters
-    internal to the engine that clients may set all the same. `ca_file`: certificates to trust for https, beside the system's.
-    `client_cert_file` and `client_key_file`: the certificate and key that the gateway shows to hosts that want one. `proxy`: an
-    HTTP proxy through which every host is reached. `canary`: for hosts of a weight version, which share of their weight they get.
-    `dns_server`: `ADDRESS:PORT` to ask instead of the system's, for hosts with `resolve`.
-    """
-
-    hosts: list[HostConfig]
-    endpoints: list[Endpoint] = msgspec.field(default_factory=lambda: list(GENERATIVE))
-    allow_parameters: list[str] = []
+    hosts: Annotated[list[HostConfig], Meta(min_length=1, description="where the engines are", extra={"accepted": "at least one"})]
+    endpoints: Annotated[
+        list[Endpoint],
+        Meta(
+            min_length=1,
+            description="what the model behind them can do; an embedding model: `/v1/embeddings`, `/v1/rerank`",
+            extra={"default": "what a DeepSeek-V3 can do", "accepted": "at least one"},
+        ),
+    ] = msgspec.field(default_factory=lambda: list(GENERATIVE))
+    allow_parameters: Annotated[list[str], Meta(description="parameters internal to the engine that clients may set all the same")] = []
     engine: Engine = Engine()
-    api_key_file: str | None = None
-    ca_file: str | None = None
-    client_cert_file: str | None = None
-    client_key_file: str | None = None
-    proxy: str | None = None
-    canary: dict[str, float] = {}
-    dns_server: str | None = None
-    dns_refresh_s: float = 10.0
+    api_key_file: Annotated[File | None, Meta(description="a file with the engines' own key; a client's key never reaches an engine")] = (
+        None
+    )
+    ca_file: Annotated[File | None, Meta(description="a file of certificates to trust for `https://` hosts, beside the system's")] = None
+    client_cert_file: Annotated[
+        File | None, Meta(description="a PEM certificate that is shown to `https://` hosts that want one; with `client_key_file`")
+    ] = None
+    client_key_file: Annotated[File | None, Meta(description="its private key")] = None
+    proxy: Annotated[ProxyUrl | None, Meta(description="URL of an HTTP proxy through which every host is reached")] = None
+    canary: Annotated[
+        dict[str, Annotated[float, Meta(gt=0, le=1)]],
+        Meta(description="`{WEIGHT_VERSION: SHARE}`: hosts that serve this version get that share of their weight"),
+    ] = {}
+    dns_server: Annotated[
+        str | None,
+        Meta(description="whom to ask for hosts with `resolve`", extra={"default": "the system's"}),
+        Check(_dns_server, "ADDRESS:PORT"),
+    ] = None
+    dns_refresh_s: Annotated[Seconds, Meta(description="how often; while nobody answers the hosts last known stay")] = 10.0
 
     def __post_init__(self) -> None:
-        if not self.hosts:
-            raise ValueError("hosts must name at least one")
-        if not self.endpoints:
-            raise ValueError("endpoints must name at least one")
+        _verify(self._problems())
+
+    def _problems(self) -> Problems:
         if (self.client_cert_file is None) != (self.client_key_file is None):
-            raise ValueError("client_cert_file and client_key_file belong together: give both or none")
-        if self.proxy is not None and urlsplit(self.proxy).scheme not in ("http", "https"):
-            raise ValueError(f"proxy '{self.proxy}' is no URL like http://HOST:PORT")
-        if self.dns_server is not None and not self.dns_server.rpartition(":")[2].isdigit():
-            raise ValueError(f"dns_server '{self.dns_server}' must be ADDRESS:PORT")
-        for version, share in self.canary.items():
-            if not 0 < share <= 1:
-                raise ValueError(f"canary.{version} must be above 0 and at most 1, is {share:g}")
-        if not self.dns_refresh_s > 0:
-            raise ValueError(f"dns_refresh_s must be above 0, is {self.dns_refresh_s:g}")
-        urls = [host.url.rstrip("/") for host in self.hosts if host.url is not None]
-        twice = sorted({url for url in urls if urls.count(url) > 1})
-        if twice:
-            raise ValueError(f"{twice[0]} is listed twice")
+            missing = "client_key_file" if self.client_key_file is None else "client_cert_file"
+            yield ConfigError(missing, "is missing: client_cert_file and client_key_file belong together, give both or none")
+        seen: set[str] = set()
+        for index, url in enumerate(host.url.rstrip("/") if host.url is not None else "" for host in self.hosts):
+            if url and url in seen:
+                yield ConfigError(f"hosts.{index}.url", f"'{url}' is listed twice")
+            seen.add(url)
+
+
+def key_in(file: str, path: str) -> str:
+    """An engine's key; raises ConfigError at `path` for a file that cannot be read, or that holds what no header may."""
+    try:
+        key = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(path, f"cannot be read: {error}") from None
+    if not re.fullmatch(r"[\x21-\x7e]{1,4096}", key):
+        raise ConfigError(path, f"{file} must hold one key, in printable ASCII without spaces")
+    return key
+
+
+def verify_files(config: Config) -> None:
+    """Raises ConfigErrors for every file of the section that cannot be used. It reads them, so it is asked where the gateway runs."""
+    if found := list(_files(config)):
+        raise ConfigErrors(found)
+
+
+def _files(config: Config) -> Problems:
+    here = any(host.launch is not None for host in config.hosts)
+    for path, file in (("api_key_file", config.api_key_file), ("engine.api_key_file", config.engine.api_key_file if here else None)):
+        if file is not None:
+            try:
+                key_in(file, path)
+            except ConfigError as error:
+                yield error
+    if config.ca_file is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(config.ca_file)
+        except (OSError, ValueError) as error:
+            yield ConfigError("ca_file", f"cannot be read as PEM certificates: {error}")
+    if config.client_cert_file is not None and config.client_key_file is not None:
+        try:  # a pass phrase would be asked for at the terminal
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(config.client_cert_file, config.client_key_file, lambda: "")
+        except (OSError, ValueError) as error:
+            yield ConfigError("client_cert_file", f"and client_key_file are no PEM certificate and its unencrypted key: {error}")

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from backends.sglang_dsv3 import failures, resume, stream
+from backends.sglang_dsv3.framing import Framing
 from backends.sglang_dsv3.shapes import generate_decoder, tokens_decoder
 from gateway.plugin import Call, Endpoint, Terms, Usage
 from gateway.wire import body
@@ -28,6 +29,8 @@ _SAME = (
     "stop_regex", "no_stop_trim", "ignore_eos", "skip_special_tokens", "logit_bias",
 )  # fmt: skip
 _RENAMED = {"seed": "sampling_seed", "min_tokens": "min_new_tokens"}
+# Of these, those that are numbers, truth values, or made of numbers.
+_PLAIN = tuple(name for name in (*_SAME, *_RENAMED) if name not in ("stop", "stop_regex"))
 # What shapes the prompt, for /tokenize.
 _TEMPLATE = ("messages", "chat_template_kwargs", "reasoning_effort", "continue_final_message")
 # Parameters that change nothing, and those that are handled by name here.
@@ -50,19 +53,29 @@ _HARMLESS = frozenset(
 
 class Progress:
     """One exact answer as it goes: ids of the prompt, those generated whose text the client has been given, and whether its first event
-    (the role) was given."""
+    (the role) was given. A call that goes on takes a copy: an attempt that fails before it has said anything must leave no trace."""
 
     def __init__(self, prompt_ids: list[int]) -> None:
         self.prompt_ids = prompt_ids
-        self.output_ids: list[int] = []
+        # Ids of the attempts before, and of this one.
+        self.before: list[int] = []
+        self.since: list[int] = []
         self.opened = False
         self.created = int(time.time())
 
+    @property
+    def output_ids(self) -> list[int]:
+        """All of them."""
+        return self.before + self.since
+
     def copy(self) -> Progress:
-        """The same, to go on from: an attempt that fails before it has said anything must leave no trace."""
+        """The same, to go on from."""
         other = Progress(self.prompt_ids)
-        other.output_ids, other.opened, other.created = self.output_ids, self.opened, self.created
+        other.before, other.opened, other.created = self.output_ids, self.opened, self.created
         return other
+
+
+_plain_decoder = msgspec.json.Decoder(dict[str, float | bool | list[int] | dict[str, float]])
 
 
 def takes(call: Call, terms: Terms) -> bool:
@@ -70,7 +83,11 @@ def takes(call: Call, terms: Terms) -> bool:
     known = {*_SAME, *_RENAMED, *_TEMPLATE, *_HARMLESS}
     if call.endpoint is not Endpoint.CHAT or not resume.resumable(call) or not known.issuperset(call.fields):
         return False
-    temperature = msgspec.json.decode(call.fields.get("temperature", b"null"))
+    try:
+        found = _plain_decoder.decode(body.splice({name: call.fields[name] for name in _PLAIN if name in call.fields}, {}))
+    except msgspec.ValidationError:  # the chat endpoint reads "0.7" as a number, /generate does not
+        return False
+    temperature = found.get("temperature")
     return temperature is not None and (temperature == 0 or "top_p" in call.fields) and resume.limit_of(call, terms) is not None
 
 
@@ -100,12 +117,11 @@ class Generated(stream.EventStream):
     """`/generate`'s events as chat's. What was delivered before (a continuation) is not said again."""
 
     def __init__(self, call: Call, terms: Terms, progress: Progress) -> None:
-        super().__init__(call, terms)
+        super().__init__(call, terms, Framing(False))
         self._progress = progress
-        self._before = progress.output_ids
         self._said = 0
         self._finish = ""
-        self._usage = Usage(len(progress.prompt_ids), len(self._before))
+        self._usage = Usage(len(progress.prompt_ids), len(progress.before))
 
     def used(self) -> Usage | None:
         """Exactly what was generated so far."""
@@ -124,12 +140,17 @@ class Generated(stream.EventStream):
             if event == DONE:
                 out.append(self._ending())
                 break
-            if event.startswith(b'data: {"error"'):
-                self.failure = failures.error_of(event, self._call.endpoint)
+            if b'"error"' in event:
+                self.failure = failures.error_of(event, self._call)
+                if self.failure is not None:
+                    break
+            try:
+                found = generate_decoder.decode(event[6:])
+            except msgspec.DecodeError as error:
+                self.failure = failures.nonsense(str(error))
                 break
-            found = generate_decoder.decode(event[6:])
-            total = self._before + found.output_ids
-            self._usage = Usage(len(self._progress.prompt_ids), len(total), found.meta_info.cached_tokens)
+            total = len(self._progress.before) + len(found.output_ids)
+            self._usage = Usage(len(self._progress.prompt_ids), total, found.meta_info.cached_tokens)
             finish = found.meta_info.finish_reason
             if finish is not None and finish.type == "abort":
                 self.failure = failures.aborted()
@@ -141,7 +162,7 @@ class Generated(stream.EventStream):
                 out.append(self._delta(content=found.text[self._said :]))
                 self._said = len(found.text)
                 # Ids whose text is held back (half a character) are generated anew by whoever goes on.
-                self._progress.output_ids = total
+                self._progress.since = found.output_ids
             if finish is not None:
                 self._finish = finish.type
                 out.append(self._delta(finish.type))

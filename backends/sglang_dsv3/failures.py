@@ -7,101 +7,72 @@ Measured against SGLang 0.5.23. Its errors come in four shapes: flat `{"object":
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from backends.sglang_dsv3.shapes import ErrorEvent, NamedError, WithError
+from backends.sglang_dsv3 import complaints
+from backends.sglang_dsv3.cleaning import Cleaned, without_keys
+from backends.sglang_dsv3.shapes import ErrorEvent, NamedError, error_decoder
 from gateway.errors import BadGateway, GatewayError, InvalidRequest, Unavailable
-from gateway.plugin import AttemptFailed, Endpoint, Verdict
+from gateway.plugin import BOUNDS, AttemptFailed, Call, Endpoint, Verdict
 
 _STATUS_OF = {"invalid_request_error": 400, "not_found_error": 404, "rate_limit_error": 429, "overloaded_error": 503}
 _BUSY = re.compile(r"queue is full|higher priority request|timeout", re.IGNORECASE)
-_CONTEXT = re.compile(r"longer than the model's context length|exceeds the model's maximum context length")
-_TOO_MANY_TOKENS = re.compile(r"max_(completion_)?tokens is too large")
+_CONTEXT = re.compile(
+    r"longer than the model's context length|exceeds the model's maximum context length|This model's maximum context length is"
+)
 _CONTEXT_PARAMS = {Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input", Endpoint.RESPONSES: "input"}
-# A validation dump: "2 validation errors:\n  {'type': 'missing', 'loc': ('body', 'messages', 0, 'role'), 'msg': 'Field required', ...".
-_DUMP = re.compile(r"""'loc': \((.*?)\), 'msg': (?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")""")
-# The same as pydantic prints it: "1 validation error for ChatCompletionRequest\nmessages.0.role\n  Input should be ... [type=...".
-_PRINTED = re.compile(r"validation errors? for \w+\s+([\w.\[\]`-]+)\s+(.*?)(?:\s*\[type=|\n|$)", re.DOTALL)
-_STEP = re.compile(r"'((?:[^'\\]|\\.)*)'|(\d+)")
-# Steps of a place that are the engine's own: classes, validators, branches of a union.
-_INNER_STEP = re.compile(r"[^a-z0-9_]|^(str|int|float|bool|dict|list)$")
-# Where grammars are compiled: "[17:33:11] /project/cpp/json_schema_converter.cc:4175: Unsupported type".
-_SOURCE = re.compile(r"(\[[\d:]+\] )?/\S+?:\d+: ")
-_LEAK = re.compile(r"(/[\w.-]+){2,}|Traceback|File \"")
+# What tokenizers say of half a surrogate pair, some of them as an error of their own.
+_SURROGATE = re.compile(r"surrogates not allowed|Text(?:Encode)?Input(?:Sequence)? must be")
+# What the engine calls parameters by itself, and as what a client knows them.
+_INSIDE: Final = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
+_NAME = re.compile(r"[a-z]\w*")
+# Parameters of one word that a text names where it says the word.
+_PLAIN: Final = frozenset(["temperature", "stop", "seed", "logprobs", "n", "echo", "suffix", "dimensions"])
+# Where a grammar may have come from.
+_GRAMMARS: Final = ("response_format", "text", "json_schema", "regex", "ebnf", "structural_tag", "tools")
+# What is told where nothing that the engine said may be.
+_REFUSED: Final = "The engine refused this request as invalid."
+# So many words of the engine are kept for the log.
+_LOGGED: Final = 500
 
 
-def failure(status: int, content: bytes, endpoint: Endpoint = Endpoint.CHAT) -> AttemptFailed:
+def failure(status: int, content: bytes, call: Call) -> AttemptFailed:
     """An engine's error answer (status and body, or the error event of a stream) as what the core and the client need to know."""
-    message = _message(content)
-    detail = f"the engine answered {status}: {message[:500]}"
+    message, param = _message(content)
+    detail = f"the engine answered {status}: {without_keys(message[:_LOGGED])}"
     if status in (401, 403):
         return AttemptFailed("refused", BadGateway("The engine refused the gateway's own key.", detail=detail))
     if status == 404:
         return AttemptFailed("refused", BadGateway("The engine does not serve this endpoint.", detail=detail))
-    if 400 <= status < 500 and status not in (408, 429):
-        return AttemptFailed("refused", _client_fault(message, endpoint), Verdict.CLIENT_FAULT)
+    if (400 <= status < 500 and status not in (408, 429)) or _SURROGATE.search(message):
+        return AttemptFailed("refused", _client_fault(message, param, call), Verdict.CLIENT_FAULT)
     if status in (408, 429, 503):
         busy = Unavailable("The engine is at capacity.", code="engine_overloaded", retry_after_s=2, detail=detail)
         return AttemptFailed("busy", busy, Verdict.BUSY)
     return AttemptFailed("broken", BadGateway("The engine failed to answer.", detail=detail))
 
 
-def _client_fault(message: str, endpoint: Endpoint) -> GatewayError:
-    """Without a `detail`, which would be logged: what the engine says of a client's fault may quote the prompt."""
-    if _CONTEXT.search(message):
-        # LangChain looks for the code in the text, since openai-python 3 no longer puts it there.
-        text = f"{message.strip()} (context_length_exceeded)"
-        return InvalidRequest(text, param=_CONTEXT_PARAMS.get(endpoint, "messages"), code="context_length_exceeded")
-    if _TOO_MANY_TOKENS.search(message):
-        return InvalidRequest(message, param="max_tokens", code="invalid_value")
-    found = _validation(message)
-    if found is not None:
-        where, what = found
-        return InvalidRequest(f"Invalid value for '{where}': {what}." if where else f"{what}.", param=where or None, code="invalid_value")
-    message = _SOURCE.sub("", message).strip()
-    if _LEAK.search(message):
-        message = "The engine refused this request as invalid."
-    return InvalidRequest(message, param="response_format" if "grammar" in message else None, code="invalid_value")
-
-
-def _validation(message: str) -> tuple[str, str] | None:
-    """Place and reason out of a validation dump: of many complaints (one for each branch of each union) those that go deepest."""
-    found = [(_place(match[1]), match[2] or match[3]) for match in _DUMP.finditer(message)]
-    if not found:
-        printed = _PRINTED.search(message)
-        if printed is None:
+def error_of(event: bytes, call: Call) -> AttemptFailed | None:
+    """The error that an event of a stream of chunks is, if it is one; its `code` is the status SGLang would have answered with."""
+    content = event[6:]
+    found = error_decoder.decode(content)
+    error = found.error
+    if error is None:
+        if found.object != "error":
             return None
-        found = [(_place(", ".join(repr(int(step) if step.isdigit() else step) for step in printed[1].split("."))), printed[2].strip())]
-    deepest = max((place for place, _ in found), key=lambda place: place.count(".") + place.count("["))
-    reasons = dict.fromkeys(what.removeprefix("Value error, ").rstrip(".") for place, what in found if place == deepest)
-    return deepest, ", or ".join(list(reasons)[:6])
-
-
-def _place(steps: str) -> str:
-    """A place as OpenAI writes it, `messages[0].role`, from the steps of a dump."""
-    place = ""
-    for name, index in _STEP.findall(steps):
-        if index:
-            place += f"[{index}]"
-        elif name != "body" and not _INNER_STEP.search(name):
-            place += f".{name}" if place else name
-    return place
-
-
-def _message(content: bytes) -> str:
-    """The human part of any of the shapes."""
+        code = found.code
+    else:
+        code = error.get("code") if isinstance(error, dict) else None
     try:
-        found: Any = msgspec.json.decode(content)
-    except msgspec.DecodeError:
-        return content[:200].decode("utf-8", "replace")
-    while isinstance(found, dict):
-        found = found.get("error") or found.get("message") or found.get("detail") or ""
-    return str(found)
+        status = int(code) if isinstance(code, int | str) else 500
+    except ValueError:  # a word
+        status = 500
+    return failure(status if 400 <= status < 600 else 500, content, call)
 
 
-def named_error(content: bytes, endpoint: Endpoint) -> AttemptFailed:
+def named_error(content: bytes, call: Call) -> AttemptFailed:
     """The error of a named event, or of a response that failed: Anthropic's types name a status, SGLang's responses only speak."""
     content = content.removeprefix(b"data: ").strip()
     try:
@@ -110,18 +81,12 @@ def named_error(content: bytes, endpoint: Endpoint) -> AttemptFailed:
         found = ErrorEvent()
     error = found.error or (found.response.error if found.response is not None else None) or NamedError()
     status = _STATUS_OF.get(error.type or "", 503 if _BUSY.search(error.message or "") else 500)
-    return failure(status, msgspec.json.encode({"error": {"message": error.message or "no reason given"}}), endpoint)
+    return failure(status, msgspec.json.encode({"error": {"message": error.message or "no reason given"}}), call)
 
 
-def error_of(event: bytes, endpoint: Endpoint) -> AttemptFailed:
-    """An error event; what it carries as `code` is the status SGLang would have answered with."""
-    content = event.strip()[5:]
-    try:
-        code = msgspec.json.decode(content, type=WithError).error.code
-        status = int(code) if code is not None else 500
-    except (msgspec.DecodeError, ValueError):
-        status = 500
-    return failure(status if 400 <= status < 600 else 500, content, endpoint)
+def nonsense(detail: str) -> AttemptFailed:
+    """What came makes no sense."""
+    return AttemptFailed("broken", BadGateway("The engine sent nonsense.", detail=detail))
 
 
 def aborted() -> AttemptFailed:
@@ -133,3 +98,60 @@ def aborted() -> AttemptFailed:
 def cut(detail: str) -> AttemptFailed:
     """The answer ended before it was finished."""
     return AttemptFailed("cut", BadGateway("The engine's answer ended before it was finished.", detail=detail))
+
+
+def _client_fault(message: str, param: str | None, call: Call) -> GatewayError:
+    """Its `detail`, which is logged, holds only what was taken out of the text: what the engine says of a client's fault may quote the
+    prompt."""
+    if _SURROGATE.search(message):
+        return InvalidRequest("The request holds half of a surrogate pair, which is no character.", param=param, code="invalid_value")
+    found = complaints.explained(message)
+    if found is not None:
+        return _invalid(*found, call)
+    cleaned = Cleaned(_in_the_clients_words(message, call), call.fields)
+    detail = f"taken out of the engine's words: {', '.join(cleaned.removed)}"[:_LOGGED] if cleaned.removed else None
+    text = cleaned.text if cleaned.says_something or (cleaned.text and not cleaned.removed) else _REFUSED
+    if _CONTEXT.search(message):
+        # LangChain looks for the code in the text, since openai-python 3 no longer puts it there.
+        text = f"{text.removesuffix(' None')} (context_length_exceeded)"
+        return InvalidRequest(text, param=_CONTEXT_PARAMS.get(call.endpoint, "messages"), code="context_length_exceeded", detail=detail)
+    return InvalidRequest(text, param=param or _param(text, call), code="invalid_value", detail=detail)
+
+
+def _invalid(where: str, what: str, call: Call) -> GatewayError:
+    """What a validation found wrong; of an engine's own texts there may be some inside."""
+    cleaned = Cleaned(what, call.fields)
+    if not where:
+        return InvalidRequest(f"{cleaned.text}.", param=_param(what, call), code="invalid_value")
+    if what == "Field required":
+        return InvalidRequest(f"Missing required parameter: '{where}'.", param=where, code="missing_required_parameter")
+    return InvalidRequest(f"Invalid value for '{where}': {cleaned.text}.", param=where, code="invalid_value")
+
+
+def _in_the_clients_words(message: str, call: Call) -> str:
+    """Names of the engine's own for what the client has sent under another."""
+    for inside, outside in _INSIDE.items():
+        if inside in message and inside not in call.fields:
+            names = (*BOUNDS.get(call.endpoint, ()), outside) if inside == "max_new_tokens" else (outside,)
+            message = message.replace(inside, next((name for name in names if name in call.fields), outside))
+    return message
+
+
+def _param(text: str, call: Call) -> str | None:
+    """The parameter that a text speaks of: the first of the client's that it names."""
+    if "grammar" in text:
+        return next((name for name in _GRAMMARS if name in call.fields), None)
+    return next((name for name in _NAME.findall(text) if name in call.fields and ("_" in name or name in _PLAIN)), None)
+
+
+def _message(content: bytes) -> tuple[str, str | None]:
+    """The human part of any of the shapes, and the parameter where it names one."""
+    try:
+        found: Any = msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return content[:200].decode("utf-8", "replace"), None
+    param: Any = None
+    while isinstance(found, dict):
+        param = found.get("param") or param
+        found = found.get("error") or found.get("message") or found.get("detail") or ""
+    return str(found), param if isinstance(param, str) else None

@@ -11,7 +11,7 @@ import msgspec
 
 from backends.sglang_dsv3.config import HostConfig
 from backends.sglang_dsv3.shapes import AgentStatus, Load, Loads, Machine, ModelInfo
-from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response, Transport, to_host
+from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response, Transport, request, to_host
 from gateway.errors import BadGateway
 from gateway.plugin import AttemptFailed, Gpu, ServiceState, Stats, Target
 
@@ -25,8 +25,6 @@ MAX_SMALL_BYTES = 64 << 10
 class EngineHost:
     """One host, launched, named or resolved."""
 
-    options = Options()
-
     def __init__(
         self,
         name: str,
@@ -36,6 +34,7 @@ class EngineHost:
         canary: Mapping[str, float] | None = None,
     ) -> None:
         self.config = config
+        self.options = Options()
         self._canary = canary or {}
         self._share = 1.0
         self._details: dict[str, Any] = {}
@@ -78,7 +77,7 @@ class EngineHost:
     async def get(self, path: str, limit_s: float = PROBE_TIMEOUT_S) -> tuple[int, bytes]:
         """Status and body of a small answer; raises ConnectFailed, ConnectionLost or TimeoutError."""
         async with asyncio.timeout(limit_s):
-            response = await self.transport().request("GET", path, connect_s=PROBE_TIMEOUT_S)
+            response = await request(self.transport(), "GET", path, connect_s=PROBE_TIMEOUT_S)
             try:
                 return response.status, await small(response)
             finally:
@@ -90,7 +89,7 @@ class EngineHost:
         if self._agent is None:
             self._agent = to_host(self.config.agent.rstrip("/"), Options())
         async with asyncio.timeout(PROBE_TIMEOUT_S):
-            response = await self._agent.request("GET", path, connect_s=PROBE_TIMEOUT_S)
+            response = await request(self._agent, "GET", path, connect_s=PROBE_TIMEOUT_S)
             try:
                 return response.status, await small(response)
             finally:
@@ -253,7 +252,7 @@ def service_name(backend: str, index: int) -> str:
 
 async def small(response: Response) -> bytes:
     """A body of which no more than MAX_SMALL_BYTES are of interest."""
-    content = b""
+    content = bytearray()
     while len(content) < MAX_SMALL_BYTES and (part := await response.read()):
         content += part
-    return content[:MAX_SMALL_BYTES]
+    return bytes(content[:MAX_SMALL_BYTES])

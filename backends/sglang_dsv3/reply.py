@@ -6,11 +6,11 @@ from collections.abc import Container, Mapping
 
 import msgspec
 
-from backends.sglang_dsv3 import answer, exact, failures, stream, translate
+from backends.sglang_dsv3 import answer, breaking, exact, failures, stream, translate
 from backends.sglang_dsv3.abandon import MAX_JSON_BYTES, Abandoned
 from backends.sglang_dsv3.host import EngineHost, small
 from backends.sglang_dsv3.stream import EventStream
-from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Response
+from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Response, Unanswered, request
 from gateway.errors import BadGateway, Unavailable
 from gateway.plugin import AttemptFailed, Call, Reply, Terms, Usage
 
@@ -38,7 +38,7 @@ class SGLangReply(Reply):
         self._response: Response | None = None
         self._source: EventStream | None = None
         # What was read of a JSON answer.
-        self._parts: list[bytes] = []
+        self._begun: bytes | bytearray = b""
         # Whether the engine may be at work for this attempt.
         self._working = False
         self._closed = False
@@ -70,6 +70,8 @@ class SGLangReply(Reply):
     async def _ask(self) -> None:
         call, terms = self._call, self._terms
         translate.refuse_internal(call, self._allowed)
+        if not breaking.SUSPECTS.isdisjoint(call.fields):
+            breaking.refuse(call)
         served_name = await self._host.served_name() if translate.needs_served_name(call) else None
         if isinstance(call.continues, exact.Progress):
             self.progress = call.continues.copy()
@@ -81,10 +83,13 @@ class SGLangReply(Reply):
             path, payload = str(call.endpoint), translate.engine_body(call, terms, served_name)
         response = await self._send(path, payload)
         self._working = True
-        await response.head()
+        try:
+            await response.head()
+        except Unanswered as error:
+            response = await self._anew(path, payload, error)
         if response.status != 200:
             self._working = False
-            raise failures.failure(response.status, await small(response), call.endpoint)
+            raise failures.failure(response.status, await small(response), call)
         if not call.stream:
             await self._read_whole(response, served_name)
             return
@@ -96,19 +101,33 @@ class SGLangReply(Reply):
         self.content_type = b"text/event-stream; charset=utf-8"
         self._first = await self.next()
 
-    async def _send(self, path: str, payload: bytes) -> Response:
-        response = self._response = await self._host.transport().send("POST", path, payload, self._trace, self._connect_s)
+    async def _send(self, path: str, payload: bytes, fresh: bool = False) -> Response:
+        response = self._response = await self._host.transport().send("POST", path, payload, self._trace, self._connect_s, fresh)
         self.connected_at = response.connected_at
+        return response
+
+    async def _anew(self, path: str, payload: bytes, lost: Unanswered) -> Response:
+        """The same on a fresh connection, once: the first one had been closed. Where there is no other to be had the first loss is the
+        failure: nobody can say then that nothing was done."""
+        assert self._response is not None
+        self._working = False
+        self._release(self._response)
+        try:
+            response = await self._send(path, payload, fresh=True)
+            self._working = True
+            await response.head()
+        except ConnectFailed:
+            raise lost from None
         return response
 
     async def _prompt_ids(self) -> list[int]:
         """The prompt as the chat template and the tokenizer make it; raises AttemptFailed for what chat would refuse too."""
-        response = await self._send("/tokenize", exact.tokenize_body(self._call))
-        await response.head()
+        asked = exact.tokenize_body(self._call)
+        response = self._response = await request(self._host.transport(), "POST", "/tokenize", asked, self._trace, self._connect_s)
         content = await self._content(response)
         self._release(response)
         if response.status != 200:
-            raise failures.failure(response.status, content, self._call.endpoint)
+            raise failures.failure(response.status, content, self._call)
         try:
             return exact.prompt_ids(content)
         except msgspec.DecodeError as error:
@@ -127,15 +146,15 @@ class SGLangReply(Reply):
         response.close()
 
     async def _content(self, response: Response) -> bytes:
-        parts, size = self._parts, 0
+        content: bytes | bytearray = await response.read()
+        self._begun = content
         while part := await response.read():
-            parts.append(part)
-            size += len(part)
-            if size > MAX_JSON_BYTES:
+            if isinstance(content, bytes):
+                content = self._begun = bytearray(content)
+            content += part
+            if len(content) > MAX_JSON_BYTES:
                 raise AttemptFailed("broken", BadGateway("The engine's answer is too large."))
-        content = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
-        return content
+        return bytes(content)
 
     async def next(self) -> bytes:
         """See `Reply`."""
@@ -173,7 +192,7 @@ class SGLangReply(Reply):
         if source is not None and source.complete:
             response.finish()
         elif self._working:
-            self.late = self._abandoned.stop(self._host, self._call, self._terms, response, source, self._parts)
+            self.late = self._abandoned.stop(self._host, self._call, self._terms, response, source, bytes(self._begun))
         else:
             response.close()
         return self.usage

@@ -39,7 +39,11 @@ def read(delivered: bytes) -> Delivered:
     for event in delivered.split(b"\n\n"):
         if not event.startswith(b"data: {"):
             continue
-        chunk = chunk_decoder.decode(event[6:])
+        try:
+            chunk = chunk_decoder.decode(event[6:])
+        except msgspec.DecodeError:  # content of another shape than text
+            found.sound = False
+            continue
         found.created = found.created or chunk.created
         found.usage_shown = found.usage_shown or (not chunk.choices and chunk.usage is not None)
         for choice in chunk.choices:
@@ -69,9 +73,17 @@ def limit_of(call: Call, terms: Terms) -> int | None:
     """The bound on the answer's tokens: the call's own word, else the core's."""
     for name in BOUNDS[call.endpoint]:
         if name in call.fields:
-            found = msgspec.json.decode(call.fields[name])
-            return found if isinstance(found, int) and found > 0 else None
+            return _number(call.fields[name])
     return terms.bound
+
+
+def _number(value: msgspec.Raw) -> int | None:
+    """A bound as SGLang reads it: `4`, `4.0` and `"4"` are the same; None for what bounds nothing."""
+    try:
+        found = int(msgspec.json.decode(value, type=int, strict=False))
+    except msgspec.ValidationError:
+        return None
+    return found if found > 0 else None
 
 
 def resume(call: Call, terms: Terms, delivered: bytes, usage: Usage | None) -> Call | Reply | None:

@@ -125,16 +125,18 @@ class ErrorEvent(msgspec.Struct):
     response: Failed | None = None
 
 
-class ErrorCode(msgspec.Struct):
-    """`code` is the status that SGLang would have answered with."""
+class Typed(msgspec.Struct):
+    """An event that says its own name."""
 
-    code: int | str | None = None
+    type: str | None = None
 
 
-class WithError(msgspec.Struct):
-    """An error in a stream of chunks."""
+class MaybeError(msgspec.Struct):
+    """Where an error may stand in a stream of chunks: in a member of its own, or as the event itself."""
 
-    error: ErrorCode
+    error: Any = None
+    object: Any = None
+    code: Any = None
 
 
 class AnswerChoice(msgspec.Struct):
@@ -235,6 +237,9 @@ class Tokens(msgspec.Struct):
 
 
 answer_decoder = msgspec.json.Decoder(Answer)
+typed_decoder = msgspec.json.Decoder(Typed)
+error_decoder = msgspec.json.Decoder(MaybeError)
+members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 raw_decoder = msgspec.json.Decoder(msgspec.Raw)
 usage_decoder = msgspec.json.Decoder(WithUsage)
 chunk_decoder = msgspec.json.Decoder(Chunk)

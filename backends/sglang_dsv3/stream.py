@@ -2,12 +2,13 @@
 
 No I/O here: bytes of the engine go in, bytes for the client come out.
 
-What is looked for are byte patterns that cannot occur inside a JSON string (a quote there is escaped), so no event is decoded but
-those with the usage. SGLang writes compact JSON; errors start with `data: {"error"`.
+Events come here in one form (see `framing`). What is looked for are byte patterns that cannot occur inside a JSON string (a quote there is
+escaped), so no event is decoded but those with the usage and those that may be an error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import msgspec
@@ -15,15 +16,14 @@ import msgspec
 from backends.sglang_dsv3 import failures
 from backends.sglang_dsv3.answer import Edit, renaming, usage_of
 from backends.sglang_dsv3.failures import cut
-from backends.sglang_dsv3.shapes import Continuation
-from gateway.errors import BadGateway
+from backends.sglang_dsv3.framing import Framing, Malformed
+from backends.sglang_dsv3.shapes import Continuation, members_decoder
 from gateway.plugin import AttemptFailed, Call, Endpoint, Terms, Usage
-from gateway.wire.sse import DONE, EventTooLarge, Splitter
+from gateway.wire.sse import DONE, MAX_EVENT_BYTES
 
 _FINISH = b'"finish_reason":"'
 _REASON = re.compile(rb'"finish_reason":\s*"(\w+)"')
 _ABORT = b'"finish_reason":"abort"'
-_ERROR = re.compile(rb'\s*data:\s*\{\s*"error"\s*:\s*[^n\s]')
 # The usage that ends an event, where `continuous_usage_stats` was asked for.
 _TAIL = re.compile(rb',"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})\}\n\n\Z')
 _CREATED = re.compile(rb'"created":\d+')
@@ -33,15 +33,18 @@ _NAME = re.compile(rb"event: ([\w.]+)\n")
 _PRELUDE = frozenset([b"", b"response.created", b"response.in_progress", b"message_start", b"ping"])
 _LAST = frozenset([b"response.completed", b"response.incomplete", b"message_stop"])
 _FAILED = frozenset([b"error", b"response.failed"])
+# What an engine may say before it begins to generate: SGLang's responses begin with the whole request, twice.
+MAX_HELD_BYTES = 2 * MAX_EVENT_BYTES
+MAX_HELD_EVENTS = 1000
 
 
 class EventStream:
     """Events of one answer, whatever its endpoint: `feed` it until `failure` or `complete` is set, `end` it where the bytes end."""
 
-    def __init__(self, call: Call, terms: Terms) -> None:
+    def __init__(self, call: Call, terms: Terms, framing: Framing) -> None:
         self._call = call
         self._prompt_tokens = terms.prompt_tokens
-        self._splitter = Splitter()
+        self._framing = framing
         # What ended the answer early; what was fed before it has been given out.
         self.failure: AttemptFailed | None = None
         # Whether it is whole.
@@ -57,11 +60,10 @@ class EventStream:
     def feed(self, data: bytes) -> bytes:
         """What of these bytes of the engine, and of those before, goes to the client: whole events, or nothing yet."""
         try:
-            events = self._splitter.feed(data)
-        except EventTooLarge as error:
-            self.failure = AttemptFailed("broken", BadGateway("The engine sent nonsense.", detail=str(error)))
+            return self._take(self._framing.feed(data))
+        except (Malformed, msgspec.DecodeError) as error:
+            self.failure = failures.nonsense(str(error))
             return b""
-        return self._take(events)
 
     def end(self) -> bytes:
         """The engine's bytes are at their end: what the client still lacks of a whole answer; else the failure is set."""
@@ -79,7 +81,8 @@ class EventStream:
         if not self.complete and self.failure is None:
             self.feed(data)
         else:
-            self._closing(self._splitter.feed(data))
+            with contextlib.suppress(Malformed):
+                self._closing(self._framing.feed(data))
         return self.usage is not None
 
     def _closing(self, events: list[bytes]) -> None:
@@ -97,7 +100,8 @@ class Chunks(EventStream):
     """Chat and completions: chunks, each choice with a finish, usage when asked for, `[DONE]`."""
 
     def __init__(self, call: Call, terms: Terms, served_name: str | None = None) -> None:
-        super().__init__(call, terms)
+        super().__init__(call, terms, Framing(False, self._foreign))
+        self._keep = bool(terms.keep)
         self._finishes = 0
         self._tail = b""
         self._continues: Continuation | None = call.continues if isinstance(call.continues, Continuation) else None
@@ -133,10 +137,20 @@ class Chunks(EventStream):
     def _without_usage(self, event: bytes) -> bytes:
         """The engine tells with every event what was used so far, for us alone: OpenAI's streams say it once."""
         at = event.rfind(b',"usage":{')
-        if at > 0 and b'"choices":[]' not in event and (found := _TAIL.match(event, at)):
+        if at > 0 and b'"choices":[{' in event and (found := _TAIL.match(event, at)):
             self._tail = found[1]
             return event[:at] + b"}\n\n"
         return event
+
+    def _foreign(self, event: bytes) -> bytes:
+        """An event that SGLang has not written: its usage may stand in any chunk, and anywhere in it."""
+        if b'"usage":{' not in event or b'"choices":[{' not in event:
+            return event
+        members = members_decoder.decode(event[6:])
+        self._tail = bytes(members.pop("usage"))
+        if self._call.show_usage and not self._keep:
+            return event
+        return b"data: " + msgspec.json.encode(members) + b"\n\n"
 
     def _joined(self, event: bytes) -> bytes:
         """An event of a continued answer as one of the answer it continues: no role again, created when that was."""
@@ -150,7 +164,8 @@ class Chunks(EventStream):
         found = _ID.match(event)
         if not found:
             return event
-        self.ids.add(found[1].decode("latin-1"))
+        if len(self.ids) < self._call.choices:
+            self.ids.add(found[1].decode("latin-1"))
         return self._id + event[found.end() :]
 
     def _totals(self, event: bytes, before: Continuation, usage: Usage) -> bytes:
@@ -165,7 +180,7 @@ class Chunks(EventStream):
 
     def end(self) -> bytes:
         """See `EventStream`: when every choice has finished only the closing line is missing."""
-        if self.failure is None and self._finishes >= self._call.choices and not self._splitter.pending:
+        if self.failure is None and self._finishes >= self._call.choices and not self._framing.pending:
             self.complete = True
             return DONE
         self.failure = self.failure or cut(f"the stream ended after {self._finishes} of {self._call.choices} finishes")
@@ -182,17 +197,19 @@ class Chunks(EventStream):
                     out.append(event)
                     self.complete = True
                 break
-            if b'"error"' in event and _ERROR.match(event):
-                self.failure = failures.error_of(event, self._call.endpoint)
-                break
+            if b'"error"' in event:
+                self.failure = failures.error_of(event, self._call)
+                if self.failure is not None:
+                    break
             if _FINISH in event:
                 if _ABORT in event:
                     self.failure = failures.aborted()
                     self._closing(events)
                     break
                 self._finishes += event.count(_FINISH)
-                self.reasons += [reason.decode("latin-1") for reason in _REASON.findall(event)]
-            elif b'"choices":[]' in event and b'"usage":{' in event:
+                if len(self.reasons) < self._call.choices:
+                    self.reasons += [reason.decode("latin-1") for reason in _REASON.findall(event)]
+            elif b'"usage":{' in event and b'"choices":[{' not in event:
                 usage = self.usage = usage_of(event[6:])
                 if self._continues is not None and usage is not None:
                     event = self._totals(event, self._continues, usage)
@@ -213,10 +230,11 @@ class NamedEvents(EventStream):
     """
 
     def __init__(self, call: Call, terms: Terms, served_name: str | None = None) -> None:
-        super().__init__(call, terms)
+        super().__init__(call, terms, Framing(True))
         self._edit = renaming(served_name, call.model) if served_name is not None else _as_it_is
         self._begun = False
         self._held: list[bytes] = []
+        self._held_bytes = 0
 
     def _take(self, events: list[bytes]) -> bytes:
         out = self._held
@@ -224,7 +242,7 @@ class NamedEvents(EventStream):
             found = _NAME.match(event)
             name = found[1] if found else b""
             if name in _FAILED:
-                self.failure = failures.named_error(event[found.end() :] if found else event, self._call.endpoint)
+                self.failure = failures.named_error(event[found.end() :] if found else event, self._call)
                 break
             if b'"usage":{' in event:
                 self.usage = usage_of(event[event.find(b"data: ") + 6 :], self.usage)
@@ -235,6 +253,9 @@ class NamedEvents(EventStream):
                 break
             self.passed += name.endswith(b"delta")
         if not self._begun:
+            self._held_bytes += sum(map(len, events))
+            if self._held_bytes > MAX_HELD_BYTES or len(out) > MAX_HELD_EVENTS:
+                self.failure = failures.nonsense(f"{len(out)} events, {self._held_bytes} bytes, and none of the answer itself")
             return b""
         self._held = []
         return b"".join(out)

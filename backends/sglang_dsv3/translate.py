@@ -64,6 +64,7 @@ _COUNTED = {"include_usage": True}
 _COUNTING = {"include_usage": True, "continuous_usage_stats": True}
 _ENCODED = {False: body.encode(_COUNTED), True: body.encode(_COUNTING)}
 _encoder = msgspec.json.Encoder()
+_FALSE = msgspec.Raw(b"false")
 _options = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -80,11 +81,11 @@ def needs_served_name(call: Call) -> bool:
 
 
 def refuse_internal(call: Call, allowed: Container[str] = ()) -> None:
-    """Raises InvalidRequest for a parameter that only the operator may set, or allow."""
+    """Raises InvalidRequest for a parameter that only the operator may set, or allow. `false` asks for nothing."""
     if INTERNAL_FIELDS.isdisjoint(call.fields):
         return
     for name in call.fields:
-        if name in INTERNAL_FIELDS and name not in allowed:
+        if name in INTERNAL_FIELDS and name not in allowed and call.fields[name] != _FALSE:
             raise InvalidRequest(f"Unsupported parameter: '{name}' is internal to the engine.", param=name, code="unsupported_parameter")
 
 

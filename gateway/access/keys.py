@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from gateway import config
 from gateway.access.limits import rules
 from gateway.access.limits.rules import Limit, Unit
-from gateway.config import KeyEntry, Limits, Settings, instant, verify_key, verify_key_values
+from gateway.config import KeyEntry, Limits, Settings, checks, verify_key
+from gateway.config.tree import KeyHash
 from gateway.errors import ConfigError
 
 log = logging.getLogger("penstock.keys")
@@ -29,36 +31,47 @@ class StoredKey(KeyEntry, kw_only=True, frozen=True):
     """A key that was made while the gateway runs. After a rotation the former one works on until `old_until` (seconds since 1970)."""
 
     created: float = 0.0
-    old_hash: str | None = None
+    old_hash: KeyHash | None = None
     old_until: float = 0.0
 
 
-def checked(entry: StoredKey, settings: Settings) -> StoredKey:
+class KeyList(msgspec.Struct, frozen=True):
+    """Stored keys by name, the version of the list (0 where none was ever stored), and when that was confirmed, in seconds since 1970."""
+
+    version: int = 0
+    keys: dict[str, StoredKey] = {}
+    at: float = 0.0
+
+
+def checked(entry: StoredKey, settings: Settings, path: str = "") -> StoredKey:
     """A key that may be stored: what a key in the file must satisfy, by the same rules. Raises ConfigError."""
-    verify_key(entry, "", settings)
-    _verify_rotation(entry)
+    verify_key(entry, path, settings)
     return entry
 
 
 def read(name: str, content: bytes) -> StoredKey:
     """A stored key as it was written, perhaps by another version or by hand; its models need not be ours. Raises ConfigError."""
     try:
-        entry = msgspec.json.decode(content, type=StoredKey)
+        entry = _sound(content) or config.convert(msgspec.json.decode(content), StoredKey, "")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError("", str(error) or type(error).__name__) from None
     if entry.name != name:
         raise ConfigError("name", f"'{entry.name[:64]}' is stored under another name")
-    try:
-        verify_key_values(entry, "")
-        _verify_rotation(entry)
-    except ConfigError as error:
-        raise ConfigError(error.path.lstrip("."), error.problem) from None
     return entry
 
 
-def _verify_rotation(entry: StoredKey) -> None:
-    if entry.old_hash is not None:
-        verify_key_values(msgspec.structs.replace(entry, hash=entry.old_hash), "old_hash")
+def _sound(content: bytes) -> StoredKey | None:
+    """The key, if nothing is wrong with it: the list is read whole at every change, and saying what is wrong takes far longer."""
+    try:
+        entry = msgspec.json.decode(content, type=StoredKey)
+        for digest in (entry.hash, entry.old_hash):
+            if digest is not None:
+                checks.key_hash(digest)
+        if entry.expires is not None:
+            checks.instant(entry.expires)
+    except (ValueError, OverflowError, RecursionError):  # msgspec's own are ValueErrors
+        return None
+    return entry
 
 
 class Caller:
@@ -75,7 +88,7 @@ class Caller:
         self.max_n, self.max_tokens = entry.max_n, entry.max_tokens
         self.max_prompt_bytes, self.max_grammar_bytes = entry.max_prompt_bytes, entry.max_grammar_bytes
         self.priority = entry.priority
-        self.expires_at = instant(entry.expires) if entry.expires is not None else float("inf")
+        self.expires_at = config.instant(entry.expires) if entry.expires is not None else float("inf")
         isolated = entry.name and settings.limits.isolate_prefix_cache
         # Whoever shares a prefix cache can tell by its speed what others have asked. The name would do; its hash cannot be guessed at.
         self.salt = hashlib.sha256(f"penstock:{entry.name}:{entry.hash}".encode()).hexdigest()[:32] if isolated else ""
@@ -120,6 +133,8 @@ class Keys:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._confirmed_at = time.monotonic()
+        self._lost = 0
+        self.known = KeyList()
         self.required = settings.keys_required()
         self.nobody = Caller(None, settings)
         self._configured = [
@@ -149,9 +164,15 @@ class Keys:
         hashes = [(entry.hash, float("inf")), *([(entry.old_hash, entry.old_until)] if entry.old_hash is not None else [])]
         return [(bytes.fromhex(digest.removeprefix("sha256:")), caller, until) for digest, until in hashes]
 
-    def confirmed(self) -> None:
-        """The stored keys are those that were last learnt."""
+    def begin(self, known: KeyList) -> None:
+        """With what was known to this gateway before."""
+        self.known = known
+        self.learn(known.keys)
+
+    def confirmed(self, lost: int) -> None:
+        """The stored keys are those that were last learnt; so many of them the store has lost."""
         self._confirmed_at = time.monotonic()
+        self._lost = lost
 
     def age_s(self) -> float:
         """For how long the stored keys have not been confirmed, in seconds; 0 where there can be none."""
@@ -160,7 +181,9 @@ class Keys:
     def problem(self) -> str:
         """What an operator should know of the stored keys, or ""."""
         age_s = self.age_s()
-        return f"the list of stored keys is {age_s:.0f} s old: a key revoked since then still works" if age_s > STALE_S else ""
+        if age_s > STALE_S:
+            return f"the list of stored keys is {age_s:.0f} s old: a key revoked since then still works"
+        return f"Redis has lost {self._lost} stored keys, which still work here: penstock keys restore" if self._lost else ""
 
     def _index(self) -> None:
         self._by_start = {}

@@ -20,6 +20,7 @@ import msgspec
 from gateway.access.limits import rules
 from gateway.access.limits.rules import Row
 from gateway.config import Price
+from gateway.home import private
 from gateway.telemetry.record import Record
 
 # Requests by how they ended. `lost`: they were open at a gateway that died, and what they used is not known.
@@ -188,9 +189,9 @@ class File:
 
     def write(self, rows: Rows) -> None:
         """All or nothing: whoever reads it finds the whole of what was written before, or the whole of this."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = self._path.with_suffix(".new")
-        with fresh.open("wb") as out:
+        with open(fresh, "wb", opener=private) as out:
             out.write(msgspec.json.encode(packed(rows)))
             out.flush()
             os.fsync(out.fileno())

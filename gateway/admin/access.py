@@ -8,6 +8,8 @@ import hashlib
 import hmac
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from gateway.admin.contract import Operated
 from gateway.config import Settings, admin_address, is_loopback
@@ -17,9 +19,9 @@ from gateway.wire.asgi import Scope, header
 
 # What asks nothing of the operator.
 OPEN = frozenset({"/livez", "/readyz"})
-_READING = frozenset({"GET", "HEAD"})
+READING = frozenset({"GET", "HEAD"})
 # Of one address within a minute: failures that cost nothing, the longest wait, and how many addresses are remembered.
-FREE_FAILURES, FORGIVEN_AFTER_S, LONGEST_WAIT_S, _REMEMBERED = 3, 60.0, 8.0, 1000
+FREE_FAILURES, FORGIVEN_AFTER_S, LONGEST_WAIT_S, MAX_REMEMBERED = 3, 60.0, 8.0, 1000
 
 
 class WrongKey(InvalidRequest):
@@ -49,6 +51,27 @@ class NotJson(InvalidRequest):
     code = "unsupported_media_type"
 
 
+class Operator(NamedTuple):
+    """Whose key it is, and what it may: `read`, `keys` (and read) or `all`; `metrics` is one that is known at those alone."""
+
+    name: str
+    role: str
+
+
+class Forbidden(InvalidRequest):
+    """The key is good, and not for this."""
+
+    status = 403
+    code = "insufficient_role"
+
+    def __init__(self, operator: Operator) -> None:
+        super().__init__(f"The admin key '{operator.name}' has the role '{operator.role}', which may not do this.")
+
+
+# Who reads what wants no key.
+NOBODY = Operator("", "metrics")
+
+
 class Throttle:
     """Whoever guesses at the admin key waits longer each time; others do not."""
 
@@ -61,7 +84,7 @@ class Throttle:
         count, until = self._failures.pop(client, (0, 0.0))
         count = count + 1 if now < until else 1
         self._failures[client] = (count, now + FORGIVEN_AFTER_S)
-        if len(self._failures) > _REMEMBERED:
+        if len(self._failures) > MAX_REMEMBERED:
             self._failures.popitem(last=False)
         if count > FREE_FAILURES:
             await asyncio.sleep(min(0.5 * 2 ** (count - FREE_FAILURES - 1), LONGEST_WAIT_S))
@@ -74,31 +97,37 @@ class Access:
         self._process = process
         self._throttle = Throttle()
 
-    async def admit(self, scope: Scope) -> None:
-        """Raises CrossSite, UnknownHost, WrongKey, NotJson, or Unavailable where there is no key to be had."""
+    async def identify(self, scope: Scope) -> Operator:
+        """Who asks; raises CrossSite, UnknownHost, WrongKey, or Unavailable where there is no key at all."""
         settings = self._process.settings
         if origin.cross_site(scope):
             raise origin.CrossSite("This request comes from a web page of another origin, which may not use the admin API.")
         if scope["path"] in OPEN:
-            return
-        reading = scope["method"] in _READING
-        if scope["path"] == "/metrics" and reading and open_metrics(settings):
+            return NOBODY
+        if scope["path"] == "/metrics" and scope["method"] in READING and open_metrics(settings):
             if not self._own(origin.host_name(scope), settings):
                 raise UnknownHost("This is not the name of this gateway's admin API; ask for it by its own address.")
-            return
-        await self._check_key(scope, settings)
-        if not reading and (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower() != b"application/json":
-            raise NotJson("What changes something must have 'content-type: application/json', with or without a body.")
+            return NOBODY
+        return await self._whose(scope, settings)
 
     def _own(self, name: str, settings: Settings) -> bool:
         address = admin_address(settings.listen)
         return is_loopback(name) or (address is not None and name == address[0])
 
-    async def _check_key(self, scope: Scope, settings: Settings) -> None:
-        hashes = [settings.admin.key_hash or self._process.made_key_hash()]
-        if scope["path"] == "/metrics":
-            hashes.append(settings.admin.metrics_key_hash)
-        known = [bytes.fromhex(digest.removeprefix("sha256:")) for digest in hashes if digest is not None]
+    def _known(self, path: str, settings: Settings) -> Iterator[tuple[str, Operator]]:
+        """Hashes, and whose they are."""
+        admin = settings.admin
+        if admin.key_hash is not None:
+            yield admin.key_hash, Operator("admin", "all")
+        elif made := self._process.made_key_hash():
+            yield made, Operator("local", "all")
+        for key in admin.keys:
+            yield key.hash, Operator(key.name, key.role)
+        if admin.metrics_key_hash is not None and path == "/metrics":
+            yield admin.metrics_key_hash, Operator("metrics", "metrics")
+
+    async def _whose(self, scope: Scope, settings: Settings) -> Operator:
+        known = list(self._known(scope["path"], settings))
         if not known:
             raise Unavailable("There is no admin key, and none could be made: the gateway's log says why.", code="no_admin_key")
         sent = header(scope, b"authorization")
@@ -106,14 +135,31 @@ class Access:
             raise WrongKey
         scheme, _, secret = sent.partition(b" ")
         digest = hashlib.sha256(secret.strip()).digest()
-        if scheme.lower() != b"bearer" or not sum(hmac.compare_digest(digest, key) for key in known):
+        # All of them are compared, whichever it is.
+        found = [who for expected, who in known if hmac.compare_digest(digest, bytes.fromhex(expected.removeprefix("sha256:")))]
+        if scheme.lower() != b"bearer" or not found:
             await self._throttle.failed(scope["client"][0] if scope.get("client") else "")
             raise WrongKey
+        return found[0]
+
+
+def check(operator: Operator, scope: Scope) -> None:
+    """Whether this may be asked by whoever asks; raises Forbidden or NotJson."""
+    path: str = scope["path"]
+    of_keys = path.startswith(("/admin/keys", "/admin/stored-keys"))
+    if scope["method"] in READING or path in OPEN:
+        if operator.role == "read" and path.startswith("/admin/stored-keys"):  # hashes are in it
+            raise Forbidden(operator)
+        return
+    if operator.role != "all" and not (operator.role == "keys" and of_keys):
+        raise Forbidden(operator)
+    if (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower() != b"application/json":
+        raise NotJson("What changes something must have 'content-type: application/json', with or without a body.")
 
 
 def open_metrics(settings: Settings) -> bool:
     """Whether `/metrics` may be read without a key: on loopback, where no key was chosen for it. Other users of the machine can read it
     then; pages cannot."""
     address = admin_address(settings.listen)
-    chosen = settings.admin.key_hash or settings.admin.metrics_key_hash
-    return address is not None and is_loopback(address[0]) and chosen is None
+    chosen = settings.admin.key_hash or settings.admin.metrics_key_hash or settings.admin.keys
+    return address is not None and is_loopback(address[0]) and not chosen

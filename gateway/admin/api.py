@@ -4,13 +4,20 @@ workers do, on a listener of its own; nothing here is reachable from the public 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+import msgspec
+
 from gateway import __version__
-from gateway.admin import usage
-from gateway.admin.access import Access
+from gateway.access.keys import shown
+from gateway.admin import audit, usage
+from gateway.admin.access import NOBODY, Access, Operator, check
+from gateway.admin.audit import MAX_SHOWN, Audit, Entry
 from gateway.admin.contract import Operated
 from gateway.admin.handler import Answer, Handler, Request, as_json, from_store
 from gateway.admin.keys import Keys
@@ -20,7 +27,7 @@ from gateway.telemetry import metrics
 from gateway.telemetry import ring as records
 from gateway.telemetry.record import Record
 from gateway.wire import body
-from gateway.wire.asgi import App, Receive, Scope, Send, header
+from gateway.wire.asgi import Receive, Scope, Send, header
 from gateway.wire.visible import visible, visible_values
 
 log = logging.getLogger("penstock.admin")
@@ -30,31 +37,36 @@ _OPENMETRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 MAX_BODY = 64 << 10
 
 
-def build(process: Operated) -> App:
-    """The admin API of this process."""
-    table = _table(process)
-    access = Access(process)
+# What a change is about, as it stands.
+Subject = Callable[[Request], Awaitable[Any]]
 
-    async def answer(scope: Scope, receive: Receive, record: Record) -> Answer:
-        method, path = scope["method"], record.path
-        await access.admit(scope)
-        for pattern, handlers in table:
-            found = pattern.fullmatch(path)
-            if found is None:
-                continue
-            if method not in handlers:
-                raise MethodNotAllowed(method, path, list(handlers))
-            content = b"" if method == "GET" else await body.read(receive, MAX_BODY, process.settings.timeouts.body_s, None)
-            query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
-            accept = (header(scope, b"accept") or b"").decode("latin-1")
-            return await handlers[method](Request(found.groupdict(), query, content, accept))
-        raise UnknownUrl(method, path)
 
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+class Route(NamedTuple):
+    """A path as a pattern, who answers to which method, and what its changes are about."""
+
+    pattern: re.Pattern[str]
+    handlers: Mapping[str, Handler]
+    subject: Subject | None = None
+
+
+class Api:
+    """The admin API of a process, as an ASGI application."""
+
+    def __init__(self, process: Operated, kept: Audit) -> None:
+        self._process = process
+        self._access = Access(process)
+        self._audit = kept
+        self._routes = _table(process, kept)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
         record = Record(scope)
         headers = [(b"x-request-id", record.request_id.encode("latin-1"))]
+        who = NOBODY
         try:
-            status, kind, content = await answer(scope, receive, record)
+            who = await self._access.identify(scope)
+            check(who, scope)
+            status, kind, content = await self._answer(scope, receive, record, who)
             headers += [(b"content-type", kind), (b"content-length", b"%d" % len(content))]
         except Exception as raised:
             error: GatewayError = as_gateway_error(raised)
@@ -63,17 +75,66 @@ def build(process: Operated) -> App:
             status, rendered, content = render(error, record.request_id)
             headers += rendered
         if record.path.startswith("/admin"):
-            # However many there are of what was done; of what was refused a flood is nobody's history.
-            more = {"fields": {"audit": True}, "always": status < 400}
-            log.info("%s %s from %s: %d", record.method, visible(record.url), record.client, status, extra=more)
+            # Whatever an operator changes is written, however many there are; who looks every second, or has no key, fills no log.
+            more = {"fields": {"audit": True, "operator": who.name}, "always": bool(who.name) and record.method != "GET"}
+            sent = visible(record.url)
+            log.info("%s %s by %s from %s: %d", record.method, sent, who.name or "nobody", record.client, status, extra=more)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    return serve
+    async def _answer(self, scope: Scope, receive: Receive, record: Record, who: Operator) -> Answer:
+        method, path = scope["method"], record.path
+        for route in self._routes:
+            found = route.pattern.fullmatch(path)
+            if found is None:
+                continue
+            handler = route.handlers.get(method)
+            if handler is None:
+                raise MethodNotAllowed(method, path, list(route.handlers))
+            reading = method == "GET"
+            content = b"" if reading else await body.read(receive, MAX_BODY, self._process.settings.timeouts.body_s, None)
+            query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+            accept = (header(scope, b"accept") or b"").decode("latin-1")
+            request = Request(found.groupdict(), query, content, accept)
+            return await handler(request) if reading else await self._change(handler, request, route.subject, record, who)
+        raise UnknownUrl(method, path)
+
+    async def _change(self, handler: Handler, request: Request, subject: Subject | None, record: Record, who: Operator) -> Answer:
+        before = await _as_it_stands(subject, request)
+        status = 500
+        try:
+            answer = await handler(request)
+            status = answer[0]
+            return answer
+        except Exception as raised:
+            status = as_gateway_error(raised).status
+            raise
+        finally:
+            before, after = _difference(before, await _as_it_stands(subject, request))
+            what = f"{record.method} {visible(record.url)}"
+            self._audit.write(Entry(audit.now(), who.name, record.client, record.request_id, what, status, before, after))
 
 
-def _table(process: Operated) -> list[tuple[re.Pattern[str], dict[str, Handler]]]:
-    """Every path of the admin API: a pattern, and who answers to which method."""
+async def _as_it_stands(subject: Subject | None, request: Request) -> Any:
+    """What a change is about; None where it cannot be read, which the change itself will say."""
+    if subject is None:
+        return None
+    try:
+        return msgspec.to_builtins(await subject(request))
+    except Exception:
+        return None
+
+
+def _difference(before: Any, after: Any) -> tuple[Any, Any]:
+    """Of two mappings what differs; of anything else both."""
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return before, after
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return {name: before[name] for name in names if name in before}, {name: after[name] for name in names if name in after}
+
+
+def _table(process: Operated, kept: Audit) -> list[Route]:
+    """Every path of the admin API."""
 
     async def show_metrics(request: Request) -> Answer:
         _, counts = await process.look()
@@ -130,21 +191,43 @@ def _table(process: Operated) -> list[tuple[re.Pattern[str], dict[str, Handler]]
             raise Unavailable(waiting[0], code="engine_unavailable", retry_after_s=5)
         return as_json({"status": "ready"})
 
+    async def show_audit(request: Request) -> Answer:
+        count = request.query.get("last", "100")
+        if not count.isdecimal() or not 1 <= int(count) <= MAX_SHOWN:
+            raise InvalidRequest(f"'last' must be 1 to {MAX_SHOWN}.", param="last", code="invalid_value")
+        return as_json({"audit": await asyncio.to_thread(kept.last, int(count))})
+
+    async def host(request: Request) -> Any:
+        row = next((row for row in await process.hosts() if row.id == request.parts["host"]), None)
+        return {"state": row.state} if row is not None else None
+
+    async def key(request: Request) -> Any:
+        name = request.parts.get("name") or msgspec.json.decode(request.content)["name"]
+        stored = process.stored_keys()
+        found = (await stored.keys())[0].get(name) if stored is not None else None
+        return shown(found, "stored") if found is not None else None
+
+    async def configuration(request: Request) -> Any:
+        return {row["key"]: row["value"] for row in process.effective()}
+
     keys = Keys(process)
-    rows: list[tuple[str, dict[str, Handler]]] = [
-        ("/metrics", {"GET": show_metrics}),
-        ("/admin/workers", {"GET": show_workers}),
-        ("/admin/hosts", {"GET": show_hosts}),
-        ("/admin/hosts/(?P<host>.+)/drain", {"POST": drain(True)}),
-        ("/admin/hosts/(?P<host>.+)/undrain", {"POST": drain(False)}),
-        ("/admin/config", {"GET": show_config}),
-        ("/admin/reload", {"POST": reload}),
-        ("/admin/keys", {"GET": keys.show, "POST": keys.create}),
-        ("/admin/keys/(?P<name>[^/]+)", {"DELETE": keys.revoke}),
-        ("/admin/keys/(?P<name>[^/]+)/rotate", {"POST": keys.rotate}),
-        ("/admin/usage", {"GET": usage.handler(process)}),
-        ("/admin/requests/(?P<id>[^/]+)", {"GET": explain}),
-        ("/livez", {"GET": livez}),
-        ("/readyz", {"GET": readyz}),
+    rows: list[tuple[str, dict[str, Handler], Subject | None]] = [
+        ("/metrics", {"GET": show_metrics}, None),
+        ("/admin/workers", {"GET": show_workers}, None),
+        ("/admin/hosts", {"GET": show_hosts}, None),
+        ("/admin/hosts/(?P<host>.+)/drain", {"POST": drain(True)}, host),
+        ("/admin/hosts/(?P<host>.+)/undrain", {"POST": drain(False)}, host),
+        ("/admin/config", {"GET": show_config}, None),
+        ("/admin/reload", {"POST": reload}, configuration),
+        ("/admin/keys", {"GET": keys.show, "POST": keys.create}, key),
+        ("/admin/stored-keys", {"GET": keys.export, "POST": keys.take}, None),
+        ("/admin/stored-keys/restore", {"POST": keys.restore}, None),
+        ("/admin/keys/(?P<name>[^/]+)", {"DELETE": keys.revoke}, key),
+        ("/admin/keys/(?P<name>[^/]+)/rotate", {"POST": keys.rotate}, key),
+        ("/admin/usage", {"GET": usage.handler(process)}, None),
+        ("/admin/requests/(?P<id>[^/]+)", {"GET": explain}, None),
+        ("/admin/audit", {"GET": show_audit}, None),
+        ("/livez", {"GET": livez}, None),
+        ("/readyz", {"GET": readyz}, None),
     ]
-    return [(re.compile(pattern), handlers) for pattern, handlers in rows]
+    return [Route(re.compile(pattern), handlers, subject) for pattern, handlers, subject in rows]

@@ -7,6 +7,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,8 @@ from gateway.home import home
 from gateway.terminal import say
 
 _TIMEOUT_S = 30.0
+# Of an answer: a ledger of years is a few megabytes.
+MAX_ANSWER_BYTES = 64 << 20
 KEY_VARIABLE = "PENSTOCK_ADMIN_KEY"
 
 
@@ -39,30 +42,35 @@ class Client:
 
     def __init__(self, url: str | None, path: Path | None, key_file: Path | None) -> None:
         try:
-            self._url = url.rstrip("/") if url is not None else _configured(path)
+            self.url = url.rstrip("/") if url is not None else _configured(path)
             elsewhere = url is not None and not config.is_loopback(urllib.parse.urlsplit(url).hostname or "")
             self._key, self._origin = _find_key(key_file, elsewhere)
         except (ConfigError, OSError, ValueError) as error:
             refuse(str(error))
 
-    def ask(self, method: str, path: str, content: Any = None) -> bytes:
-        """Its answer's body; anything but success ends the command with what the gateway says."""
+    def ask(self, method: str, path: str, content: Any = None, accept: Container[int] = ()) -> bytes:
+        """Its answer's body; anything but success (or a status in `accept`) ends the command with what the gateway says."""
         data = msgspec.json.encode(content) if content is not None else None
         headers = {"content-type": "application/json", **({"authorization": f"Bearer {self._key}"} if self._key else {})}
-        request = urllib.request.Request(self._url + path, data, headers, method=method)  # noqa: S310 - the operator's own URL
+        request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310 - the operator's own URL
         try:
             with _opener.open(request, timeout=_TIMEOUT_S) as answer:
-                found: bytes = answer.read()
-                return found
+                found: bytes = answer.read(MAX_ANSWER_BYTES + 1)
         except urllib.error.HTTPError as error:
             with error:
-                reason = _reason(error.read()) or f"{error.code} {error.reason}"
+                said = error.read(MAX_ANSWER_BYTES)
+            if error.code in accept:
+                return said
+            reason = _reason(said) or f"{error.code} {error.reason}"
             if error.code == 401:
-                wrong = f"the admin key {self._origin} is not that of the gateway at {self._url}"
-                reason = wrong if self._key else f"the gateway at {self._url} wants its admin key: {self._origin}"
+                wrong = f"the admin key {self._origin} is not that of the gateway at {self.url}"
+                reason = wrong if self._key else f"the gateway at {self.url} wants its admin key: {self._origin}"
             refuse(reason)
         except (OSError, ValueError) as error:
-            refuse(f"no gateway answers at {self._url}: {getattr(error, 'reason', error)}")
+            refuse(f"no gateway answers at {self.url}: {getattr(error, 'reason', error)}")
+        if len(found) > MAX_ANSWER_BYTES:
+            refuse(f"what answers at {self.url} sends more than {MAX_ANSWER_BYTES >> 20} MB: that is no gateway")
+        return found
 
 
 def _find_key(key_file: Path | None, elsewhere: bool) -> tuple[str, str]:

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import urllib.parse
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from gateway.admin.client import KEY_VARIABLE, Client
-from gateway.terminal import say, say_json, say_lines
+from gateway.admin.client import KEY_VARIABLE, Client, refuse
+from gateway.terminal import say, say_json, say_lines, say_table
 
-_url = click.option("--admin", "url", help="Where the admin API is, such as http://127.0.0.1:9464; by default as the configuration says.")
-_file = click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="The configuration that says where the admin API is.")
-_key = click.option("--admin-key-file", type=click.Path(path_type=Path), help=f"A file with the admin key (or {KEY_VARIABLE}).")
+# The gateway reads 64 kB of a request; this leaves room for what is around the keys.
+_MAX_CONTENT = 60 << 10
 
 
-def _segment(text: str) -> str:
+def segment(text: str) -> str:
     """As one segment of a path, whatever bytes it was typed with."""
     return urllib.parse.quote(text, safe="", errors="surrogateescape")
 
 
-def _asks(command: Any) -> Any:
-    return _url(_file(_key(command)))
+def asks(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that say which gateway is asked and with which key; the command gets the `client`."""
+
+    @click.option("--admin", "url", help="Where the admin API is, such as http://127.0.0.1:9464; by default as the configuration says.")
+    @click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="The configuration that says where the admin API is.")
+    @click.option("--admin-key-file", type=click.Path(path_type=Path), help=f"A file with the admin key (or {KEY_VARIABLE}).")
+    @functools.wraps(command)
+    def with_client(url: str | None, path: Path | None, admin_key_file: Path | None, **more: Any) -> None:
+        command(client=Client(url, path, admin_key_file), **more)
+
+    return with_client
 
 
 @click.group()
@@ -41,14 +51,12 @@ def keys() -> None:
 @click.option("--expires", help="ISO 8601 date and time.")
 @click.option("--priority", type=int, help="Class in the queue, 0 (first) to 9.")
 @click.option("--set", "more", multiple=True, metavar="NAME=JSON", help="Any other field of a key, such as budget='{\"amount\": 50}'.")
-@_asks
+@asks
 def create(
+    client: Client,
     name: str,
     models: tuple[str, ...],
     more: tuple[str, ...],
-    url: str | None,
-    path: Path | None,
-    admin_key_file: Path | None,
     **fields: Any,
 ) -> None:
     """Make a key. It is shown this once."""
@@ -61,44 +69,126 @@ def create(
             wanted[field] = msgspec.json.decode(value)
         except msgspec.DecodeError:
             wanted[field] = value
-    made = msgspec.json.decode(Client(url, path, admin_key_file).ask("POST", "/admin/keys", wanted))
+    made = msgspec.json.decode(client.ask("POST", "/admin/keys", wanted))
     _once(made["key"])
 
 
 @keys.command("list")
 @click.option("--json", "as_json", is_flag=True, help="As the gateway gives them.")
-@_asks
-def show(as_json: bool, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
-    """Every key, and what it may; never the key itself."""
-    content = Client(url, path, admin_key_file).ask("GET", "/admin/keys")
+@asks
+def list_keys(client: Client, as_json: bool) -> None:
+    """Every key, what it used today and what it may; never the key itself."""
+    content = client.ask("GET", "/admin/keys")
     if as_json:
         say_json(content)
         return
-    for row in msgspec.json.decode(content)["keys"]:
-        name, origin = row.pop("name"), row.pop("origin")
-        row.pop("created", None)
-        may = "  ".join(f"{field}={msgspec.json.encode(value).decode()}" for field, value in row.items() if value != 0)
-        say(f"{name:<24} {origin:<7} {may}")
+    today = _today(client)
+    say_table(
+        ("key", "origin", "requests", "tokens", "cost", "today; may"),
+        [
+            (row["name"], row["origin"], *today.get(row["name"], (0, 0, 0.0)), "  ".join(f"{name}={value}" for name, value in _fields(row)))
+            for row in msgspec.json.decode(content)["keys"]
+        ],
+    )
+
+
+@keys.command("show")
+@click.argument("name")
+@asks
+def show_key(client: Client, name: str) -> None:
+    """One key: what it may, and what it used today."""
+    row = next((row for row in msgspec.json.decode(client.ask("GET", "/admin/keys"))["keys"] if row["name"] == name), None)
+    if row is None:
+        refuse(f"There is no key '{name}'.")
+    requests, tokens, cost = _today(client).get(name, (0, 0, 0.0))
+    rows = [("name", name), ("origin", row["origin"]), *_fields(row), ("today", f"{requests} requests, {tokens} tokens, cost {cost:.4f}")]
+    for field, value in rows:
+        say(f"{field:<18} {value}")
+
+
+def _fields(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """What there is to say of a key beside its name, as JSON."""
+    return [
+        (field, msgspec.json.encode(value).decode())
+        for field, value in row.items()
+        if field not in ("name", "origin", "created") and value != 0
+    ]
+
+
+def _today(client: Client) -> dict[str, tuple[int, int, float]]:
+    """Of each key: requests, tokens (of prompt and completion), cost."""
+    rows = msgspec.json.decode(client.ask("GET", "/admin/usage?by=key"))["usage"]
+    return {row["key"]: (row["requests"], row["prompt_tokens"] + row["generated_tokens"], row["cost"]) for row in rows}
 
 
 @keys.command("rotate")
 @click.argument("name")
 @click.option("--overlap", type=float, help="Seconds for which the former key goes on working (3600).")
-@_asks
-def rotate(name: str, overlap: float | None, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
+@asks
+def rotate(client: Client, name: str, overlap: float | None) -> None:
     """Make a new key under the same name."""
     wanted = {} if overlap is None else {"overlap_s": overlap}
-    made = Client(url, path, admin_key_file).ask("POST", f"/admin/keys/{_segment(name)}/rotate", wanted)
+    made = client.ask("POST", f"/admin/keys/{segment(name)}/rotate", wanted)
     _once(msgspec.json.decode(made)["key"])
 
 
 @keys.command("revoke")
 @click.argument("name")
-@_asks
-def revoke(name: str, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
+@asks
+def revoke(client: Client, name: str) -> None:
     """End a key; every gateway refuses it within two seconds."""
-    Client(url, path, admin_key_file).ask("DELETE", f"/admin/keys/{_segment(name)}")
+    client.ask("DELETE", f"/admin/keys/{segment(name)}")
     say(f"penstock: '{name}' is revoked")
+
+
+@keys.command("export")
+@asks
+def export(client: Client) -> None:
+    """Every stored key as JSON, with its hash: for a safe place, and for `import`. The keys themselves are not in it."""
+    say_json(msgspec.json.format(client.ask("GET", "/admin/stored-keys")))
+
+
+@keys.command("import")
+@click.argument("file", type=click.File("rb"))
+@asks
+def take(client: Client, file: Any) -> None:
+    """Store keys that were exported. All are looked at before the first is stored; those that are there already stay as they are."""
+    try:
+        rows = msgspec.json.decode(file.read(), type=dict[str, list[Any]])["keys"]
+    except (msgspec.DecodeError, KeyError) as error:
+        refuse(f"{file.name} is not what `penstock keys export` writes: {error}")
+    done = dict[str, int]()
+    for check in (True, False):
+        for some in _in_parts(rows):
+            answer = client.ask("POST", "/admin/stored-keys", {"keys": some, "check": check})
+            found = msgspec.json.decode(answer, type=dict[str, list[str]])
+            if not check:
+                done = {what: done.get(what, 0) + len(names) for what, names in found.items()}
+    say(f"penstock: {done.get('imported', 0)} keys were imported, {done.get('kept', 0)} were there already")
+
+
+def _in_parts(rows: list[Any]) -> Iterator[list[Any]]:
+    """As many at once as the gateway takes in one request."""
+    part: list[Any] = []
+    size = 0
+    for row in rows:
+        length = len(msgspec.json.encode(row)) + 1
+        if part and size + length > _MAX_CONTENT:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += length
+    yield part
+
+
+@keys.command("restore")
+@click.option("--discard", is_flag=True, help="Give up what is lost, at every gateway, instead.")
+@asks
+def restore(client: Client, discard: bool) -> None:
+    """Put back the keys that Redis has lost and that this gateway still knows."""
+    answer = client.ask("POST", "/admin/stored-keys/restore", {"discard": discard})
+    ((what, names),) = msgspec.json.decode(answer, type=dict[str, list[str]]).items()
+    say(f"penstock: {len(names)} keys were {what}{': ' if names else ''}{', '.join(names)}")
 
 
 def _once(secret: str) -> None:
@@ -110,11 +200,11 @@ def _once(secret: str) -> None:
 @click.command()
 @click.argument("request_id")
 @click.option("--json", "as_json", is_flag=True, help="As the gateway gives it.")
-@_asks
-def explain(request_id: str, as_json: bool, url: str | None, path: Path | None, admin_key_file: Path | None) -> None:
+@asks
+def explain(client: Client, request_id: str, as_json: bool) -> None:
     """What happened to a request: hosts, waits, limits, attempts, phases, tokens. By the answer's id or its x-request-id."""
     query = "" if as_json else "?format=text"
-    content = Client(url, path, admin_key_file).ask("GET", f"/admin/requests/{_segment(request_id)}{query}")
+    content = client.ask("GET", f"/admin/requests/{segment(request_id)}{query}")
     if as_json:
         say_json(content)
     else:
@@ -126,22 +216,22 @@ def explain(request_id: str, as_json: bool, url: str | None, path: Path | None, 
 @click.option("--to", "last", help="Last day.")
 @click.option("--by", help="What to tell apart: key, model, day, separated by commas.")
 @click.option("--csv", "as_csv", is_flag=True, help="A table for a spreadsheet.")
-@_asks
-def usage(
-    first: str | None, last: str | None, by: str | None, as_csv: bool, url: str | None, path: Path | None, admin_key_file: Path | None
-) -> None:
+@asks
+def usage(client: Client, first: str | None, last: str | None, by: str | None, as_csv: bool) -> None:
     """What was used, by key, model and day."""
     query = {"from": first, "to": last, "by": by, "format": "csv" if as_csv else None}
     asked = urllib.parse.urlencode({name: value for name, value in query.items() if value is not None})
-    content = Client(url, path, admin_key_file).ask("GET", f"/admin/usage?{asked}")
+    content = client.ask("GET", f"/admin/usage?{asked}")
     if as_csv:
         say_lines(content.decode().rstrip("\n"))
         return
-    rows = msgspec.json.decode(content)["usage"]
-    say(f"{'day':<11}{'key':<20}{'model':<22}{'requests':>9}{'prompt':>12}{'cached':>12}{'delivered':>12}{'wasted':>10}{'cost':>12}")
-    for row in rows:
-        wasted = row["wasted_client_tokens"] + row["wasted_host_tokens"]
-        say(
-            f"{row['day']:<11}{row['key']:<20}{row['model']:<22}{row['requests']:>9}{row['prompt_tokens']:>12}{row['cached_tokens']:>12}"
-            f"{row['delivered_tokens']:>12}{wasted:>10}{row['cost']:>12.4f}"
-        )
+    say_table(
+        ("day", "key", "model", "requests", "prompt", "cached", "delivered", "wasted", "cost"),
+        [
+            (
+                row["day"], row["key"], row["model"], row["requests"], row["prompt_tokens"], row["cached_tokens"], row["delivered_tokens"],
+                row["wasted_client_tokens"] + row["wasted_host_tokens"], f"{row['cost']:.4f}",
+            )
+            for row in msgspec.json.decode(content)["usage"]
+        ],
+    )  # fmt: skip

@@ -34,6 +34,12 @@ class StoredKeys(Protocol):
     async def keys(self) -> tuple[dict[str, StoredKey], dict[str, str]]:
         """All of them by name, and of those that cannot be used what is wrong with them."""
 
+    async def lost(self) -> Mapping[str, StoredKey]:
+        """Those that work here and that the store has lost (or has in another state), by name."""
+
+    async def restore(self, discard: bool) -> list[str]:
+        """Put back what is lost, or give it up everywhere; the names."""
+
     async def create(self, key: StoredKey) -> bool:
         """False where one of that name is there already."""
 

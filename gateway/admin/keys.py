@@ -57,6 +57,8 @@ class Keys:
             usable, unusable = await from_store(self._stored().keys())
             rows += [keys.shown(entry, "stored") for _, entry in sorted(usable.items())]
             rows += [{"name": name, "problem": problem, "origin": "stored"} for name, problem in sorted(unusable.items())]
+            lost = await from_store(self._stored().lost())
+            rows += [keys.shown(entry, "lost") for name, entry in sorted(lost.items()) if name not in usable]
         return as_json({"keys": rows})
 
     async def create(self, request: Request) -> Answer:
@@ -72,6 +74,7 @@ class Keys:
             entry = keys.checked(config.convert({**tree, "hash": digest, "created": time.time()}, StoredKey, ""), settings)
         except ConfigError as error:
             raise InvalidRequest(f"{error.path.lstrip('.') or 'key'}: {error.problem}", param=error.path.lstrip(".") or None) from None
+        await self._refuse_lost(entry.name)
         if entry.name in {key.name for key in settings.keys} or not await from_store(stored.create(entry)):
             raise InvalidRequest(f"There is a key '{entry.name}' already.", status=409, code="name_taken", param="name")
         log.info("key '%s' was made", entry.name)
@@ -95,17 +98,70 @@ class Keys:
         """A key that works no more, on every gateway within two seconds."""
         stored, name = self._stored(), request.parts["name"]
         self._refuse_configured(name)
+        await self._refuse_lost(name)
         if not await from_store(stored.drop(name)):  # also one that cannot be read
             raise _unknown(name)
         log.info("key '%s' was revoked", name)
         return as_json({"revoked": name})
 
+    async def export(self, request: Request) -> Answer:
+        """Every stored key with its hash, for a safe place; what Redis has lost is among them."""
+        usable, _ = await from_store(self._stored().keys())
+        lost = await from_store(self._stored().lost())
+        return as_json({"keys": [entry for _, entry in sorted({**usable, **lost}.items())]})
+
+    async def take(self, request: Request) -> Answer:
+        """Keys as they were exported. Those that are there already stay as they are; with `check` nothing is stored."""
+        stored, settings = self._stored(), self._owner.settings
+        tree = _object(request.content)
+        rows, check = tree.get("keys"), tree.get("check", False)
+        if not isinstance(rows, list) or not isinstance(check, bool) or set(tree) - {"keys", "check"}:
+            raise InvalidRequest('The body must be {"keys": [...]}, as it was exported, and "check": true or false.', code="invalid_value")
+        entries: dict[str, StoredKey] = {}
+        for index, row in enumerate(rows):
+            where = f"keys.{index}"
+            try:
+                entry = keys.checked(config.convert(row, StoredKey, where), settings, where)
+            except ConfigError as error:
+                raise InvalidRequest(f"{error.path}: {error.problem}", param=error.path) from None
+            self._refuse_configured(entry.name)
+            if entries.setdefault(entry.name, entry) is not entry:
+                raise InvalidRequest(f"{where}.name: '{entry.name}' is there twice.", param=f"{where}.name", code="invalid_value")
+        usable, unusable = await from_store(stored.keys())
+        there = {*usable, *unusable, *await from_store(stored.lost())}
+        fresh = [entry for name, entry in entries.items() if name not in there]
+        if not check:
+            fresh = [entry for entry in fresh if await from_store(stored.create(entry))]
+            log.info("%d keys were imported", len(fresh))
+        imported = sorted(entry.name for entry in fresh)
+        return as_json({"imported": imported, "kept": sorted(set(entries) - set(imported))})
+
+    async def restore(self, request: Request) -> Answer:
+        """What Redis has lost is put back, or with `discard` given up at every gateway."""
+        discard = _object(request.content or b"{}").get("discard", False)
+        if not isinstance(discard, bool):
+            raise InvalidRequest("'discard' must be true or false.", param="discard", code="invalid_value")
+        names = await from_store(self._stored().restore(discard))
+        log.info("%d lost keys were %s", len(names), "given up" if discard else "put back")
+        return as_json({"discarded" if discard else "restored": names})
+
     def _refuse_configured(self, name: str) -> None:
         if name in {key.name for key in self._owner.settings.keys}:
             raise InvalidRequest(f"The key '{name}' stands in the configuration file: change it there.", status=409, code="key_in_file")
 
+    async def _refuse_lost(self, name: str) -> None:
+        """What is done to a key that the store has lost would not be heard of by those that still know it."""
+        if name in await from_store(self._stored().lost()):
+            raise InvalidRequest(
+                f"Redis has lost the key '{name}', which still works: put it back first (penstock keys restore), or give up all that is"
+                " lost (penstock keys restore --discard).",
+                status=409,
+                code="lost_key",
+            )
+
     async def _found(self, stored: StoredKeys, name: str) -> StoredKey:
         self._refuse_configured(name)
+        await self._refuse_lost(name)
         usable, unusable = await from_store(stored.keys())
         if name in unusable:
             raise InvalidRequest(f"The key '{name}' cannot be used ({unusable[name]}): revoke it.", status=409, code="unusable_key")

@@ -9,12 +9,13 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from gateway.access.keys import KeyList
 from gateway.config import Settings
 from gateway.plugin import ServiceState
 from gateway.processes import children, protocol
@@ -98,6 +99,7 @@ class Fleet:
         states: Mapping[str, ServiceState],
         counts: Counts,
         usage: Usage,
+        stored_keys: Callable[[], KeyList],
     ) -> None:
         self.generation = generation
         self.settings = settings
@@ -107,6 +109,7 @@ class Fleet:
         self._counts = counts
         self._usage = usage
         self._drained: list[str] = []
+        self._stored_keys = stored_keys
         self.workers: set[Worker] = set()
         # Whether every worker has been accepting connections at the same time, and whether none does now.
         self._all_serve = asyncio.Event()
@@ -178,7 +181,7 @@ class Fleet:
         reader, writer = await protocol.streams(ours)
         worker = Worker(process, writer, self.generation)
         try:
-            worker.send(protocol.Hello(msgspec.to_builtins(self.settings), str(self._home), self._usage.recent()))
+            worker.send(protocol.Hello(msgspec.to_builtins(self.settings), str(self._home), self._usage.recent(), self._stored_keys()))
             worker.send(protocol.Services(dict(self._states)))
             worker.send(protocol.Drain(self._drained))
             self.workers.add(worker)

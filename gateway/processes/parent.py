@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import lifeline
 from gateway.admin import api
+from gateway.admin.audit import Audit
 from gateway.admin.contract import Reloaded
-from gateway.config import Settings, admin_address
-from gateway.errors import ConfigError
+from gateway.config import Loaded, Settings, admin_address
+from gateway.errors import ConfigError, ConfigErrors
 from gateway.lifecycle import Lifecycle
 from gateway.processes import protocol
 from gateway.processes.fleet import Fleet
@@ -73,6 +74,7 @@ class Parent:
     ) -> None:
         self._tree = Tree(plan, home, listener, observe)
         self._view = View(self._tree, home, self.reload)
+        self._home = home
         self._listener = listener
         self._admin_listener = admin_listener
         self._load = load
@@ -136,7 +138,8 @@ class Parent:
             return None
         from gateway.processes import http  # 0.1 s, during which the workers start already
 
-        server = http.server(api.build(self._view), self.settings, Lifecycle(), lambda accepting: None, lifespan="off", proxy_headers=False)
+        app = api.Api(self._view, Audit(self._home / "state"))
+        server = http.server(app, self.settings, Lifecycle(), lambda accepting: None, lifespan="off", proxy_headers=False)
         self._admin_served = asyncio.create_task(server.serve(sockets=[self._admin_listener]))
         return server
 
@@ -180,11 +183,11 @@ class Parent:
             lifeline.tell_manager(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 plan = await self._load()
-                _refuse_moves(self.settings, plan.settings)
+                _refuse_moves(self.settings, plan.loaded)
                 await self._roll(plan, generation + 1)
             except ConfigError as error:
                 self._tree.counts.own.add(metrics.RELOADS, ("refused",))
-                _log.error("reload (%s) refused, nothing has changed: %s", why, error)
+                _log.error("reload (%s) refused, nothing has changed: %s", why, "; ".join(str(error).splitlines()))
                 return Reloaded(False, generation, str(error))
             finally:
                 lifeline.tell_manager("READY=1")
@@ -218,8 +221,10 @@ class Parent:
             self._tree.fleets.remove(old)
 
 
-def _refuse_moves(before: Settings, after: Settings) -> None:
-    """A reload keeps the listening sockets: raises ConfigError when it would have to move them."""
+def _refuse_moves(before: Settings, loaded: Loaded) -> None:
+    """A reload keeps the listening sockets: raises ConfigErrors when it would have to move them."""
+    after = loaded.settings
+    wrong: list[ConfigError] = []
     for name, one, two in (
         ("listen.host", before.listen.host, after.listen.host),
         ("listen.port", before.listen.port, after.listen.port),
@@ -227,6 +232,8 @@ def _refuse_moves(before: Settings, after: Settings) -> None:
         ("timeouts.client_s", before.timeouts.client_s, after.timeouts.client_s),
     ):
         if one != two:
-            raise ConfigError(name, f"cannot change from {one} to {two} while the gateway runs: restart it")
-    if before.redis != after.redis:  # its values are not shown: there may be a password among them
-        raise ConfigError("redis", "cannot change while the gateway runs: restart it")
+            wrong.append(ConfigError(name, f"cannot change from {one} to {two} while the gateway runs: restart it"))
+    if before.redis != after.redis:  # which are not told: there may be a password among them
+        wrong.append(ConfigError("redis", "cannot change while the gateway runs: restart it"))
+    if wrong:
+        raise loaded.located(ConfigErrors(wrong))

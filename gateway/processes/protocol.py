@@ -8,20 +8,23 @@ from typing import Any
 
 import msgspec
 
+from gateway.access.keys import KeyList
 from gateway.plugin import ServiceState
 from gateway.serving.hostview import HostView
 from gateway.telemetry.metrics import Exemplars, Snapshot
 
 # A line is settings, states or counts: kilobytes. The bound keeps a confused peer from filling memory.
-_MAX_LINE = 8 << 20
+MAX_LINE = 8 << 20
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
-    """Parent to worker, first: the effective settings as plain values, the home folder, and what was used this month (without Redis)."""
+    """Parent to worker, first: the effective settings as plain values, the home folder, what was used this month (without Redis), and the
+    stored keys as they are known (with it)."""
 
     settings: dict[str, Any]
     home: str
     usage: dict[str, dict[str, int]] = {}
+    stored_keys: KeyList = KeyList()
 
 
 class Services(msgspec.Struct, tag="services", frozen=True):
@@ -119,4 +122,4 @@ def to_parent(data: bytes) -> ToParent:
 
 async def streams(end: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Reader and writer on one end of the pair."""
-    return await asyncio.open_connection(sock=end, limit=_MAX_LINE)
+    return await asyncio.open_connection(sock=end, limit=MAX_LINE)

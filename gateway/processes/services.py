@@ -15,7 +15,7 @@ from gateway.plugin import Service, ServiceState
 from gateway.processes import children
 
 Observer = Callable[[str, ServiceState], None]
-_STATE_LINE_LIMIT = 1 << 16
+MAX_STATE_LINE = 1 << 16
 # What a restart is thought to take before the service says better.
 _USUAL_START_S = 30.0
 
@@ -57,7 +57,7 @@ class Services:
             process = await children.spawn(service.argv, {**os.environ, **service.environment, "PENSTOCK_STATUS_FD": str(theirs)}, [theirs])
         finally:
             os.close(theirs)
-        reader = asyncio.StreamReader(limit=_STATE_LINE_LIMIT)
+        reader = asyncio.StreamReader(limit=MAX_STATE_LINE)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(status, "rb", 0)
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
+from gateway.access.keys import KeyList
 from gateway.config import Loaded, Settings
 from gateway.plugin import Service, ServiceState
 from gateway.processes.fleet import Counts, Fleet, Worker
@@ -40,6 +41,8 @@ class Tree:
         self._listener = listener
         self._observe = observe
         self._drained: set[str] = set()
+        # The stored keys as they are known here, for workers to come.
+        self.stored_keys: Callable[[], KeyList] = KeyList
 
     @property
     def workers(self) -> list[Worker]:
@@ -48,11 +51,14 @@ class Tree:
 
     def grow(self, generation: int, settings: Settings) -> Fleet:
         """Start a further fleet with these settings, beside those there are."""
-        fleet = Fleet(generation, settings, self._home, self._listener, self.services.states, self.counts, self.usage)
+        fleet = Fleet(generation, settings, self._home, self._listener, self.services.states, self.counts, self.usage, self._known_keys)
         fleet.drain(sorted(self._drained))
         self.fleets.append(fleet)
         fleet.start()
         return fleet
+
+    def _known_keys(self) -> KeyList:
+        return self.stored_keys()
 
     def drain(self, target: str, drained: bool) -> None:
         """No new requests for a host, from any worker that is or will be; or some again."""

@@ -12,6 +12,7 @@ from typing import IO
 
 from gateway.access import ledger
 from gateway.config import LimitRules
+from gateway.home import private, state_folder
 
 log = logging.getLogger("penstock.parent")
 
@@ -22,6 +23,7 @@ class Usage:
     """Rows of all workers that are and were."""
 
     def __init__(self, home: Path, rules: LimitRules) -> None:
+        self._home = home if rules.ledger_file is None else None
         self._path = Path(rules.ledger_file) if rules.ledger_file is not None else home / "state" / "usage.json"
         self._lock: IO[bytes] | None = None
         self._file = ledger.File(self._path)
@@ -34,8 +36,10 @@ class Usage:
         """What an earlier life has left. A file that cannot be read is put aside, never overwritten; one that another gateway keeps is left
         alone, since the last of two writers would win."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = self._path.with_suffix(".lock").open("wb")
+            if self._home is not None:
+                state_folder(self._home)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = open(self._path.with_suffix(".lock"), "wb", opener=private)  # noqa: SIM115 - kept as long as we live
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock = None

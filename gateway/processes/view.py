@@ -156,6 +156,7 @@ class View:
             from gateway.store.admin import AdminStore  # 0.1 s that only a gateway with Redis has to spend, once
 
             self._stored = AdminStore(self.settings, self._tree.counts.own)
+            self._tree.stored_keys = self._stored.known
         return self._stored
 
     async def usage(self, first: str, last: str) -> ledger.Rows:

@@ -17,6 +17,7 @@ import uvloop
 
 from gateway import app, lifeline
 from gateway.access import ledger
+from gateway.access.keys import KeyList
 from gateway.config import Settings
 from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv, ServiceState
@@ -32,7 +33,13 @@ class Worker:
     """The server and its line to the parent."""
 
     def __init__(
-        self, settings: Settings, home: Path, used: ledger.Rows, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        settings: Settings,
+        home: Path,
+        used: ledger.Rows,
+        stored_keys: KeyList,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         self._settings = settings
         self._reader, self._writer = reader, writer
@@ -40,7 +47,7 @@ class Worker:
         self._states: dict[str, ServiceState] = {}
         self._host_states: dict[tuple[str, str], str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._gateway = app.build(settings, BackendEnv(home, self._states, settings.timeouts.connect_s), self._lifecycle, used)
+        self._gateway = app.build(settings, BackendEnv(home, self._states, settings.timeouts.connect_s), self._lifecycle, used, stored_keys)
         self._metrics = self._gateway.observer.metrics
         self._server = http.server(
             self._gateway,
@@ -146,7 +153,7 @@ async def serve(listener: socket.socket, control: socket.socket) -> None:
     assert isinstance(hello, protocol.Hello)
     settings = msgspec.convert(hello.settings, Settings)
     log.setup(settings.log.level, settings.log.format)
-    await Worker(settings, Path(hello.home), ledger.unpacked(hello.usage), reader, writer).serve(listener)
+    await Worker(settings, Path(hello.home), ledger.unpacked(hello.usage), hello.stored_keys, reader, writer).serve(listener)
 
 
 def main() -> None:

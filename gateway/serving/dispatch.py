@@ -91,7 +91,7 @@ class Dispatcher:
             target = host.target
             tried.add(target.id)
             attempt = Attempt(record, host, pool.end, target.id, target.weights, continues, record.enter(RETRY))
-            attempt.considered = pool.considered(host)
+            attempt.considered = pool.considered()
             record.attempts.append(attempt)
             try:
                 await self._one(exchange, call, attempt)

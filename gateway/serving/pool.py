@@ -7,13 +7,12 @@ import logging
 import random
 import time
 from collections.abc import Collection, Sequence
-from itertools import islice
 
 from gateway.access.keys import Caller
 from gateway.config import Admission, Retry
 from gateway.errors import GatewayError, Unavailable
 from gateway.plugin import Backend, Target, Verdict
-from gateway.serving.balance.hosts import Host, Hosts, NoHost
+from gateway.serving.balance.hosts import Host, Hosts, NoHost, Standing
 from gateway.serving.balance.policies import Policy
 from gateway.serving.balance.queue import Queue, Ticket
 from gateway.serving.balance.retries import Budget
@@ -119,14 +118,13 @@ class Pool:
                 places += self.queue.waiting if host.capacity is None else max(0, host.capacity - host.in_flight)
         return places - sum(ticket.called for ticket in self._called)
 
-    def considered(self, picked: Host) -> list[tuple[str, str]]:
-        """How every host stood when one was picked, for people; of very many only the first."""
-        now = time.monotonic()
-        found = []
-        for host in islice(self.hosts, _SHOWN):
-            state, why = self.hosts.state(host, now)
-            words = f"{state}{f' ({why})' if why else ''}, weight {host.target.weight:g}, {host.in_flight} in flight"
-            found.append((host.target.id, f"{words}{', picked' if host is picked else ''}"))
+    def considered(self) -> list[Standing]:
+        """How every host stands; of very many only the first."""
+        found: list[Standing] = []
+        for host in self.hosts:
+            found.append(host.standing())
+            if len(found) == _SHOWN:
+                break
         return found
 
     def end(self, host: Host, verdict: Verdict | None, connected: bool = True) -> None:

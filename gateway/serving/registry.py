@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.config import Loaded, ModelEntry, Settings, convert, leaves, masked
-from gateway.errors import ConfigError, NotServed, UnknownModel
+from gateway.config import Loaded, ModelEntry, Settings, leaves, masked, problems
+from gateway.errors import ConfigError, ConfigErrors, NotServed, UnknownModel
+from gateway.masking import shown
 from gateway.plugin import ENTRY_POINT_GROUP, BackendEnv, Endpoint, Model, Plugin, Service, Target
 from gateway.serving.balance import policies
 from gateway.serving.balance.policies import Policy
@@ -42,22 +43,32 @@ class Configured(NamedTuple):
 
 
 def configured(settings: Settings) -> dict[str, Configured]:
-    """Every backend's configuration by name; raises ConfigError with the path of what is wrong."""
+    """Every backend's configuration by name; raises ConfigErrors with the path of everything that is wrong."""
     known = plugins()
     result: dict[str, Configured] = {}
+    wrong: list[ConfigError] = []
     for name, section in settings.backends.items():
         kind = section.get("kind")
         if not isinstance(kind, str) or kind not in known:
             near = difflib.get_close_matches(str(kind), known, n=1)
             hint = f", did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"backends.{name}.kind", f"unknown kind {kind!r}{hint} (installed: {', '.join(sorted(known))})")
+            wrong.append(
+                ConfigError(f"backends.{name}.kind", f"unknown kind '{shown('', kind)}'{hint} (installed: {', '.join(sorted(known))})")
+            )
+            continue
         plugin = known[kind]
         rest = {key: value for key, value in section.items() if key not in ("kind", "health")}
-        health = convert(section.get("health") or {}, Health, f"backends.{name}.health")
-        result[name] = Configured(plugin, convert(rest, plugin.config, f"backends.{name}"), health)
+        given = section.get("health", {})
+        found = [*problems(given, Health, f"backends.{name}.health"), *problems(rest, plugin.config, f"backends.{name}")]
+        wrong += found
+        if not found:
+            result[name] = Configured(plugin, msgspec.convert(rest, plugin.config), msgspec.convert(given, Health))
     for model, entry in settings.models.items():
-        if entry.backend not in result:
-            raise ConfigError(f"models.{model}.backend", f"no backend is called '{entry.backend}' (have: {', '.join(result) or 'none'})")
+        if entry.backend not in settings.backends:
+            have = ", ".join(settings.backends) or "none"
+            wrong.append(ConfigError(f"models.{model}.backend", f"no backend is called '{shown('', entry.backend)}' (have: {have})"))
+    if wrong:
+        raise ConfigErrors(wrong)
     return result
 
 
@@ -66,16 +77,13 @@ def rows(loaded: Loaded) -> list[dict[str, Any]]:
     tree = msgspec.to_builtins(loaded.settings)
     for name, (plugin, section, health) in configured(loaded.settings).items():
         tree["backends"][name] = {"kind": plugin.kind, **msgspec.to_builtins(section), "health": msgspec.to_builtins(health)}
-    return [{"key": leaf, "value": masked(leaf, value), "origin": loaded.origins.get(leaf, "default")} for leaf, value in leaves(tree)]
+    return [{"key": leaf, "value": value, "origin": loaded.origins.get(leaf, "default")} for leaf, value in leaves(masked("", tree))]
 
 
 async def rehearse(settings: Settings, env: BackendEnv, check: bool = False) -> list[str]:
     """Open every backend once, as a worker will, and close it again; with `check`, its own findings. Raises ConfigError."""
     live = Registry(settings, env)
-    try:
-        await live.open()
-    except OSError as error:
-        raise ConfigError("backends", f"cannot be opened: {error}") from None
+    await live.open()
     try:
         return await live.check() if check else []
     finally:
@@ -116,10 +124,14 @@ class Registry:
                 self._listed.append(Model(id=alias, created=created))
 
     async def open(self) -> None:
-        """Open every backend and begin to probe; on failure everything opened so far is closed again."""
+        """Open every backend and begin to probe; raises ConfigErrors with every one that cannot be opened, after all are closed again."""
+        wrong: list[ConfigError] = []
         try:
             for pool in self._pools.values():
-                await pool.backend.open()
+                wrong += await _opened(pool)
+            if wrong:
+                raise ConfigErrors(wrong)
+            for pool in self._pools.values():
                 self._probes.append(asyncio.create_task(pool.probe_forever(), name=f"probe {pool.name}"))
         except BaseException:
             await self.aclose()
@@ -191,3 +203,14 @@ class Registry:
 def commands() -> list[Any]:
     """Commands that plugins bring, for the CLI to mount."""
     return [command for plugin in plugins().values() for command in plugin.commands()]
+
+
+async def _opened(pool: Pool) -> Sequence[ConfigError]:
+    """What kept a backend from being opened: a file that its section names, mostly."""
+    try:
+        await pool.backend.open()
+    except ConfigError as error:
+        return error.below(f"backends.{pool.name}").errors
+    except (OSError, ValueError) as error:
+        return [ConfigError(f"backends.{pool.name}", f"cannot be opened: {error}")]
+    return ()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from datetime import date, timedelta
 from typing import Any
 
 import msgspec
 
 from gateway.access import ledger
-from gateway.access.keys import StoredKey
-from gateway.access.limits.rules import StoreRefused
+from gateway.access.keys import KeyList, StoredKey
+from gateway.access.limits.rules import StoreFailed, StoreRefused
 from gateway.config import Settings
-from gateway.store.connect import Client, Command, Script
+from gateway.store.connect import FORGETS, Client, Command, Script
 from gateway.store.keysync import KeySync, stored_keys
 from gateway.supervision import supervise
 from gateway.telemetry.metrics import STORED_KEYS, TASK_FAILURES, Metrics
+
+log = logging.getLogger("penstock.store")
 
 _JOIN = "\x1f"
 
@@ -30,16 +34,26 @@ class AdminStore:
         self._client = Client(settings.redis)
         self._metrics = metrics
         self._change_key = Script("change_key")
-        self._sync = KeySync(self._client, lambda keys: None, self._count, speaks=True)
+        self._sync = KeySync(self._client, lambda keys: None, self._count, KeyList(), speaks=True)
         self._following: asyncio.Task[None] | None = None
 
     def open(self) -> None:
         """Follow the stored keys from now on."""
-        self._following = supervise("stored keys", self._sync.run, lambda task: self._metrics.add(TASK_FAILURES, (task,)))
+        self._following = supervise("stored keys", self._follow, lambda task: self._metrics.add(TASK_FAILURES, (task,)))
 
-    def _count(self) -> None:
-        self._metrics.put(STORED_KEYS, self._sync.readable, ("usable",))
+    async def _follow(self) -> None:
+        if await self._client.forgets():
+            log.warning("redis.url: %s", FORGETS)
+        await self._sync.run()
+
+    def known(self) -> KeyList:
+        """What holds now, whatever the store has, for a worker that begins."""
+        return self._sync.known
+
+    def _count(self, lost: int) -> None:
+        self._metrics.put(STORED_KEYS, len(self._sync.known.keys), ("usable",))
         self._metrics.put(STORED_KEYS, len(self._sync.unreadable), ("unreadable",))
+        self._metrics.put(STORED_KEYS, lost, ("lost",))
 
     async def aclose(self) -> None:
         """Close it."""
@@ -52,6 +66,15 @@ class AdminStore:
         """See `StoredKeys`."""
         found = await self._client.execute("HGETALL", self._client.key("keys"))
         return stored_keys([part for item in found.items() for part in item] if isinstance(found, dict) else found)
+
+    async def lost(self) -> dict[str, StoredKey]:
+        """See `StoredKeys`."""
+        await self._sync.read()
+        return self._sync.lost
+
+    async def restore(self, discard: bool) -> list[str]:
+        """See `StoredKeys`."""
+        return await self._sync.restore(discard)
 
     async def create(self, key: StoredKey) -> bool:
         """False where one of that name is there already."""
@@ -70,6 +93,8 @@ class AdminStore:
         answer = (await self._client.run([Command(self._change_key, keys, [verb, name, content])]))[0]
         if isinstance(answer, StoreRefused):
             raise answer
+        with contextlib.suppress(StoreFailed):  # it is done; what is known here is behind it by no more than a moment
+            await self._sync.read()
         return bool(answer)
 
     async def request(self, name: str) -> dict[str, Any] | None:

@@ -1,4 +1,9 @@
-"""Decisions of the store, and what holds in their place while it is down. No request waits for one longer than `store_timeout_ms`."""
+"""Decisions of the store, and what holds in their place while it does not answer. A request waits for its turn and for its round, for each
+of them `store_timeout_ms` at most.
+
+What is admitted here is charged to the shared limits as soon as the store answers: rates as if it had been asked for there at its time
+(`charges.py`), quotas when it is settled, slots by the next heartbeat.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gateway.access import ledger
-from gateway.access.limits.memory import NOTHING_ASKED, Memory
-from gateway.access.limits.rules import LEASE_S, QUOTA, SECOND, SLOTS, Decision, Lease, Limit, Row, State, StoreFailed
+from gateway.access.limits.memory import NOTHING_ASKED, Memory, microseconds
+from gateway.access.limits.rules import LEASE_S, QUOTA, SECOND, SLOTS, Ask, Decision, Lease, Limit, Row, State, StoreFailed
 from gateway.config import Redis
 from gateway.store.connect import Client, Command, Script
 from gateway.store.leases import Leases
@@ -23,8 +28,6 @@ log = logging.getLogger("penstock.store")
 
 # What nobody waits for may gather for so long.
 GATHER_S = 0.005
-# A timer that fires because this process was busy is no sign of the store's: its answer may lie unread.
-_GRACE_S = 0.002
 # So many limits' keys and last known states are remembered: quotas have other keys every day.
 _REMEMBERED = 10_000
 _pack = msgspec.msgpack.Encoder().encode
@@ -48,7 +51,8 @@ class Limits:
         writes: PendingWrites,
         now: Callable[[], float],
     ) -> None:
-        self._settings = settings
+        self._choice = settings.on_store_failure
+        self._timeout_s = settings.store_timeout_ms / 1000
         self._client = client
         self._pipeline = pipeline
         self._membership = membership
@@ -60,84 +64,132 @@ class Limits:
         self._keys: dict[str, bytes] = {}
         # How limits stood when the store last said so, and when that was.
         self._known: dict[str, tuple[Limit, State, float]] = {}
+        # What holds while the store does not answer, from `_known` on; begun anew with each outage.
         self._memory = Memory()
+        self._memory_of = 0
         self._waiting: list[_Asked] = []
         self._sent: list[_Asked] = []
-        self._refused_said: set[str] = set()
+        self._said: set[str] = set()
+        pipeline.on_late = self._late
 
     async def admit(self, lease: Lease) -> Decision:
         """See `Store`."""
-        if not self._pipeline.up:
+        pipeline = self._pipeline
+        if not pipeline.up or (pipeline.late and self._choice != "closed"):
             return self._alone(lease)
         if not lease.asks:
-            lease.local = False
             self._leases.add(lease)
             self._writes.open(lease, 1)
-            self._pipeline.soon(GATHER_S)
+            pipeline.soon(GATHER_S)
             return NOTHING_ASKED
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Decision] = loop.create_future()
+        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Asked(lease, future))
-        self._pipeline.soon()
-        timer = loop.call_later(self._settings.store_timeout_ms / 1000, self._late, future)
+        pipeline.soon()
+        if pipeline.late:
+            self._bound(future)
         try:
             return await future
-        except StoreFailed:
-            return self._alone(lease)
         except asyncio.CancelledError:
             # It may have been granted in the same moment; then nobody will ever settle it.
             if lease in self._leases:
-                self._leases.remove(lease)
-                self._give_back(lease)
+                self._undo(lease)
             raise
-        finally:
-            timer.cancel()
 
-    def _late(self, future: asyncio.Future[Decision]) -> None:
-        asyncio.get_running_loop().call_later(_GRACE_S, self._too_late, future)
+    def _late(self) -> None:
+        """Whoever waits for the round under way is decided here, and whoever waits for its turn behind it; but where nobody may be, the
+        latter have as long again."""
+        for asked in self._sent:
+            self._decide_here(asked)
+        if self._choice == "closed":
+            for _, future in self._waiting:
+                self._bound(future)
+            return
+        waiting, self._waiting = self._waiting, []
+        for asked in waiting:
+            self._decide_here(asked)
 
-    def _too_late(self, future: asyncio.Future[Decision]) -> None:
-        if not future.done():
-            self._pipeline.fail(f"no answer within {self._settings.store_timeout_ms:g} ms")
+    def _bound(self, future: asyncio.Future[Decision]) -> None:
+        asyncio.get_running_loop().call_later(self._timeout_s, _give_up, future)
+
+    def _decide_here(self, asked: _Asked) -> None:
+        if not asked.future.done():
+            try:
+                asked.future.set_result(self._alone(asked.lease))
+            except StoreFailed as error:
+                asked.future.set_exception(error)
+
+    # Without the store
 
     def _alone(self, lease: Lease) -> Decision:
-        """Without the store, as the operator has chosen."""
-        if self._settings.on_store_failure == "closed":
-            raise StoreFailed
-        lease.local = True
-        decision = self._memory.decide(lease.asks) if self._settings.on_store_failure == "local" else NOTHING_ASKED
+        """As the operator has chosen. Raises StoreFailed."""
+        if self._choice == "closed":
+            raise StoreFailed("it does not answer")
+        lease.outage = self._writes.charges.number
+        decision = NOTHING_ASKED
+        if self._choice == "local":
+            self._recall(lease.asks)
+            decision = self._memory.decide(lease.asks)
         if decision.refused is None:
             self._leases.add(lease)
+            self._writes.charges.add(lease.asks, microseconds())
+            self._pipeline.soon(GATHER_S)
         return decision
 
-    def _give_back(self, lease: Lease) -> None:
-        self._writes.give_back(lease)
-        self._pipeline.soon()
+    def _recall(self, asks: Sequence[Ask]) -> None:
+        """What was last known of these limits, where they are not kept here yet; and what this worker holds of their slots."""
+        if self._memory_of != self._pipeline.outages:
+            self._memory_of = self._pipeline.outages
+            self._memory.forget()
+        self._memory.share = 1.0 / max(1, self._membership.gateways)
+        now = asyncio.get_running_loop().time()
+        for key, limit, _, _ in asks:
+            if limit.kind == SLOTS:
+                self._memory.know(key, limit, (limit.amount - len(self._leases.slots.get(key, ())), 0.0))
+            elif not self._memory.knows(key) and key in self._known:
+                _, (remaining, reset), at = self._known[key]
+                self._memory.know(key, limit, (remaining, reset - (now - at) * SECOND))
+
+    # Settlement
 
     def settle(self, lease: Lease, costs: Sequence[float], row: Row) -> None:
         """See `Store`."""
-        self._leases.remove(lease)
         ledger.add(self._writes.rows, row)
-        # Whether the store knows of it.
-        shared = self._pipeline.up or not lease.local
-        if shared:
+        slots = self._end(lease, costs)
+        # Whoever waits for a slot, at whatever gateway, waits for this.
+        self._pipeline.soon(0.0 if slots else GATHER_S)
+
+    def _undo(self, lease: Lease) -> None:
+        """As if it had not been asked."""
+        self._end(lease, [0.0] * len(lease.asks))
+        self._pipeline.soon()
+
+    def _end(self, lease: Lease, costs: Sequence[float]) -> bool:
+        """A lease has ended; whether the store hears of a slot that is free."""
+        self._leases.remove(lease)
+        answers = self._pipeline.up and not self._pipeline.late
+        here = lease.outage is not None
+        charged = lease.outage != self._writes.charges.number
+        if answers:  # else the next heartbeat says what is open
             self._writes.open(lease, -1)
-        if lease.local:
+        if self._choice == "local" and (here or not answers):
+            self._recall(lease.asks)
             self._memory.correct(lease.asks, costs)
         slots = False
         for ask, cost in zip(lease.asks, costs, strict=True):
             kind = ask.limit.kind
             if kind == SLOTS:
-                if shared:
+                if answers or charged:  # else the store has never heard of it
                     slots = True
                     self._writes.slot(ask, lease)
             elif kind == QUOTA:
-                # What was used while the store was gone counts when it is back.
-                self._writes.quota(ask, cost - (0.0 if lease.local else ask.cost))
-            elif not lease.local and cost != ask.cost:
+                self._writes.quota(ask, cost - (0.0 if here else ask.cost))
+            elif not charged:
+                self._writes.charges.correct(ask, cost, microseconds())
+            elif cost != ask.cost:
                 self._writes.rate(ask, cost - ask.cost)
-        # Whoever waits for a slot, at whatever gateway, waits for this.
-        self._pipeline.soon(0.0 if slots else GATHER_S)
+        return slots
+
+    # What the pipeline asks
 
     def pending(self) -> bool:
         """See `Part`."""
@@ -145,7 +197,7 @@ class Limits:
 
     def take(self) -> list[Command]:
         """See `Part`."""
-        self._sent, self._waiting = self._waiting, []
+        self._sent, self._waiting = [asked for asked in self._waiting if not asked.future.done()], []
         return [self._question(lease) for lease, _ in self._sent]
 
     def _question(self, lease: Lease) -> Command:
@@ -166,23 +218,20 @@ class Limits:
     def answered(self, answers: Sequence[Any]) -> None:
         """See `Part`."""
         now = asyncio.get_running_loop().time()
-        for (lease, future), answer in zip(self._sent, answers, strict=True):
+        for asked, answer in zip(self._sent, answers, strict=True):
             if isinstance(answer, Exception):
-                self._refused(lease, answer)
-                if not future.done():
-                    future.set_exception(answer)
+                self._say(asked.lease, answer)
+                self._decide_here(asked)
             else:
-                self._decided(lease, future, answer, now)
+                self._decided(*asked, answer, now)
         self._sent = []
 
-    def _refused(self, lease: Lease, error: Exception) -> None:
-        """One value in the store is not ours: said once for each row of the ledger that meets with it."""
-        if lease.ledger_row not in self._refused_said and len(self._refused_said) < _REMEMBERED:
-            self._refused_said.add(lease.ledger_row)
-            log.error(
-                "the limits %s cannot be kept in the store (%s): they are now %s",
-                ", ".join(ask.key for ask in lease.asks), error, self._settings.on_store_failure,
-            )  # fmt: skip
+    def _say(self, lease: Lease, error: Exception) -> None:
+        """One value in the store is not ours: said once for each row of the ledger that meets with it, until the store was down."""
+        if lease.ledger_row not in self._said and len(self._said) < _REMEMBERED:
+            self._said.add(lease.ledger_row)
+            names = ", ".join(ask.key for ask in lease.asks)
+            log.error("limits cannot be kept in the store and are now %s (%s): %s", self._choice, names, error)
 
     def _decided(self, lease: Lease, future: asyncio.Future[Decision], answer: list[Any], now: float) -> None:
         refused, longest = int(answer[0]), float(answer[1])
@@ -191,23 +240,22 @@ class Limits:
             self._known.clear()
         for ask, state in zip(lease.asks, states, strict=True):
             self._known[ask.key] = (ask.limit, state, now)
-        if future.done():  # its client has left, or it went on without us
+        if future.done():  # its client has left, or it was decided here: which counts, and may still hold its slots
             if not refused:
-                self._give_back(lease)
+                self._writes.give_back(lease, still_open=lease in self._leases)
             return
-        lease.local = False
         if not refused:
             self._leases.add(lease)
         future.set_result(Decision(lease.asks[refused - 1].limit if refused else None, longest, states))
 
     def lost(self) -> None:
         """See `Part`."""
-        now = asyncio.get_running_loop().time()
-        self._memory.forget()
-        self._memory.share = 1.0 / max(1, self._membership.gateways)
-        for key, (limit, (remaining, reset), at) in self._known.items():
-            self._memory.know(key, limit, (remaining, reset - (now - at) * SECOND))
-        for _, future in (*self._sent, *self._waiting):
-            if not future.done():
-                future.set_exception(StoreFailed())
-        self._waiting = []
+        self._said.clear()
+        waiting, self._waiting = self._waiting, []
+        for asked in (*self._sent, *waiting):
+            self._decide_here(asked)
+
+
+def _give_up(future: asyncio.Future[Decision]) -> None:
+    if not future.done():
+        future.set_exception(StoreFailed("it does not answer in time"))

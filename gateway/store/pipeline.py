@@ -1,22 +1,29 @@
 """The one pipeline to the store: whatever its parts have to say goes in rounds, one under way at a time, so that under load many decisions
-share a round trip. A round that fails makes the store *down*, where nothing is sent but heartbeats, until one is answered."""
+share a round trip.
+
+The store is *up*; *late* while a round takes longer than `store_timeout_ms`, until it is answered; or *down* from a round that failed,
+where nothing is sent but heartbeats, until one is answered.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from gateway.access.limits.rules import StoreFailed
+from gateway.config import Redis
 from gateway.store.connect import SOCKET_TIMEOUT_S, Client, Command
 from gateway.store.membership import Membership
-from gateway.telemetry.metrics import STORE_FAILURES, STORE_LATENCY, STORE_UP, Metrics
+from gateway.telemetry.metrics import STORE_FAILURES, STORE_LATE, STORE_LATENCY, STORE_UP, Metrics
 
 log = logging.getLogger("penstock.store")
 
-# A server that answers drop by drop is given up after this, however fast its drops come.
-ROUND_S = 2 * SOCKET_TIMEOUT_S
+# A timer that fires because this process was busy is no sign of the store's: its answer may lie unread.
+_GRACE_S = 0.002
+# A server that answers drop by drop is given up after so many times what one answer may take.
+_PATIENCE = 2
 
 
 class Part(Protocol):
@@ -36,18 +43,25 @@ class Part(Protocol):
 
 
 class Pipeline:
-    """`up`: whether the store is used; `consequence`: what holds while it is not, for the log."""
+    """`up`: whether the store is used; `late`: whether the round under way is, and `on_late` is called when it becomes so; `outages`: how
+    often the one ended or the other began."""
 
-    def __init__(self, client: Client, membership: Membership, metrics: Metrics, consequence: str) -> None:
+    def __init__(self, settings: Redis, client: Client, membership: Membership, metrics: Metrics) -> None:
+        self._timeout_s = settings.store_timeout_ms / 1000
+        self._round_s = _PATIENCE * max(SOCKET_TIMEOUT_S, self._timeout_s)
+        self._consequence = settings.on_store_failure
         self._client = client
         self._membership = membership
         self._metrics = metrics
-        self._consequence = consequence
         self.parts: Sequence[Part] = ()
+        self.on_late: Callable[[], None] = lambda: None
         self.up = False
+        self.late = False
+        self.outages = 0
         self._failure_said = False
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._watching: asyncio.TimerHandle
         self._one_at_a_time = asyncio.Lock()
 
     def soon(self, delay_s: float = 0.0) -> None:
@@ -74,7 +88,29 @@ class Pipeline:
         """Rounds until there is nothing more to say, or nobody to say it to."""
         async with self._one_at_a_time:
             while self.up and any(part.pending() for part in self.parts):
-                await self._round(self.parts)
+                self._watch()
+                try:
+                    await self._round(self.parts)
+                finally:
+                    self._watching.cancel()
+                if self.late:
+                    self.late = False
+                    self._membership.due = True  # which says what was opened here meanwhile
+
+    def _watch(self) -> None:
+        due = asyncio.get_running_loop().time() + self._timeout_s
+        self._watching = asyncio.get_running_loop().call_at(due, self._overdue, due)
+
+    def _overdue(self, due: float) -> None:
+        loop = asyncio.get_running_loop()
+        # As late as this timer has fired, so late its answer may be read.
+        self._watching = loop.call_later(max(_GRACE_S, loop.time() - due), self._is_late)
+
+    def _is_late(self) -> None:
+        self.late = True
+        self.outages += 1
+        self._metrics.add(STORE_LATE)
+        self.on_late()
 
     async def heartbeat(self) -> None:
         """With the next round; or alone, to find out whether the store is back."""
@@ -92,14 +128,14 @@ class Pipeline:
         taken = [(part, part.take()) for part in parts]
         began = loop.time()
         try:
-            async with asyncio.timeout(ROUND_S):
+            async with asyncio.timeout(self._round_s):
                 answers = await self._client.run([command for _, commands in taken for command in commands])
             self._metrics.observe(STORE_LATENCY, (), loop.time() - began)
             self._answered(taken, answers)
         except StoreFailed as error:
             self.fail(error)
         except TimeoutError:
-            self.fail(f"no answer within {ROUND_S:g} s")
+            self.fail(f"no answer within {self._round_s:g} s")
         except Exception as error:
             self.fail(f"{type(error).__name__}: {error}")
             raise
@@ -135,6 +171,7 @@ class Pipeline:
             self._metrics.add(STORE_FAILURES)
             self._failure_said = True
         self._metrics.put(STORE_UP, 0.0)
-        self.up = False
+        self.outages += self.up and not self.late
+        self.up = self.late = False
         for part in self.parts:
             part.lost()

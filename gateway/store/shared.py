@@ -47,14 +47,14 @@ class Shared:
         keep_s = settings.limits.keep_days * 86400
         self.leases = Leases()
         self.membership = Membership(self.client, me, self.leases, Days(settings.limits.timezone), keep_s, metrics)
-        self.pipeline = Pipeline(self.client, self.membership, metrics, settings.redis.on_store_failure)
+        self.pipeline = Pipeline(settings.redis, self.client, self.membership, metrics)
         self.writes = PendingWrites(self.client, me, keep_s, self._clock)
         self.limits = Limits(settings.redis, self.client, self.pipeline, self.membership, self.leases, self.writes, self._clock)
         self.memories = Memories(self.client)
         # In this order in every round: what has ended makes room for what is asked, and a heartbeat has the last word on what is open.
         # Nobody waits for memories.
         self.pipeline.parts = (self.writes, self.membership, self.limits, self.memories)
-        self.keysync = KeySync(self.client, keys.learn, keys.confirmed)
+        self.keysync = KeySync(self.client, keys.learn, keys.confirmed, keys.known)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _clock(self) -> float:

@@ -10,16 +10,20 @@ from typing import Any
 import msgspec
 
 from gateway.access import ledger
+from gateway.access.limits.memory import microseconds
 from gateway.access.limits.rules import QUOTA, RATE, SLOTS, Ask, Lease
+from gateway.store.charges import Charges
 from gateway.store.connect import Client, Command, Script
 
 log = logging.getLogger("penstock.store")
 
 _JOIN = "\x1f"
-# The fourth kind of operation that settle.lua knows, beside those of limits.
-_HASH = 4
+# Kinds of operations that settle.lua knows, beside those of limits.
+_HASH, _CHARGE = 4, 5
 # Open requests of a gateway that nobody has declared dead are forgotten after a day.
 _OPEN_KEPT_S = 86400
+# So many problems are told apart until the store was down.
+_SAID = 1000
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -35,6 +39,8 @@ class PendingWrites:
         self._batch = 0
         # Sent, and not known whether it was done.
         self._unsure: Command | None = None
+        self._said: set[str] = set()
+        self.charges = Charges()
         self._clear()
 
     def _clear(self) -> None:
@@ -61,12 +67,14 @@ class PendingWrites:
         """A request is open, or not any more."""
         self._open[lease.ledger_row] = self._open.get(lease.ledger_row, 0) + more
 
-    def give_back(self, lease: Lease) -> None:
-        """All that a lease has taken, as if it had not been asked."""
-        self.open(lease, -1)
+    def give_back(self, lease: Lease, still_open: bool = False) -> None:
+        """All that a lease has taken, as if it had not been asked; but for its slots where the request goes on."""
+        if not still_open:
+            self.open(lease, -1)
         for ask in lease.asks:
             if ask.limit.kind == SLOTS:
-                self.slot(ask, lease)
+                if not still_open:
+                    self.slot(ask, lease)
             elif ask.limit.kind == QUOTA:
                 self.quota(ask, -ask.cost)
             else:
@@ -74,7 +82,7 @@ class PendingWrites:
 
     def pending(self) -> bool:
         """See `Part`."""
-        return self._unsure is not None or bool(self.rows or self._open or self._rates or self._slots or self._quotas)
+        return self._unsure is not None or bool(self.rows or self._open or self._rates or self._slots or self._quotas or self.charges)
 
     def take(self) -> list[Command]:
         """See `Part`."""
@@ -91,6 +99,9 @@ class PendingWrites:
         def index(*parts: str) -> int:
             return keys.setdefault(self._client.key(*parts), len(keys) + 1)
 
+        operations += (
+            [_CHARGE, index("limit", key), taken, empty_in, most] for key, taken, empty_in, most in self.charges.take(microseconds())
+        )
         for key, more in self._rates.items():
             operations.append([RATE, index("limit", key), more])
         for key, ids in self._slots.items():
@@ -110,8 +121,14 @@ class PendingWrites:
             if isinstance(answer, Exception):
                 raise answer
             for problem in answer:
-                log.error("what ended cannot be written into the store: %s", problem.decode())
+                self._say(problem.decode(errors="replace"))
             self._unsure = None
+
+    def _say(self, problem: str) -> None:
+        if problem not in self._said and len(self._said) < _SAID:
+            self._said.add(problem)
+            log.error("what ended cannot be written into the store: %s", problem)
 
     def lost(self) -> None:
         """See `Part`."""
+        self._said.clear()

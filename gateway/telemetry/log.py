@@ -42,7 +42,7 @@ FIELDS = {
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": _stamp(record.created),
+            "time": _clock.stamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -126,10 +126,27 @@ def requests(records: Sequence[Record]) -> None:
                 handler.release()
 
 
-def _stamp(seconds: float) -> str:
-    """As all our lines write it."""
-    whole = int(seconds)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((seconds - whole) * 1000):03d}Z"
+class _Clock:
+    """The time as all our lines write it; a second is put into words once."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._words = ""
+
+    def stamp(self, seconds: float) -> str:
+        """`2026-11-25T12:00:00.123Z`."""
+        whole = int(seconds)
+        if whole != self._second:
+            self._second, self._words = whole, time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(whole))
+        return f"{self._words}{int((seconds - whole) * 1000):03d}Z"
+
+
+_clock = _Clock()
+
+
+def _rounded(seconds: float) -> float:
+    """Milliseconds to a hundredth; `round` would write the number down and read it again."""
+    return int(seconds * 1e5 + 0.5) / 100
 
 
 def _message(record: Record) -> str:
@@ -146,7 +163,7 @@ def _readable(record: Record, offset: float) -> str:
 
 def _line(record: Record, offset: float) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "time": _stamp(offset + record.ended_at),
+        "time": _clock.stamp(offset + record.ended_at),
         "level": "info",
         "logger": "penstock.request",
         "message": _message(record),
@@ -155,7 +172,7 @@ def _line(record: Record, offset: float) -> dict[str, Any]:
         "client": record.client,
         "status": record.status,
         "outcome": record.outcome,
-        "ms": round((record.ended_at - record.started_at) * 1e3, 1),
+        "ms": _rounded(record.ended_at - record.started_at),
     }
     if record.error:
         fields["error"] = record.error
@@ -164,11 +181,11 @@ def _line(record: Record, offset: float) -> dict[str, Any]:
     if record.model:
         fields["model"], fields["stream"], fields["target"] = record.model, record.stream, record.target
         fields["attempts"], fields["id"] = len(record.attempts), record.call_id
-        fields["phases_ms"] = {PHASES[number]: round(spent * 1e3, 2) for number, spent in enumerate(record.phases) if spent}
+        fields["phases_ms"] = {PHASES[number]: _rounded(spent) for number, spent in enumerate(record.phases) if spent}
     if record.continuations:
         fields["continuations"] = record.continuations
     if record.first_event_at:
-        fields["first_event_ms"] = round((record.first_event_at - record.started_at) * 1e3, 1)
+        fields["first_event_ms"] = _rounded(record.first_event_at - record.started_at)
     if record.usage is not None:
         fields["prompt_tokens"], fields["completion_tokens"] = record.usage.prompt_tokens, record.usage.completion_tokens
     return fields

@@ -76,6 +76,9 @@ FIRST_TOKEN = Family(
 USED = Family("penstock_usage_tokens_total", "counter", "Tokens by key, as the ledger counts them.", ("key", "model", "kind"))
 LIMITED = Family("penstock_limited_total", "counter", "Requests refused by a limit.", ("limit", "model"))
 STORE_FAILURES = Family("penstock_store_failures_total", "counter", "Times that the shared store stopped answering.")
+STORE_LATE = Family(
+    "penstock_store_late_total", "counter", "Answers of the shared store that were late: what came up meanwhile was decided by the worker."
+)
 STORE_UP = Family("penstock_store_up", "gauge", "Workers whose shared store answers.")
 SPANS = Family("penstock_spans_total", "counter", "Spans, by what became of them.", ("result",))
 STORE_LATENCY = Family(
@@ -156,7 +159,7 @@ RELOADS = Family("penstock_reloads_total", "counter", "Reloads of the configurat
 MEMORY = Family("penstock_resident_memory_bytes", "gauge", "Resident memory of our own processes.", ("process",))
 FAMILIES = (
     REQUESTS, ATTEMPTS, RETRIES, CONTINUATIONS, TOKENS, DURATION, FIRST_TOKEN, PER_TOKEN, GAP, PHASE, USED, LIMITED,
-    STORE_FAILURES, STORE_UP, STORE_LATENCY, LOST, KEY_LIST_AGE, STORED_KEYS, TASK_FAILURES,
+    STORE_FAILURES, STORE_LATE, STORE_UP, STORE_LATENCY, LOST, KEY_LIST_AGE, STORED_KEYS, TASK_FAILURES,
     SPANS, QUEUED, HOST_STATE, HOST_IN_FLIGHT, HOST_CHANGES,
     *ENGINE.values(), *MACHINE.values(), *GPU.values(), OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY, LOOP_LAG, FILES,
 )  # fmt: skip
@@ -167,9 +170,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._values: Snapshot = {family.name: {} for family in FAMILIES}
-        # Every request adds to these; no more of them than of the ledger's rows.
-        self._used: dict[tuple[str, str, str], list[float]] = {}
-        self._phase_series: dict[tuple[str, str, str, str], list[float]] = {}
+        # The same lists by their labels as they are given: to join those for each request takes longer than to count it.
+        self._known: dict[str, dict[tuple[str, ...], list[float]]] = {family.name: {} for family in FAMILIES}
         # Of the last value in each bucket: its trace, the value, and when.
         self.exemplars: Exemplars = {}
 
@@ -181,11 +183,7 @@ class Metrics:
         """What a settled request adds to the tokens of its key."""
         for column in _USED:
             if column in counts:
-                place = (key, model, column)
-                series = self._used.get(place)
-                if series is None:
-                    series = self._used[place] = self._series(USED, place, 1)
-                series[0] += counts[column]
+                self._series(USED, (key, model, column), 1)[0] += counts[column]
 
     def put(self, family: Family, value: float, labels: tuple[str, ...] = ()) -> None:
         """How a gauge stands."""
@@ -202,6 +200,15 @@ class Metrics:
             self.exemplars.setdefault(family.name, {}).setdefault(key, {})[str(index)] = (trace, value, round(time.time(), 3))
 
     def _series(self, family: Family, labels: tuple[str, ...], size: int) -> list[float]:
+        known = self._known[family.name]
+        found = known.get(labels)
+        if found is None:
+            if len(known) >= MAX_SERIES:
+                known.clear()
+            found = known[labels] = self._find(family, labels, size)
+        return found
+
+    def _find(self, family: Family, labels: tuple[str, ...], size: int) -> list[float]:
         values = self._values[family.name]
         key = _JOIN.join(labels)
         found = values.get(key)
@@ -245,10 +252,7 @@ class Metrics:
         for number, name in _OBSERVED:
             spent = record.phases[number]
             if spent > 0:
-                place = (name, model, target, ending)
-                series = self._phase_series.get(place)
-                if series is None:
-                    series = self._phase_series[place] = self._series(PHASE, place, len(_PHASE_S) + 2)
+                series = self._series(PHASE, (name, model, target, ending), len(_PHASE_S) + 2)
                 series[bisect_left(_PHASE_S, spent)] += 1
                 series[-1] += spent
 

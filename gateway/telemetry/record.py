@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from gateway.errors import ClientGone, GatewayError, Headers
 from gateway.plugin import AttemptFailed, Call, Reply, Usage, Verdict
-from gateway.serving.balance.hosts import Host
+from gateway.serving.balance.hosts import Host, Standing
 from gateway.serving.calls import SHAPES
 from gateway.wire.asgi import Scope, header
 from gateway.wire.error import Shape
@@ -28,7 +28,15 @@ MAX_URL = 2048
 
 # What a request's time goes by, one after the other, each moment in one of them, so that they add up to the whole.
 PHASES = ("read", "limits", "queue", "retry", "connect", "first_token", "generate", "client")
-READ, LIMITS, QUEUE, RETRY, CONNECT, FIRST_TOKEN, GENERATE, CLIENT = range(len(PHASES))
+# Their numbers; Final, so that compiled code does not look them up.
+READ: Final = 0
+LIMITS: Final = 1
+QUEUE: Final = 2
+RETRY: Final = 3
+CONNECT: Final = 4
+FIRST_TOKEN: Final = 5
+GENERATE: Final = 6
+CLIENT: Final = 7
 
 # How a request ended, in the words that the log, metrics, spans, the ledger and `explain` share; docs/observability.md shows this table.
 OUTCOMES = {
@@ -90,7 +98,7 @@ class Attempt:
         # "ok", or the cause of its end.
         self.result = "ok"
         # Every host there was, and how it stood when this one was picked.
-        self.considered: Sequence[tuple[str, str]] = ()
+        self.considered: Sequence[Standing] = ()
         self.reply: Reply | None = None
 
     def begun(self) -> None:
@@ -171,10 +179,11 @@ class Record:
         self.stream = False
         # By exchange: the model's name where we serve it, so that it may be a label.
         self.served = ""
-        # By middleware/rate_limit: what its limits were and took (words, reserved, left), what every answer to it says of them, and at
+        # What every answer says: by exchange of a parameter that was probably meant otherwise, by middleware/rate_limit of its limits.
+        self.headers: Headers = []
+        # By middleware/rate_limit: what its limits were and took (words, reserved, left), and at
         # its settlement what it costs and how many completion tokens reached the client; while that waits for an engine's word, a task.
         self.limits: Sequence[tuple[str, float, float]] = ()
-        self.headers: Headers = []
         self.cost = 0.0
         self.delivered = 0
         self.settling: asyncio.Task[None] | None = None

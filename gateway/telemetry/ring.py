@@ -7,7 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from gateway.telemetry.record import PHASES, Record
+from gateway.serving.balance.hosts import Standing, in_words
+from gateway.telemetry.record import PHASES, Attempt, Record
 from gateway.wire.visible import visible
 
 # Kept in each worker; about 3 kB each.
@@ -43,7 +44,7 @@ def summary(record: Record) -> dict[str, Any]:
                 "began_ms": _ms(attempt.started_at - record.started_at),
                 "first_event_ms": _ms(attempt.first_at - record.started_at) if attempt.first_at else None,
                 "result": attempt.result,
-                "considered": [list(one) for one in attempt.considered],
+                "considered": [_considered(standing, attempt) for standing in attempt.considered],
             }
             for attempt in record.attempts
         ],
@@ -55,6 +56,14 @@ def summary(record: Record) -> dict[str, Any]:
         "finish_reasons": list(record.finishes),
         "cost": record.cost,
     }
+
+
+def _considered(standing: Standing, attempt: Attempt) -> list[str]:
+    """A host's id, and how it stood when one was picked."""
+    target, in_flight = standing[0], standing[1]
+    state, why = in_words(standing, attempt.started_at, 0.0)
+    picked = ", picked" if target.id == attempt.target else ""
+    return [target.id, f"{state}{f' ({why})' if why else ''}, weight {target.weight:g}, {in_flight} in flight{picked}"]
 
 
 def _ms(seconds: float) -> float:

@@ -25,7 +25,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 import gateway
-from gateway.config import Tracing
+from gateway.config import Tracing, without_secrets
 from gateway.telemetry.metrics import SPANS, Metrics, operation
 from gateway.telemetry.record import LIMITS, PHASES, QUEUE, Attempt, Record
 from gateway.wire.trace import new_span
@@ -113,7 +113,7 @@ class _Counted(SpanExporter):
     def __init__(self, inner: SpanExporter, metrics: Metrics, endpoint: str) -> None:
         self._inner = inner
         self._metrics = metrics
-        self._endpoint = endpoint
+        self._endpoint = without_secrets(endpoint)
         self._well = True
         self.taken = 0
 
@@ -123,7 +123,7 @@ class _Counted(SpanExporter):
         try:
             result = self._inner.export(spans)
         except Exception as error:
-            log.debug("%r", error)
+            log.debug("%s", without_secrets(repr(error)))
             result = SpanExportResult.FAILURE
         well = result is SpanExportResult.SUCCESS
         self._metrics.add(SPANS, ("exported" if well else "failed",), len(spans))

@@ -8,7 +8,8 @@ from typing import Any
 
 from msgspec import inspect
 
-from gateway.errors import MAX_QUOTED, InvalidRequest, visible
+from gateway.errors import MAX_QUOTED, InvalidRequest
+from gateway.wire.visible import visible
 
 _MAX_PROBLEM = 3 * MAX_QUOTED
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*)`)?$", re.DOTALL)
@@ -17,20 +18,24 @@ _KIND = re.compile(r"`([^`]*)`")
 _WORDS = {"int": "integer", "str": "string", "float": "number", "bool": "boolean"}
 
 
-def explain(problem: str, kind: Any) -> InvalidRequest:
-    """msgspec's words about a value that should have been a `kind`, as the refusal a client gets."""
+def explain(problem: str, kind: Any, inside: str = "") -> InvalidRequest:
+    """msgspec's words about a value that should have been a `kind`, as the refusal a client gets.
+
+    `inside`: the parameter it is the value of, where it is no whole body.
+    """
     if len(problem) > _MAX_PROBLEM:  # it quotes what it was given; the place stands at its end
         problem = f"{problem[:MAX_QUOTED]}...{problem[-MAX_QUOTED:]}"
     found = _PLACE.match(visible(problem))
     assert found is not None
-    path = (found["path"] or "").removeprefix(".").replace("[...]", "")
+    within = (found["path"] or "").replace("[...]", "")
+    path = (inside + within).removeprefix(".")
     what = found["what"]
     missing = _MISSING.search(what)
     if missing:
         param = f"{path}.{missing[1]}" if path else missing[1]
         return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     if what.startswith("Invalid enum value"):
-        accepted = ", ".join(f"'{value}'" for value in _accepted(inspect.type_info(kind), path))
+        accepted = ", ".join(f"'{value}'" for value in _accepted(inspect.type_info(kind), within))
         return InvalidRequest(
             f"{what.replace('enum value', 'value')} for '{path}'. Accepted: {accepted}.", param=path, code="invalid_value"
         )

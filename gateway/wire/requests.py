@@ -206,7 +206,7 @@ class ScoreRequest(Struct, kw_only=True):
     """Score how probable each label is after query and item. `POST /v1/score`."""
 
     model: ModelName
-    query: str | list[int]
+    query: str | list[int] | None = None
     items: str | list[str | list[int]]
     label_token_ids: list[int | list[int]] | None = None
     apply_softmax: bool | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -54,6 +56,28 @@ def test_a_worker_killed_under_fifty_streams_takes_its_own_and_no_others(tmp_pat
         metrics = running.admin("/metrics").body.decode()
         assert "penstock_worker_ends_total 1\n" in metrics
         assert raw.call(running.port, "POST", CHAT, raw.chat("hi")).status == 200
+
+
+def test_a_worker_that_stands_still_keeps_no_operator_waiting(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
+    with gateway(tmp_path, {**scripted_sglang.backend(), "listen": {"workers": 2}}) as running:
+        running.wait_ready()
+        still, other = running.workers()
+        still.suspend()
+        try:
+            # The kernel goes on handing connections to the one that stands still: what is asked for here is asked of the other.
+            with contextlib.ExitStack() as stack:
+                peers = [stack.enter_context(stream(running.port, f"[[tokens 5]] {number}")) for number in range(8)]
+                answered = until("the other has answered", lambda: [peer for peer in peers if select.select([peer], [], [], 0)[0]])
+                raw.rest(answered[0])
+            name = until("it is logged", lambda: [line for line in running.requests() if line.get("id")])[0]["id"]
+            rows = {row["pid"]: row for row in running.admin("/admin/workers").json()["workers"]}
+            assert rows.keys() == {still.pid, other.pid}, "the one that stands still is shown as it was"
+            assert "penstock_workers" in running.admin("/metrics").body.decode()
+            assert running.admin(f"/admin/requests/{name}").status == 200
+            assert running.admin("/admin/requests/chatcmpl-nobody").status == 404
+        finally:
+            still.resume()
+        until("it answers again", lambda: running.admin("/readyz").status == 200)
 
 
 class Load(threading.Thread):

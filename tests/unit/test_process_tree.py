@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from gateway import config
+from gateway.access.keys import KeyList
 from gateway.admin.contract import Reloaded
 from gateway.processes import protocol, view
 from gateway.processes.fleet import Fleet, Worker
@@ -67,7 +68,7 @@ def knows(record: dict[str, Any] | None) -> Callable[[Worker, Any], None]:
 def looking(*replies: Callable[[Worker, Any], None]) -> View:
     loaded = config.load(environment={})
     tree = Tree(Plan(loaded, []), Path(), cast("Any", None), lambda name, state: None)
-    fleet = Fleet(1, loaded.settings, Path(), cast("Any", None), {}, tree.counts, tree.usage)
+    fleet = Fleet(1, loaded.settings, Path(), cast("Any", None), {}, tree.counts, tree.usage, KeyList)
     fleet.workers = {Scripted(reply) for reply in replies}
     tree.fleets.append(fleet)
 

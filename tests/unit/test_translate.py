@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from backends.sglang_dsv3 import failures, stream, translate
+from backends.sglang_dsv3 import exact, failures, resume, stream, translate
 from gateway.errors import InvalidRequest
-from gateway.plugin import AttemptFailed, Call, Endpoint, Terms, Verdict
+from gateway.plugin import AttemptFailed, Call, Endpoint, Reply, Terms, Usage, Verdict
 from gateway.serving import calls
 from tests.support.processes import GOLDEN
 
@@ -39,9 +39,9 @@ def test_usage_is_always_asked_of_a_stream_and_other_options_stay() -> None:
     assert "stream_options" not in json.loads(translate.engine_body(call(stream_options={"include_usage": True}), Terms()))
 
 
-def test_nulls_of_known_parameters_are_left_out_and_others_stay() -> None:
+def test_nulls_are_left_out() -> None:
     body = json.loads(translate.engine_body(call(n=None, logprobs=None, presence_penalty=None, stop=None, unknown=None), Terms()))
-    assert set(body) == {"model", "messages", "unknown", "rid"}
+    assert set(body) == {"model", "messages", "rid"}
 
 
 @pytest.mark.parametrize("name", ["rid", "bootstrap_host", "input_ids", "custom_logit_processor", "lora_path"])
@@ -49,6 +49,70 @@ def test_fields_that_steer_the_engines_inside_are_refused(name: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         translate.refuse_internal(call(**{name: "x"}))
     assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
+
+
+BOUNDED: list[tuple[Endpoint, dict[str, Any], str]] = [
+    (Endpoint.CHAT, {"messages": [{"role": "user", "content": "hi"}]}, "max_completion_tokens"),
+    (Endpoint.COMPLETIONS, {"prompt": "hi"}, "max_tokens"),
+    (Endpoint.RESPONSES, {"input": "hi"}, "max_output_tokens"),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "fields", "name"), BOUNDED)
+def test_the_cores_bound_is_written_where_the_client_names_none(endpoint: Endpoint, fields: dict[str, Any], name: str) -> None:
+    def sent(**more: Any) -> dict[str, Any]:
+        asked = calls.parse(endpoint, json.dumps({"model": "m", **fields, **more}).encode())
+        found: dict[str, Any] = json.loads(translate.engine_body(asked, Terms(bound=7)))
+        return found
+
+    assert sent()[name] == 7
+    assert sent(**{name: 5})[name] == 5
+    if endpoint is Endpoint.CHAT:
+        assert sent(max_tokens=5).get(name) is None, "the client's own is left as it is"
+    assert name not in json.loads(translate.engine_body(calls.parse(endpoint, json.dumps({"model": "m", **fields}).encode()), Terms()))
+
+
+def test_what_bounds_nothing_is_bounded_by_nobody() -> None:
+    texts = calls.parse(Endpoint.EMBEDDINGS, b'{"model":"m","input":"hi"}')
+    assert "max_tokens" not in json.loads(translate.engine_body(texts, Terms(bound=7)))
+
+
+def test_what_continues_an_answer_is_bounded_by_what_is_left() -> None:
+    delivered = b"".join(b'data: {"created":5,"choices":[{"index":0,"delta":{"content":"w "},"finish_reason":null}]}\n\n' for _ in range(3))
+    for fields, terms in (({}, Terms(bound=10)), ({"max_tokens": 10}, Terms()), ({"max_completion_tokens": 10}, Terms(bound=10))):
+        again = resume.resume(call(stream=True, **fields), terms, delivered, Usage(4, 3))
+        assert isinstance(again, Call)
+        body = json.loads(translate.engine_body(again, terms))
+        assert [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body] == [7]
+        assert body["messages"][-1] == {"role": "assistant", "content": "w w w "}
+        ended = resume.resume(call(stream=True, **fields), terms, delivered, Usage(4, 10))
+        assert isinstance(ended, Reply), "the bound is reached"
+
+
+@pytest.mark.parametrize("content", ['[{"type":"text"}]', "5"])
+def test_what_was_delivered_in_a_shape_nobody_knows_is_not_continued(content: str) -> None:
+    delivered = b'data: {"choices":[{"index":0,"delta":{"content":%s}}]}\n\n' % content.encode()
+    assert resume.resume(call(stream=True), Terms(), delivered, None) is None
+
+
+def test_false_for_what_is_internal_asks_for_nothing() -> None:
+    translate.refuse_internal(call(return_hidden_states=False, rid=None))
+    with pytest.raises(InvalidRequest):
+        translate.refuse_internal(call(return_hidden_states=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "taken"),
+    [
+        ({"temperature": 0, "logit_bias": {"5": 1}, "stop_token_ids": [1], "ignore_eos": True, "stop": ["a"]}, True),
+        ({"temperature": 0.7, "top_p": 0.9}, True),
+        ({"temperature": "0"}, False),
+        ({"temperature": 0, "top_p": "1"}, False),
+        ({"temperature": 0, "logit_bias": {"5": "1"}}, False),
+    ],
+)
+def test_numbers_in_quotes_do_not_go_where_nobody_reads_them_as_numbers(fields: dict[str, Any], taken: bool) -> None:
+    assert exact.takes(call(stream=True, max_tokens=5, **fields), Terms()) == taken
 
 
 OVER = "context_length_exceeded"
@@ -73,7 +137,7 @@ def flat(message: str) -> bytes:
     ],
 )  # fmt: skip
 def test_an_engines_error_becomes_ours(status: int, body: bytes, becomes: int, code: str, verdict: Verdict) -> None:
-    failure = failures.failure(status, body)
+    failure = failures.failure(status, body, call())
     assert (failure.error.status, failure.error.code, failure.verdict) == (becomes, code, verdict)
     assert "/sgl" not in failure.error.message
     if code == "context_length_exceeded":
@@ -82,18 +146,18 @@ def test_an_engines_error_becomes_ours(status: int, body: bytes, becomes: int, c
 
 def test_the_engines_own_words_reach_the_client_and_nothing_around_them() -> None:
     for shape in (flat("bad seed"), b'{"error":{"message":"bad seed"}}', b'{"error":"bad seed"}', b'{"detail":"bad seed"}', b"bad seed"):
-        assert failures.failure(400, shape).error.message == "bad seed"
+        assert failures.failure(400, shape, call()).error.message == "bad seed"
 
 
 def test_a_validation_dump_is_shortened_to_place_and_reason() -> None:
     dump = "2 validation errors for ChatCompletionRequest\nmessages.0.role\n  Input should be 'user' [type=literal_error]\n"
-    error = failures.failure(400, flat(dump)).error
+    error = failures.failure(400, flat(dump), call()).error
     assert error.param == "messages[0].role"
     assert error.message == "Invalid value for 'messages[0].role': Input should be 'user'."
 
 
 def test_paths_in_a_message_are_not_passed_on() -> None:
-    assert "/usr" not in failures.failure(400, flat("bad thing in /usr/lib/python3/x.py")).error.message
+    assert "/usr" not in failures.failure(400, flat("bad thing in /usr/lib/python3/x.py"), call()).error.message
 
 
 def run(recorded: bytes, size: int, **fields: Any) -> tuple[bytes, stream.EventStream, AttemptFailed | None]:

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from tests.support import raw
+from gateway.access.keys import hashed
+from gateway.admin.api import MAX_BODY
+from tests.support import raw, redis
 from tests.support.otlp import collector
 from tests.support.processes import Gateway, Rehearsal, environment, gateway, until
 from tests.wire.test_command import penstock
@@ -277,6 +280,13 @@ def test_what_changes_something_must_say_that_it_is_json(wired: Gateway) -> None
         assert ask(wired, "POST", "/admin/hosts/nope:1/drain", {"content-type": kind, **key}).status == 404
 
 
+def test_what_the_operator_sends_is_bounded_too(wired: Gateway) -> None:
+    for size, status in ((MAX_BODY, 404), (MAX_BODY + 1, 413)):
+        answer = wired.admin("/admin/hosts/nope:1/drain", "POST", content={"x": "y" * (size - 9)})
+        assert answer.status == status
+    assert answer.error()["message"] == "The request body is larger than the limit of 64 kB."
+
+
 def test_what_is_read_without_a_key_is_read_under_our_own_name(wired: Gateway) -> None:
     """`/metrics` on loopback: a name that was made to point here (DNS rebinding) is not ours."""
     strangers = ("evil.example", "evil.example:9464", "127.0.0.1.evil.example", "", "[127.0.0.1]:9464", "localhost.", "0x7f000001", "::1")
@@ -308,6 +318,90 @@ def test_a_key_for_metrics_alone_closes_them_to_others(tmp_path: Path, scripted_
         assert ask(running, "GET", "/admin/workers", BAR).status == 401
 
 
+OPERATORS = {"ann": "all", "kim": "keys", "rob": "read"}
+
+
+@pytest.fixture(scope="module")
+def staffed(scripted_sglang: Rehearsal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway of several operators, in a home of its own."""
+    keys = [{"name": name, "hash": hashed(f"the key of {name}"), "role": role} for name, role in OPERATORS.items()]
+    folder = tmp_path_factory.mktemp("staffed")
+    with gateway(folder / "run", {**scripted_sglang.backend(), "admin": {"keys": keys}}, PENSTOCK_HOME=str(folder)) as running:
+        running.wait_ready()
+        yield running
+
+
+def of(name: str) -> dict[str, str]:
+    return {"authorization": f"Bearer the key of {name}", "content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "may"),
+    [
+        ("GET", "/admin/hosts", "ann kim rob"),
+        ("GET", "/metrics", "ann kim rob"),
+        ("GET", "/admin/audit", "ann kim rob"),
+        ("POST", "/admin/keys", "ann kim"),
+        ("DELETE", "/admin/keys/x", "ann kim"),
+        ("POST", "/admin/keys/x/rotate", "ann kim"),
+        ("POST", "/admin/hosts/nope:1/drain", "ann"),
+        ("PUT", "/admin/hosts", "ann"),
+    ],
+)
+def test_an_operators_role_says_what_the_key_may(staffed: Gateway, method: str, path: str, may: str) -> None:
+    for name in OPERATORS:
+        answer = ask(staffed, method, path, of(name))
+        refused = answer.status == 403 and answer.error()["code"] == "insufficient_role"
+        assert refused is (name not in may.split()), (name, answer.body)
+    assert ask(staffed, method, path, {"content-type": "application/json"}).status == 401
+    assert ask(staffed, method, path, {"content-type": "application/json", **made_key(staffed)}).status != 403, "the machine's own may all"
+
+
+def test_who_changed_what_is_kept(staffed: Gateway, scripted_sglang: Rehearsal) -> None:
+    host = scripted_sglang.url.removeprefix("http://")
+    assert ask(staffed, "POST", f"/admin/hosts/{host}/drain", {**of("ann"), "x-request-id": "draining"}).status == 200
+    assert ask(staffed, "POST", f"/admin/hosts/{host}/undrain", of("rob")).status == 403
+    assert ask(staffed, "POST", f"/admin/hosts/{host}/undrain", made_key(staffed) | {"content-type": "application/json"}).status == 200
+    file = staffed.log.parent / "penstock.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "admission": {"max_queue": 7}}))
+    assert ask(staffed, "POST", "/admin/reload", of("ann")).status == 200
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "lisen": 1}))
+    assert ask(staffed, "POST", "/admin/reload", of("ann")).status == 400
+    refused, reloaded, undrained, drained = ask(staffed, "GET", "/admin/audit?last=4", of("rob")).json()["audit"]
+    assert (drained["who"], drained["client"], drained["request_id"], drained["status"]) == ("ann", "127.0.0.1", "draining", 200)
+    assert drained["what"] == f"POST /admin/hosts/{host}/drain"
+    assert (drained["before"], drained["after"]) == ({"state": "ok"}, {"state": "drained"})
+    assert (undrained["who"], undrained["after"]) == ("local", {"state": "ok"})
+    assert (reloaded["before"], reloaded["after"]) == ({"admission.max_queue": 1000}, {"admission.max_queue": 7})
+    assert (refused["who"], refused["status"], refused["before"], refused["after"]) == ("ann", 400, {}, {})
+    kept = staffed.log.parent.parent / "state" / "audit.jsonl"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert json.loads(kept.read_text().splitlines()[-1])["what"] == "POST /admin/reload"
+    assert f"POST /admin/hosts/{host}/undrain by rob from 127.0.0.1: 403" in staffed.output()
+    shown = penstock("audit", "--last", "4", "--admin", staffed.admin_url, folder=file.parent, PENSTOCK_ADMIN_KEY="the key of rob")
+    assert shown.returncode == 0, shown.stderr
+    assert any(line.split()[1:3] == ["ann", "127.0.0.1"] and '{"state":"drained"}' in line for line in shown.stdout.splitlines())
+    for last in ("0", "1001", "x", "-1"):
+        assert ask(staffed, "GET", f"/admin/audit?last={last}", of("rob")).status == 400
+
+
+def test_keys_are_in_the_audit_and_their_secrets_are_not(scripted_sglang: Rehearsal, tmp_path: Path) -> None:
+    with redis.server(tmp_path / "redis") as store, gateway(
+        tmp_path / "run", {**scripted_sglang.backend(), "redis": {"url": store.url}}, PENSTOCK_HOME=str(tmp_path)
+    ) as running:  # fmt: skip
+        running.wait_ready()
+        secret = running.admin("/admin/keys", "POST", content={"name": "carl", "rpm": 60}).json()["key"]
+        running.admin("/admin/keys/carl/rotate", "POST", content={"overlap_s": 60})
+        running.admin("/admin/keys/carl", "DELETE")
+        revoked, rotated, made = running.admin("/admin/audit").json()["audit"]
+        assert (made.get("before"), made["after"]["name"], made["after"]["rpm"]) == (None, "carl", 60)
+        assert list(rotated["after"]) == ["old_until"]
+        assert (revoked["before"]["name"], revoked.get("after")) == ("carl", None)
+        text = (tmp_path / "state" / "audit.jsonl").read_text()
+        assert secret not in text
+        assert hashed(secret).removeprefix("sha256:") not in text
+
+
 def test_the_public_listener_has_no_admin_api(wired: Gateway) -> None:
     for path in ("/metrics", "/admin/workers", "/admin/config"):
         assert raw.call(wired.port, "GET", path).status == 404
@@ -326,18 +420,23 @@ def test_the_configuration_is_shown_with_origins_and_without_secrets(guarded: Ga
 def test_every_use_is_logged(wired: Gateway) -> None:
     wired.admin("/admin/workers", headers={"user-agent": "op"})
     until("it is", lambda: any(
-        json.loads(line).get("audit") and "GET /admin/workers from 127.0.0.1: 200" in line
+        json.loads(line).get("audit") and "GET /admin/workers by local from 127.0.0.1: 200" in line
         for line in wired.output().splitlines() if line.startswith("{")
     ))  # fmt: skip
 
 
-def test_a_flood_of_what_is_refused_hides_nothing_that_was_done(wired: Gateway) -> None:
+def test_no_flood_hides_what_an_operator_changed(staffed: Gateway) -> None:
     for _ in range(30):
-        assert wired.admin("/admin/hosts/nope:1/undrain", "POST").status == 404
+        assert ask(staffed, "POST", "/admin/hosts/flood:1/drain").status == 401
+        assert ask(staffed, "GET", "/admin/config", of("rob")).status == 200
     for _ in range(30):
-        assert wired.admin("/admin/config").status == 200
-    done = "GET /admin/config from 127.0.0.1: 200"
-    until("every one is logged", lambda: wired.output().count(done) >= 30)
+        assert ask(staffed, "POST", "/admin/hosts/nope:1/undrain", of("ann")).status == 404
+    until("every one is logged", lambda: staffed.output().count("POST /admin/hosts/nope:1/undrain by ann from 127.0.0.1: 404") == 30)
+    assert staffed.output().count("POST /admin/hosts/flood:1/drain by nobody") < 30
+    assert (
+        len([row for row in ask(staffed, "GET", "/admin/audit?last=1000", of("rob")).json()["audit"] if "nope:1/undrain" in row["what"]])
+        == 30
+    )
 
 
 def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -439,13 +538,29 @@ def test_a_clients_words_do_not_drive_the_operators_terminal(wired: Gateway, tmp
     assert (done.returncode, is_safe(done), "owned" in done.stderr) == (1, True, True), repr(done.stderr)
 
 
-@pytest.mark.parametrize("command", [("keys", "list"), ("keys", "list", "--json"), ("usage",), ("usage", "--csv"), ("explain", "x")])
-def test_nor_do_a_gateways(tmp_path: Path, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "words",
+    ["keys list", "keys list --json", "keys show NAME", "usage", "usage --csv", "explain x", "hosts", "hosts --json"],
+)
+def test_nor_do_a_gateways(tmp_path: Path, words: str) -> None:
+    command = [ESCAPES if word == "NAME" else word for word in words.split()]
     counts = dict.fromkeys(
-        ("requests", "prompt_tokens", "cached_tokens", "delivered_tokens", "wasted_client_tokens", "wasted_host_tokens", "cost"), 0
+        (
+            "requests",
+            "prompt_tokens",
+            "cached_tokens",
+            "generated_tokens",
+            "delivered_tokens",
+            "wasted_client_tokens",
+            "wasted_host_tokens",
+            "cost",
+        ),
+        0,
     )
-    rows = {
+    of_hosts = dict.fromkeys(("id", "backend", "state", "why"), ESCAPES)
+    rows: dict[str, Any] = {
         "/admin/keys": {"keys": [{"name": ESCAPES, "origin": ESCAPES, "metadata": {ESCAPES: ESCAPES}}]},
+        "/admin/hosts": {"hosts": [{"weight": 1, "priority": 0, "in_flight": 0, "capacity": None, **of_hosts}]},
         "/admin/usage": {"usage": [{"day": ESCAPES, "key": ESCAPES, "model": ESCAPES, **counts}]},
     }
 

@@ -22,15 +22,19 @@ def penstock(*arguments: str, folder: Path, **env: str) -> subprocess.CompletedP
 def test_check_prints_every_value_with_its_origin_and_no_secret(tmp_path: Path) -> None:
     digest = "a" * 64
     (tmp_path / "p.yaml").write_text(f"keys: [{{name: x, hash: 'sha256:{digest}'}}]\nlisten: {{host: 0.0.0.0}}\n")
-    done = penstock("check", "-c", "p.yaml", folder=tmp_path, PENSTOCK__LOG__LEVEL="debug")
+    done = penstock("check", "--all", "-c", "p.yaml", folder=tmp_path, PENSTOCK__LOG__LEVEL="debug")
     assert done.returncode == 0, done.stderr
     assert digest not in done.stdout
     lines = {line.split()[0]: line for line in done.stdout.splitlines()}
-    assert lines["listen.host"].endswith("file p.yaml")
+    assert lines["listen.host"].endswith("file p.yaml:2")
     assert lines["log.level"].endswith("environment PENSTOCK__LOG__LEVEL")
     assert lines["listen.port"].endswith("default")
     assert "********" in lines["keys.0.hash"]
     assert "backends.dsv3.engine.dtype" in lines
+    changed = penstock("check", "-c", "p.yaml", folder=tmp_path, PENSTOCK__LOG__LEVEL="debug").stdout.splitlines()
+    assert {"listen.host", "log.level", "keys.0.hash"} <= {line.split()[0] for line in changed}
+    assert not [line for line in changed if line.endswith("default")]
+    assert [line for line in changed if line.endswith("more are left at their defaults (--all shows them)")]
     as_json = json.loads(penstock("check", "--json", folder=tmp_path).stdout)
     assert {"key": "listen.port", "value": 8000, "origin": "default"} in as_json["values"]
 
@@ -48,7 +52,10 @@ def test_check_says_which_host_does_not_answer(tmp_path: Path) -> None:
     [
         ("lisen: {}", "lisen: unknown key; did you mean 'listen'?"),
         ("listen: {host: 0.0.0.0}", "listen.host: without keys the gateway serves on loopback only"),
-        ("backends: {dsv3: {kind: sglang_dsv3, hosts: [{url: x}]}}", "is no URL of a host"),
+        (
+            "backends: {dsv3: {kind: sglang_dsv3, hosts: [{url: x}]}}",
+            "p.yaml:1: backends.dsv3.hosts.0.url: 'x' is no URL; accepted: http://HOST:PORT",
+        ),
     ],
 )
 def test_a_bad_configuration_does_not_start(tmp_path: Path, command: str, text: str, words: str) -> None:

@@ -117,6 +117,24 @@ def test_an_unchanged_tree_is_compiled_once_and_a_module_that_mypyc_refuses_is_n
     assert "async generators" in done.stderr
 
 
+@pytest.mark.slow
+def test_a_compiled_coroutine_is_cancelled_timed_and_told_of_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "coroutines.py").write_bytes((ROOT / "tests" / "support" / "coroutines.py").read_bytes())
+    plays = "import asyncio, sys, coroutines; print(coroutines.__file__, file=sys.stderr); asyncio.run(coroutines.play(print))"
+
+    def played(folder: Path) -> tuple[str, str]:
+        done = subprocess.run([sys.executable, "-c", plays], cwd=folder, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, Path(done.stderr.strip()).suffix
+
+    said, suffix = played(tmp_path)
+    assert suffix == ".py"
+    assert said.count("\n") == 13
+    compile_it = [sys.executable, "-P", str(ROOT / "scripts" / "compile.py"), "--work", str(tmp_path / "work"), "coroutines.py"]
+    subprocess.run(compile_it, cwd=tmp_path, check=True, timeout=200)
+    assert played(tmp_path / "work" / "lib") == (said, ".so")
+
+
 def copied(root: Path, modules: list[str]) -> Path:
     """A checkout that compiles these alone."""
     for name in ("gateway", "middleware", "backends", "openapi"):

@@ -262,7 +262,6 @@ def test_a_second_request_on_a_connection_has_the_same_time_for_its_head(strict:
     [
         (b'{"model":"deepseek-v3","messages":[{"role":"user"}],"model":"x"}', "model", "invalid_json"),
         (b'{"model":"deepseek-v3","messages":[{"role":"user"}],"n":' + b"9" * 5000 + b"}", "n", "invalid_value"),
-        (b'{"model":"deepseek-v3","messages":[{"role":"user"}],"temperature":1e999}', "temperature", "invalid_value"),
         (b'{"model":"deepseek-v3","messages":[{"role":"user"}],"temperature":NaN}', None, "invalid_json"),
         (b'{"model":"deepseek-v3","messages":[{"role":"user"}],"max_tokens":-1}', "max_tokens", "invalid_value"),
         (b'{"model":"deepseek-v3","messages":[{"role":"user","content":"\xff"}]}', None, "invalid_json"),
@@ -276,7 +275,7 @@ def test_a_second_request_on_a_connection_has_the_same_time_for_its_head(strict:
         (b'{"model":"deepseek-v3","messages":[{"role":"user"}]} trailing', None, "invalid_json"),
         (b'\xef\xbb\xbf{"model":"deepseek-v3"}', None, "invalid_json"),
     ],
-    ids=range(11),
+    ids=range(10),
 )
 def test_hostile_json_is_a_400(wired: Gateway, body: bytes, param: str | None, code: str) -> None:
     answer = raw.call(wired.port, "POST", CHAT, body)

@@ -117,7 +117,7 @@ def test_what_cannot_be_made_is_refused_with_its_reason(pair: tuple[Gateway, Gat
         ({"name": "x", "rmp": 5}, 400, "rmp: unknown key; did you mean 'rpm'?"),
         ({"name": "x", "models": ["nope"]}, 400, "no model is called 'nope'"),
         ({"name": "x", "hash": "sha256:" + "0" * 64}, 400, "'hash' is the gateway's to set"),
-        ({"name": "x" * 65}, 400, "is no name"),
+        ({"name": "x" * 65}, 400, "beginning with a letter or digit"),
         ({}, 400, "name"),
     ):
         refused = admin(pair[0], "POST", "/admin/keys", content)
@@ -190,10 +190,10 @@ def test_stored_keys_go_on_working_when_redis_is_gone(scripted_sglang: Rehearsal
 
 
 @contextlib.contextmanager
-def alone(engine: Rehearsal, store: Server, folder: Path) -> Iterator[Gateway]:
+def alone(engine: Rehearsal, store: Server, folder: Path, **env: str) -> Iterator[Gateway]:
     """A gateway with a Redis of its own, which a test may do anything to."""
     config = {**engine.backend(), "redis": {"url": store.url}, "admin": {"key_hash": hashed("the-operator")}}
-    with gateway(folder, config) as running:
+    with gateway(folder, config, (), "", **env) as running:
         running.wait_ready()
         yield running
 
@@ -214,7 +214,7 @@ def test_a_stored_key_that_cannot_be_read_stops_nobody_else(scripted_sglang: Reh
         with alone(scripted_sglang, store, tmp_path / "1") as running:
             refused = admin(running, "POST", "/admin/keys", {"name": "x", "expires": "0001-01-01"})
             assert refused.status == 400
-            assert "expires: '0001-01-01' is no date and time like 2027-01-31T18:00:00Z" in refused.error()["message"]
+            assert "expires: '0001-01-01' is before the year 1970" in refused.error()["message"]
             before = create(running, "before")
             until("it works", lambda: ask(running, before).status == 200, 5)
             for name, content in (

@@ -439,7 +439,7 @@ def test_a_models_tokenizer_counts_prompts(engine: Rehearsal, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"keys": [{"name": "a", "hash": "sk-in-the-clear"}]}, "keys.0.hash: must be 'sha256:' and 64 hex digits"),
+        ({"keys": [{"name": "a", "hash": "sk-in-the-clear"}]}, "keys.0.hash: is not accepted; accepted: 'sha256:' and 64 hex digits"),
         ({"keys": [key("free", rpm=0)]}, "keys.0.rpm: 0 is out of range; accepted: above 0"),
         ({"keys": [key("free", tpm=-5)]}, "keys.0.tpm: -5 is out of range"),
         (
@@ -450,7 +450,7 @@ def test_a_models_tokenizer_counts_prompts(engine: Rehearsal, tmp_path: Path) ->
         ({"keys": [key("free", budget={"amount": 0})]}, "keys.0.budget.amount: 0 is out of range"),
         ({"keys": [key("free", priority=10)]}, "keys.0.priority: 10 is out of range; accepted: 0 (first) to 9"),
         ({"keys": [key("free", expires="soon")]}, "keys.0.expires: 'soon' is no date and time"),
-        ({"keys": [{**key("free"), "name": "a b"}]}, "keys.0.name: 'a b' is no name"),
+        ({"keys": [{**key("free"), "name": "a b"}]}, "keys.0.name: 'a b' is not accepted; accepted: up to 64 letters"),
         ({"keys": [key("free", rmp=5)]}, "keys.0.rmp: unknown key; did you mean 'rpm'?"),
         ({"limits": {"timezone": "Mars/Olympus"}}, "limits.timezone: 'Mars/Olympus' is no time zone"),
         ({"listen": {"workers": 2}, "keys": [key("free", rpm=5)]}, "listen.workers: 2 workers cannot keep limits together without Redis"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gateway.access.keys import hashed
 from tests.support import raw
 from tests.support.browser import STRANGER, Page
 from tests.support.processes import Gateway, Rehearsal, gateway, until
@@ -146,3 +147,24 @@ def test_a_name_that_was_rebound_gets_nothing(fresh: Gateway, tmp_path: Path) ->
     assert {name: status for name, (status, _) in of_admin.items() if name != "chat"} == {"metrics": 403, "config": 401, "reload": 401}
     assert of_public["chat"][0] == 403
     assert json.loads(of_public["chat"][1])["error"]["code"] == "cross_site"
+
+
+def test_pages_that_may_and_clients_that_are_none_are_served(scripted_sglang: Rehearsal, tmp_path: Path) -> None:
+    app = {"origin": "https://app.example", "sec-fetch-site": "cross-site"}
+    other = {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}
+    config = {**scripted_sglang.backend(), "security": {"cors": {"origins": ["https://app.example"]}}}
+    with gateway(tmp_path / "open", config) as running:
+        running.wait_ready()
+        assert raw.call(running.port, "POST", CHAT, raw.chat("hi"), app).status == 200
+        refused = raw.call(running.port, "POST", CHAT, raw.chat("hi"), other)
+        assert (refused.status, refused.error()["code"]) == (403, "cross_site")
+        assert "security.cors.origins" in refused.error()["message"]
+        assert raw.call(running.port, "GET", "/v1/models", headers=other).status == 200, "reading uses no engine"
+        assert raw.call(running.port, "POST", CHAT, raw.chat("hi"), {"host": "llm.example"}).status == 200, "behind a proxy"
+        ours = {"host": "localhost:1", "origin": "http://localhost:1", "sec-fetch-site": "same-origin"}
+        assert raw.call(running.port, "POST", CHAT, raw.chat("hi"), ours).status == 200, "/docs, through a tunnel"
+    with gateway(tmp_path / "keyed", {**scripted_sglang.backend(), "keys": [{"name": "x", "hash": hashed("x")}]}) as running:
+        until("it is ready", lambda: raw.call(running.port, "GET", "/readyz").status == 200)
+        keyed = {**other, "authorization": "Bearer x"}
+        assert raw.call(running.port, "POST", CHAT, raw.chat("hi"), keyed).status == 200, "who has a key may"
+        assert raw.call(running.port, "POST", CHAT, raw.chat("hi"), other).status == 401

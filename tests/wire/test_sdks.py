@@ -93,7 +93,7 @@ def scripted(answer: str) -> dict[str, Any]:
 # Contracts 1.1 and 2.5: status -> exception, and how often each SDK comes again (`attempts`, with one retry allowed).
 RETRY = {"retries": 1}
 STATUSES = {
-    "400 of ours": Case(more={"temperature": 3}, raises=("BadRequestError", 400, "invalid_value"), param="temperature", attempts=0),
+    "400 of ours": Case(more={"n": 0}, raises=("BadRequestError", 400, "invalid_value"), param="n", attempts=0),
     "400 of the engine": Case("[[refuse 422]]", raises=("BadRequestError", 400, "invalid_value"), param="messages[0].role"),
     "400 context": Case("[[refuse 400]]", raises=("BadRequestError", 400, "context_length_exceeded"), param="messages"),
     "400 context, first event": Case(

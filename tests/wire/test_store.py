@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,66 +15,12 @@ from hypothesis import strategies as st
 
 from gateway import config
 from gateway.access.keys import Keys, StoredKey, hashed
-from gateway.access.limits import rules
 from gateway.access.limits.memory import Memory
-from gateway.access.limits.rules import SECOND, Ask, Decision, Lease, Limit, Row, StoreFailed, Unit
+from gateway.access.limits.rules import SECOND, Ask, Decision, Lease, Row, StoreFailed
 from gateway.store.shared import Shared
 from gateway.telemetry.metrics import Metrics
-from tests.support import redis
 from tests.support.redis import Server
-
-START = 1_700_000_000 * SECOND
-RPM = rules.rate("rpm", "k", Unit.REQUESTS, 90, 20)
-TPM = rules.rate("tpm", "k", Unit.TOKENS, 1700, 45)
-SLOTS = rules.slots("slots", "k", 5)
-DAY = rules.quota("day", "k", Unit.DAY, 4000, "day")
-
-
-@pytest.fixture(scope="module", params=["debian", "oldest"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    binary = redis.DEBIAN if request.param == "debian" else redis.oldest()
-    with redis.server(tmp_path_factory.mktemp("redis"), binary) as running:
-        if request.param == "oldest":
-            assert running.client().info("server")["redis_version"].startswith("6.2.")
-        yield running
-
-
-def configured(server: Server, **more: Any) -> config.Settings:
-    return config.load(environment={}, overrides={"redis": {"url": server.url, "store_timeout_ms": 5000, **more}}).settings
-
-
-def with_store(
-    server: Server,
-    work: Callable[[Shared], Coroutine[Any, Any, None]],
-    keys: Callable[[config.Settings], Keys] = Keys,
-    metrics: Metrics | None = None,
-    **more: Any,
-) -> None:
-    """Run `work` with an open store; a clock that it sets is the scripts' clock."""
-
-    async def run() -> None:
-        chosen = configured(server, **more)
-        store = Shared(chosen, keys(chosen), metrics or Metrics())
-        await store.open()
-        try:
-            await work(store)
-        finally:
-            await store.aclose()
-
-    asyncio.run(run())
-
-
-async def beat(store: Shared) -> None:
-    """A heartbeat, and what comes of it."""
-    await store.pipeline.heartbeat()
-    await store.pipeline.work()
-
-
-async def until(what: str, probe: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    """As `tests.support.processes.until`, for what happens in this loop."""
-    async with asyncio.timeout(timeout_s):
-        while not probe():
-            await asyncio.sleep(0.01)
+from tests.support.store import DAY, EVEN, RPM, SLOTS, START, TPM, beat, failures, lease, until, with_store
 
 
 class Step(NamedTuple):
@@ -114,7 +60,7 @@ def test_both_stores_decide_alike(server: Server, arrivals: list[Step]) -> None:
             ]
             lease = Lease(f"id-{number}", "k", "m", asks)
             here, there = memory.decide(asks), await store.admit(lease)
-            assert not lease.local
+            assert lease.outage is None
             _alike(here, there)
             if here.refused is None:
                 open_.append((number + step.held_for, lease, float(step.truth)))
@@ -128,10 +74,6 @@ def _alike(here: Decision, there: Decision) -> None:
     for one, two in zip(here.states, there.states, strict=True):
         assert one[0] == pytest.approx(two[0], abs=1)  # it is rounded down, and a microsecond can tip it
         assert one[1] == pytest.approx(two[1], abs=2)
-
-
-def lease(number: int = 0, limit: Limit = SLOTS, cost: float = 1.0) -> Lease:
-    return Lease(f"id-{number}", "k", "m", [Ask(limit.key, limit, cost, 3600.0)])
 
 
 def test_what_ended_leaves_nothing_behind_but_the_ledger(server: Server) -> None:
@@ -280,10 +222,6 @@ def test_a_gateway_that_died_is_buried_by_another_with_what_it_had_open(server: 
     with_store(server, work)
 
 
-def failures(of: Metrics, task: str) -> float:
-    return of.snapshot()["penstock_task_failures_total"].get(task, [0.0])[0]
-
-
 def test_a_pipeline_with_a_fault_of_ours_keeps_no_request_waiting_and_is_begun_again(server: Server) -> None:
     server.client().flushall()
     metrics = Metrics()
@@ -296,13 +234,13 @@ def test_a_pipeline_with_a_fault_of_ours_keeps_no_request_waiting_and_is_begun_a
             raise RuntimeError("a fault of ours")
 
         store.limits._decided = fails  # type: ignore[method-assign,assignment]
-        decisions = await asyncio.gather(*(store.admit(lease(number, RPM)) for number in range(3)))
+        decisions = await asyncio.gather(*(store.admit(lease(number, EVEN)) for number in range(3)))
         assert all(decision.refused is None for decision in decisions), "decided here"
         assert failures(metrics, "store pipeline") == 1
         await until("it is back", lambda: store.pipeline.up)
         later = lease(9, DAY)
         assert (await store.admit(later)).refused is None
-        assert not later.local
+        assert later.outage is None
 
     with_store(server, work, metrics=metrics)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,52 @@ def test_it_serves(installed: Path, tmp_path: Path) -> None:
             client.chat.completions.create(model="polly", messages=[{"role": "user", "content": "fly"}])
         with pytest.raises(openai.NotFoundError, match="no backend here serves it"):
             client.embeddings.create(model="polly", input="x")
+
+
+ODD = """
+from gateway.plugin import Backend, Endpoint, Plugin, Reply, Stats, Gpu, Target
+from penstock_parrot import Config, Parrot
+
+DETAILS = {"engine": "vLLM 0.11", "state": 5, "machine": ["no", "such"], "gpus": None, "": {"a": [1, {"b": None}]}, "\\u001b[2J": "\\u0000"}
+
+
+class Odd(Parrot):
+    def targets(self):
+        return [Target("odd/one", stats=Stats(running_requests=3, gpus=(Gpu(7, power_watts=123.5),)), details=DETAILS),
+                Target("odd/none", details={"machine": 7})]
+
+
+plugin = Plugin("odd", Config, lambda name, config, env: Odd(name, config))
+"""
+
+
+@pytest.fixture(scope="module")
+def with_odd(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Beside the example a plugin whose targets say of themselves whatever they like."""
+    site = tmp_path_factory.mktemp("odd")
+    (site / "penstock_odd.py").write_text(ODD)
+    info = site / "penstock_odd-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: penstock-odd\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[penstock.backends]\nodd = penstock_odd:plugin\n")
+    return site
+
+
+def test_what_a_target_says_of_itself_breaks_nothing(installed: Path, with_odd: Path, tmp_path: Path) -> None:
+    """Its stats are numbers for metrics; its details are for people alone, in whatever words and shapes."""
+    config = {"models": {"polly": {"backend": "cage"}}, "backends": {"cage": {"kind": "odd"}}}
+    with gateway(tmp_path, config, PYTHONPATH=f"{installed}:{with_odd}") as running:
+        metrics = running.admin("/metrics")
+        assert metrics.status == 200
+        text = metrics.body.decode()
+        assert re.search(r'penstock_\w*running_requests\{backend="cage",host="odd/one"\} 3', text)
+        assert re.search(r'penstock_gpu_power_watts\{backend="cage",host="odd/one",gpu="7"\} 123.5', text)
+        assert 'running_requests{backend="cage",host="odd/none"}' not in text, "what nobody knows is not zero"
+        hosts = {row["id"]: row for row in running.admin("/admin/hosts").json()["hosts"]}
+        assert hosts["odd/one"]["details"]["engine"] == "vLLM 0.11"
+        assert hosts["odd/none"]["details"] == {"machine": 7}
+        for page in ("/admin/workers", "/admin/config", "/admin/usage"):
+            assert running.admin(page).status == 200
 
 
 def test_without_it_the_kind_is_refused_with_what_is_installed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 from backends.sglang_dsv3 import transport
-from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Transport, contract, http1
+from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Transport, contract, http1, library
 from backends.sglang_dsv3.transport.http1 import Http1
 from backends.sglang_dsv3.transport.library import Library
 
@@ -110,7 +110,7 @@ async def until(what: str, probe: Callable[[], bool]) -> None:
 
 async def ask(way: Transport, body: bytes = b"{}", begun: asyncio.Event | None = None) -> tuple[int, bytes]:
     """One request; `begun` is set when some of the answer's body has been read."""
-    response = await way.request("POST", "/x", body, {"x-one": "1"})
+    response = await transport.request(way, "POST", "/x", body, {"x-one": "1"})
     content = b""
     try:
         while part := await response.read():
@@ -241,6 +241,94 @@ def test_a_connection_that_the_host_closed_while_it_was_idle_is_replaced(kind: t
     run(work())
 
 
+def once_then(*later: bytes | None, answer: bytes = OK + b"content-length: 5\r\n\r\nhello") -> tuple[Handler, list[int]]:
+    """The first request of all is answered on a connection that stays; each later one gets the next of these bytes (None: `answer`), and
+    then its connection is closed. Which connection each request came on is noted."""
+    requests: list[int] = []
+    left = [None, *later]
+    connections = iter(range(100))
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = next(connections)
+        while True:
+            await request(reader)
+            requests.append(number)
+            bytes_of_it = left.pop(0)
+            writer.write(answer if bytes_of_it is None else bytes_of_it)
+            if bytes_of_it is not None:
+                return
+
+    return handle, requests
+
+
+@BOTH
+def test_a_used_connection_that_closes_without_a_byte_is_replaced_once(kind: type[Transport]) -> None:
+    async def work() -> None:
+        handle, requests = once_then(b"", None)
+        async with serving(handle) as (_, port), to(kind, port) as way:
+            assert await ask(way) == (200, b"hello")
+            assert await ask(way) == (200, b"hello")
+        assert requests == [0, 0, 1]
+
+    run(work())
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [((b"", b""), [0, 0, 1]), ((b"HTTP/1.1 2",), [0, 0]), ((OK + b"content-length: 5\r\n\r\nhel",), [0, 0])],
+    ids=["the second one too", "half a head", "half a body"],
+)
+def test_what_may_have_been_answered_is_not_asked_again(kind: type[Transport], later: tuple[bytes, ...], expected: list[int]) -> None:
+    async def work() -> None:
+        handle, requests = once_then(*later)
+        async with serving(handle) as (_, port), to(kind, port) as way:
+            assert await ask(way) == (200, b"hello")
+            with pytest.raises(ConnectionLost):
+                await ask(way)
+        assert requests == expected
+
+    run(work())
+
+
+@BOTH
+def test_a_connection_that_closes_late_is_not_replaced(kind: type[Transport], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What took its time may have been generating."""
+    for module in (http1, library):
+        monkeypatch.setattr(module, "CLOSED_S", 0.0)
+
+    async def work() -> None:
+        handle, requests = once_then(b"")
+        async with serving(handle) as (_, port), to(kind, port) as way:
+            assert await ask(way) == (200, b"hello")
+            with pytest.raises(ConnectionLost):
+                await ask(way)
+        assert requests == [0, 0]
+
+    run(work())
+
+
+@BOTH
+def test_where_no_other_connection_is_to_be_had_the_loss_is_what_is_told(kind: type[Transport]) -> None:
+    async def work() -> None:
+        server: asyncio.Server
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await request(reader)
+            writer.write(OK + b"content-length: 5\r\n\r\nhello")
+            await request(reader)
+            server.close()
+            writer.close()
+
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        async with to(kind, server.sockets[0].getsockname()[1]) as way:
+            assert await ask(way) == (200, b"hello")
+            with pytest.raises(ConnectionLost):
+                await ask(way)
+
+    run(work())
+
+
 @BOTH
 @pytest.mark.parametrize("extra", [b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged", b"x"])
 def test_bytes_that_no_request_asked_for_end_the_connection(kind: type[Transport], extra: bytes) -> None:
@@ -256,6 +344,61 @@ def test_bytes_that_no_request_asked_for_end_the_connection(kind: type[Transport
 
 
 @BOTH
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_connection_whose_body_is_as_good_as_read_is_used_again_or_closed(kind: type[Transport], ends: bool) -> None:
+    """What follows the last event are a few bytes, for which nobody has to wait."""
+
+    async def work() -> None:
+        finished = asyncio.Event()
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while True:
+                await request(reader)
+                writer.write(OK + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
+                await finished.wait()
+                if ends:
+                    writer.write(b"3\r\nxyz\r\n0\r\n\r\n")
+                    finished.clear()
+
+        async with serving(handle) as (host, port), to(kind, port) as way:
+            response = await transport.request(way, "POST", "/x", b"{}")
+            assert await response.read() == b"hello"
+            response.finish()
+            finished.set()
+            if ends:
+                await until("the end has come", lambda: not finished.is_set())
+                await asyncio.sleep(0.05)  # and so have we been told
+                finished.set()
+                assert (await ask(way))[0] == 200
+                assert host.connections == 1
+            else:
+                await until("it is cut", lambda: host.ended == 1)
+
+    run(work())
+
+
+@BOTH
+def test_closing_the_pool_closes_what_was_about_to_be_idle(kind: type[Transport], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (http1, library):
+        monkeypatch.setattr(module, "FINISH_S", 60.0)
+
+    async def work() -> None:
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await request(reader)
+            writer.write(OK + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
+            await reader.read()
+
+        async with serving(handle) as (host, port):
+            async with to(kind, port) as way:
+                response = await transport.request(way, "POST", "/x", b"{}")
+                assert await response.read() == b"hello"
+                response.finish()
+            await until("it is closed", lambda: host.ended == 1)
+
+    run(work())
+
+
+@BOTH
 def test_a_reply_that_is_given_up_cuts_its_connection(kind: type[Transport]) -> None:
     async def work() -> None:
         head = OK + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"
@@ -266,7 +409,7 @@ def test_a_reply_that_is_given_up_cuts_its_connection(kind: type[Transport]) -> 
             await reader.read()  # until the client is gone
 
         async with serving(handle) as (host, port), to(kind, port) as way:
-            response = await way.request("POST", "/x", b"{}")
+            response = await transport.request(way, "POST", "/x", b"{}")
             assert await response.read() == b"hello"
             assert not response.ended
             response.close()
@@ -335,7 +478,7 @@ def test_connecting_has_a_limit(kind: type[Transport]) -> None:
                     peer.connect(("127.0.0.1", port))
             async with to(kind, port) as way:
                 with pytest.raises(ConnectFailed, match=r"within 0\.3 s"):
-                    await way.request("POST", "/x", b"{}", connect_s=0.3)
+                    await transport.request(way, "POST", "/x", b"{}", connect_s=0.3)
 
     run(work())
 
@@ -357,7 +500,7 @@ def test_a_slow_reader_slows_the_host_down(kind: type[Transport]) -> None:
                 sent += 64 << 10
 
         async with serving(handle) as (_, port), to(kind, port) as way:
-            response = await way.request("POST", "/x", b"{}")
+            response = await transport.request(way, "POST", "/x", b"{}")
             looks: list[int] = []
 
             def standing_still() -> bool:
@@ -422,7 +565,7 @@ def test_https_with_a_certificate_of_ones_own(tmp_path: Path) -> None:
 
     async def work() -> None:
         async with serving(answering(OK + b"content-length: 5\r\n\r\nhello"), ssl=context) as (_, port):
-            for options, trusted in ((Options(ca_file=str(crt)), True), (Options(), False)):
+            for options, trusted in ((Options(tls=transport.tls(str(crt), None, None)), True), (Options(), False)):
                 way = transport.to_host(f"https://127.0.0.1:{port}", options)
                 if trusted:
                     assert await ask(way) == (200, b"hello")
@@ -432,6 +575,36 @@ def test_https_with_a_certificate_of_ones_own(tmp_path: Path) -> None:
                 await way.aclose()
 
     run(work())
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["shown", "not shown"])
+def test_a_host_that_wants_a_certificate_gets_ours(tmp_path: Path, shown: bool) -> None:
+    key, crt = certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(crt, key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(crt)
+
+    async def work() -> None:
+        async with serving(answering(OK + b"content-length: 5\r\n\r\nhello"), ssl=context) as (_, port):
+            ours = (str(crt), str(key)) if shown else (None, None)
+            way = transport.to_host(f"https://127.0.0.1:{port}", Options(tls=transport.tls(str(crt), *ours)))
+            if shown:
+                assert await ask(way) == (200, b"hello")
+            else:  # TLS 1.3 tells only after the request was sent
+                with pytest.raises((ConnectFailed, ConnectionLost)):
+                    await ask(way)
+            await way.aclose()
+
+    run(work())
+
+
+def test_certificates_that_are_none_are_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    nonsense = tmp_path / "nonsense.pem"
+    nonsense.write_text("hello")
+    for files in ((str(nonsense), None, None), (str(tmp_path / "absent"), None, None), (None, str(nonsense), str(nonsense))):
+        with pytest.raises(OSError):
+            transport.tls(*files)
 
 
 def test_a_unix_socket_and_a_proxy(tmp_path: Path) -> None:

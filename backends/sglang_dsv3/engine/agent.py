@@ -121,7 +121,7 @@ class Agent:
         try:
             config = self._load()
         except ConfigError as error:
-            log.error("the new configuration is refused, nothing has changed: %s", error)
+            log.error("the new configuration is refused, nothing has changed: %s", "; ".join(str(error).splitlines()))
             return
         if (config.port, config.agent) != (self._config.port, self._config.agent):
             log.error("port and agent cannot change while it runs; nothing has changed")

@@ -41,7 +41,8 @@ def engine(ctx: click.Context, path: Path | None, name: str | None, show_command
 
         _prepare(config, section)
     except ConfigError as error:
-        click.echo(f"penstock: {error}", err=True)
+        for line in str(error).splitlines():
+            click.echo(f"penstock: {line}", err=True)
         sys.exit(2)
     logging.basicConfig(format="penstock: %(message)s", level=logging.WARNING)
     sys.exit(agent.run(config, home, lambda text: click.echo(f"penstock: {visible(text)}"), lambda: _again(env, path, name)))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import logging.handlers
@@ -37,6 +38,7 @@ from backends.sglang_dsv3.config import Engine
 from backends.sglang_dsv3.engine import TINY_MODEL, checkpoint, environment_folder, family, launch, symptoms
 from backends.sglang_dsv3.engine.symptoms import End
 from gateway import lifeline
+from gateway.home import private, state_folder
 from gateway.lifeline import Backoff
 from gateway.plugin import ServiceState
 
@@ -100,8 +102,9 @@ class Supervisor:
         self._tell_all = tell
         self._port = port
         self._name = name.replace("/", "-")
-        self._state_file = home / "state" / f"{self._name}.json"
-        self._log = _engine_log(home / "state" / f"{self._name}.log")
+        self._state = state_folder(home)
+        self._state_file = self._state / f"{self._name}.json"
+        self._log = _engine_log(self._state / f"{self._name}.log")
         self._stop = asyncio.Event()
         self._change = asyncio.Event()
         self._nccl_log: Path | None = None
@@ -144,7 +147,7 @@ class Supervisor:
                 await self._told()
                 continue
             # The first time, the next start writes down what NCCL says; after that the log is there.
-            self._nccl_log = self._home / "state" / f"{self._name}.nccl.log" if end.kind == "NCCL" and self._nccl_log is None else None
+            self._nccl_log = self._state / f"{self._name}.nccl.log" if end.kind == "NCCL" and self._nccl_log is None else None
             delay_s = backoff.next(time.monotonic() - started)
             self._tell("restarting", f"{words}; next start in {delay_s:g} s", eta_s=delay_s + self._usual_start_s())
             await self._told(delay_s)
@@ -231,9 +234,8 @@ class Supervisor:
         """A file that only we can read, with the engine's key as SGLang's `--config` has it."""
         if self.config.api_key_file is None:
             return None
-        path = self._home / "state" / f"{self._name}.secrets.yaml"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
+        path = self._state / f"{self._name}.secrets.yaml"
+        with open(path, "w", opener=private) as file:
             file.write(f"api-key: {json.dumps(Path(self.config.api_key_file).read_text(encoding='utf-8').strip())}\n")
         return path
 
@@ -284,8 +286,8 @@ class Supervisor:
             return USUAL_START_S
 
     def _remember_start(self, seconds: float) -> None:
-        with contextlib.suppress(OSError):
-            self._state_file.write_text(json.dumps({"start_s": round(seconds, 1)}))
+        with contextlib.suppress(OSError), open(self._state_file, "w", opener=private) as file:
+            json.dump({"start_s": round(seconds, 1)}, file)
 
 
 def remaining_s(usual_s: float, elapsed_s: float) -> float:
@@ -294,9 +296,13 @@ def remaining_s(usual_s: float, elapsed_s: float) -> float:
     return max(1.25 * usual_s - elapsed_s, elapsed_s / 4)
 
 
+class _PrivateLog(logging.handlers.RotatingFileHandler):
+    def _open(self) -> io.TextIOWrapper:
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=private)
+
+
 def _engine_log(path: Path) -> logging.Logger:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8")
+    handler = _PrivateLog(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.Logger(str(path))
     logger.addHandler(handler)

@@ -42,6 +42,8 @@ class Seen:
         self.deaf = False
         self.failing = False
         self.max_running_requests = 100_000
+        # What `/v1/loads` says, in place of that.
+        self.loads: list[dict[str, Any]] | None = None
         self.weight_version = "default"
         self.aborted: list[str] = []
         # Completion tokens made, whoever read them.
@@ -84,8 +86,9 @@ async def _ready(request: web.Request) -> web.Response:
 
 
 async def _loads(request: web.Request) -> web.Response:
-    load = {"dp_rank": 0, "num_running_reqs": 0, "num_waiting_reqs": 0, "max_running_requests": request.app[_SEEN].max_running_requests}
-    return web.json_response({"loads": [load]})
+    seen = request.app[_SEEN]
+    load = {"dp_rank": 0, "num_running_reqs": 0, "num_waiting_reqs": 0, "max_running_requests": seen.max_running_requests}
+    return web.json_response({"loads": seen.loads or [load]})
 
 
 async def _health_generate(request: web.Request) -> web.Response:
@@ -96,7 +99,7 @@ async def _health_generate(request: web.Request) -> web.Response:
 
 async def _set(request: web.Request) -> web.Response:
     """How the server behaves from now on, whatever the prompts say: `ready`, `hung`, `deaf` (to commands), `failing`,
-    `max_running_requests`, `weight_version`."""
+    `max_running_requests`, `loads`, `weight_version`."""
     for name, value in (await request.json()).items():
         setattr(request.app[_SEEN], name, value)
     return web.Response()
@@ -144,7 +147,10 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         # As SGLang does: several choices get ids of its own making, one each.
         rid = body.get("rid") or body.get("request_id") or f"msg_{uuid.uuid4().hex}"
         seen.last_ids = body["ids"] = [rid] if n == 1 else [uuid.uuid4().hex for _ in range(n)]
-        text, body["done"] = _asked(body)
+        try:
+            text, body["done"] = _asked(body)
+        except (AttributeError, LookupError, TypeError):  # messages that are none: SGLang's models refuse them
+            return _flat(422)
         text = text if isinstance(text, str) else json.dumps(text)
         commands = dict(_COMMAND.findall(text))
         seen.asked[text] = seen.asked.get(text, 0) + 1

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from backends.sglang_dsv3.transport.contract import ConnectFailed, ConnectionLost, Options, Response, Transport
+from backends.sglang_dsv3.transport.contract import ConnectFailed, ConnectionLost, Options, Response, Transport, Unanswered, request, tls
 
-__all__ = ["ConnectFailed", "ConnectionLost", "Options", "Response", "Transport", "to_host"]
+__all__ = ["ConnectFailed", "ConnectionLost", "Options", "Response", "Transport", "Unanswered", "request", "tls", "to_host"]
 
 
 def to_host(url: str, options: Options) -> Transport:

@@ -4,8 +4,8 @@ A connection carries one exchange at a time:
 
     idle -> waiting (request written) -> reading (head is there) -> ended -> idle      any of them -> closed
 
-What ends in `closed` before the body has ended raises ConnectionLost at whoever waits. Nothing here keeps time but for connecting: how long
-a silence may last is the caller's to decide, who cancels.
+What ends in `closed` before the body has ended raises ConnectionLost at whoever waits. Time is kept here for connecting, and for the end
+of a body that nobody reads; how long a silence may last is the caller's to decide, who cancels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from backends.sglang_dsv3.transport.contract import FINISH_S, KEEP_ALIVE_S, MAX_HEAD_BYTES, ConnectFailed, ConnectionLost, Options
+from backends.sglang_dsv3.transport.contract import (
+    CLOSED_S,
+    FINISH_S,
+    KEEP_ALIVE_S,
+    MAX_HEAD_BYTES,
+    ConnectFailed,
+    ConnectionLost,
+    Options,
+    Unanswered,
+)
 
 # How much of a body may wait to be read before the socket is left alone: a paced stream never gets there, a long answer for a slow client
 # does, and then it is the engine that waits.
@@ -39,37 +48,33 @@ class Http1:
         lines = [f"host: {parts.netloc}", *(f"{name}: {value}" for name, value in options.headers.items())]
         self._common = "".join([f"{line}\r\n" for line in lines])
         self._idle: deque[Connection] = deque()
+        # Those that wait for the end of a body that nobody reads.
+        self.ending: set[Connection] = set()
         self._closed = False
 
     async def send(
-        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, connect_s: float = 5.0
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        connect_s: float = 5.0,
+        fresh: bool = False,
     ) -> Connection:
-        """See `Transport`. A pooled connection that turns out to be closed is replaced only where nothing was written yet: what became of a
-        request that left is for the caller to judge."""
+        """See `Transport`."""
         more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]) if headers else ""
         head = f"{method} {path} HTTP/1.1\r\n{self._common}{more}content-length: {len(body)}\r\n\r\n".encode("latin-1")
         now = time.monotonic()
-        connection = self._reuse(now)
+        connection = None if fresh else self._reuse(now)
+        used = connection is not None
         if connection is None:
             connection = await self._connect(connect_s)
             now = time.monotonic()
-        connection.begin(now)
+        connection.begin(now, used)
         if len(body) <= PIECE:
             connection.write(head, body)
         else:
             await connection.write_pieces(head, body)
-        return connection
-
-    async def request(
-        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, connect_s: float = 5.0
-    ) -> Connection:
-        """See `Transport`."""
-        connection = await self.send(method, path, body, headers, connect_s)
-        try:
-            await connection.head()
-        except BaseException:
-            connection.close()
-            raise
         return connection
 
     def _reuse(self, now: float) -> Connection | None:
@@ -108,10 +113,11 @@ class Http1:
             self._idle.remove(connection)
 
     async def aclose(self) -> None:
-        """Close what is idle."""
+        """Close what is idle, or about to be."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().cut()
+        for connection in [*self._idle, *self.ending]:
+            connection.cut()
+        self._idle.clear()
 
 
 class Connection(asyncio.Protocol):
@@ -119,6 +125,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_framed",
+        "_heard",
         "_keep",
         "_loop",
         "_lost",
@@ -130,6 +137,7 @@ class Connection(asyncio.Protocol):
         "_timer",
         "_transport",
         "_unbodied",
+        "_used",
         "_waiter",
         "_writable",
         "complete",
@@ -154,6 +162,9 @@ class Connection(asyncio.Protocol):
         self._size = 0
         self._unbodied = 0
         self._paused = False
+        # Whether there was an exchange before this one, and whether a byte of its answer has come.
+        self._used = False
+        self._heard = False
         # Whether the connection may be used again, and whether the body's end is marked.
         self._keep = False
         self._framed = False
@@ -168,8 +179,10 @@ class Connection(asyncio.Protocol):
         """Whether, for all we know, the other end is listening."""
         return self._lost is None
 
-    def begin(self, now: float) -> None:
-        """One more exchange on it."""
+    def begin(self, now: float, used: bool) -> None:
+        """One more exchange on it, which was `used` for another before."""
+        self._used = used
+        self._heard = False
         self._size = self._unbodied = 0
         self._paused = self._keep = self._framed = self.headed = self.complete = False
         self.status = 0
@@ -206,7 +219,8 @@ class Connection(asyncio.Protocol):
         """See `Response`."""
         while not self.headed:
             if self._lost is not None:
-                raise ConnectionLost(str(self._lost))
+                early = self._used and not self._heard and time.monotonic() - self.connected_at < CLOSED_S
+                raise (Unanswered if early else ConnectionLost)(str(self._lost))
             self._waiter = self._loop.create_future()
             await self._waiter
 
@@ -220,9 +234,14 @@ class Connection(asyncio.Protocol):
             self._parts.clear()
             self._size = 0
             if self.complete or self._lost is not None:
-                self._timer.cancel()
-                self._timer = None
+                self._settle()
                 self.close()
+
+    def _settle(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._pool.ending.discard(self)
 
     async def read(self) -> bytes:
         """See `Response`."""
@@ -269,13 +288,12 @@ class Connection(asyncio.Protocol):
             self._parts.clear()
             self._size = 0
             self._timer = self._loop.call_later(FINISH_S, self.cut)
+            self._pool.ending.add(self)
 
     def cut(self) -> None:
         """Close the socket at once, whatever is on it."""
         self._parser = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._settle()
         if self._transport is not None:
             self._transport.abort()
 
@@ -290,6 +308,7 @@ class Connection(asyncio.Protocol):
         if self._parser is None or self.complete:
             self._fail("bytes that no request asked for")
             return
+        self._heard = True
         size = self._size
         try:
             self._parser.feed_data(data)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
-import ssl
+import time
 from collections.abc import Mapping
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from backends.sglang_dsv3.transport.contract import FINISH_S, KEEP_ALIVE_S, MAX_HEAD_BYTES, ConnectFailed, ConnectionLost, Options
+from backends.sglang_dsv3.transport.contract import (
+    CLOSED_S,
+    FINISH_S,
+    KEEP_ALIVE_S,
+    MAX_HEAD_BYTES,
+    ConnectFailed,
+    ConnectionLost,
+    Options,
+    Unanswered,
+)
 
 # What is larger is sent piece by piece, with the event loop free in between.
 PIECE = 256 << 10
@@ -25,6 +36,8 @@ class Library:
         self._base = "http://localhost" if self._socket is not None else url
         self._options = options
         self._session: aiohttp.ClientSession | None = None
+        # Those who read the end of a body that is of no interest.
+        self._finishing: set[asyncio.Task[None]] = set()
 
     def _open(self) -> aiohttp.ClientSession:
         """Made with the first request: a session belongs to the event loop it is used in."""
@@ -33,12 +46,11 @@ class Library:
             if self._socket is not None:
                 connector = aiohttp.UnixConnector(self._socket, limit=0, keepalive_timeout=KEEP_ALIVE_S)
             else:
-                context: ssl.SSLContext | bool = True
-                if self._options.ca_file is not None:
-                    context = ssl.create_default_context()
-                    context.load_verify_locations(self._options.ca_file)
-                connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=context)
+                connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=self._options.tls or True)
+            trace = aiohttp.TraceConfig()
+            trace.on_connection_reuseconn.append(_reused)
             self._session = aiohttp.ClientSession(
+                trace_configs=[trace],
                 connector=connector,
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -51,27 +63,24 @@ class Library:
         return self._session
 
     async def send(
-        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, connect_s: float = 5.0
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        connect_s: float = 5.0,
+        fresh: bool = False,
     ) -> _Response:
-        """See `Transport`. The library sends and waits in one go: it does so in a task of its own."""
-        return _Response(asyncio.get_running_loop().create_task(self._request(method, path, body, headers, connect_s)))
-
-    async def request(
-        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, connect_s: float = 5.0
-    ) -> _Response:
-        """See `Transport`."""
-        response = await self.send(method, path, body, headers, connect_s)
-        try:
-            await response.head()
-        except BaseException:
-            response.close()
-            raise
-        return response
+        """See `Transport`. The library sends and waits in one go: it does so in a task of its own. It has no say in which connection of its
+        pool is taken."""
+        task = asyncio.get_running_loop().create_task(self._request(method, path, body, headers, connect_s))
+        return _Response(task, self._finishing)
 
     async def _request(
         self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None, connect_s: float
     ) -> aiohttp.ClientResponse:
         # sock_connect is silent about name look-ups and proxies; `connect` covers them, and the pool has no limit to wait for.
+        used: list[float] = []  # when a connection was, if it is one that was used before
         timeout = aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
         try:
             return await self._open().request(
@@ -82,23 +91,39 @@ class Library:
                 timeout=timeout,
                 allow_redirects=False,
                 proxy=self._options.proxy,
+                trace_request_ctx=used,
             )
         except aiohttp.ConnectionTimeoutError:
             raise ConnectFailed(f"no connection within {connect_s:g} s") from None
         except (aiohttp.ClientConnectorError, aiohttp.ClientProxyConnectionError) as error:
             raise ConnectFailed(str(error)) from None
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-            raise ConnectionLost(repr(error)) from None
+            early = used and _without_a_byte(error) and time.monotonic() - used[0] < CLOSED_S
+            # Not its repr, which holds every header of the request.
+            raise (Unanswered if early else ConnectionLost)(f"{type(error).__name__}: {error}") from None
 
     async def aclose(self) -> None:
         """Close the pool."""
+        for task in self._finishing:
+            task.cancel()
+        await asyncio.gather(*self._finishing, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
 
+async def _reused(session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceConnectionReuseconnParams) -> None:
+    context.trace_request_ctx.append(time.monotonic())
+
+
+def _without_a_byte(error: Exception) -> bool:
+    """Whether nothing of an answer had come; a head that had begun is named in the error."""
+    return isinstance(error, aiohttp.ServerDisconnectedError) and isinstance(error.message, str)
+
+
 class _Response:
-    def __init__(self, request: asyncio.Task[aiohttp.ClientResponse]) -> None:
+    def __init__(self, request: asyncio.Task[aiohttp.ClientResponse], finishing: set[asyncio.Task[None]]) -> None:
         self._request = request
+        self._finishing = finishing
         self._response: aiohttp.ClientResponse | None = None
         self.status = 0
         self.connected_at = 0.0
@@ -115,7 +140,7 @@ class _Response:
         try:
             return await self._response.content.readany()
         except (aiohttp.ClientError, ConnectionError, asyncio.IncompleteReadError) as error:
-            raise ConnectionLost(repr(error)) from None
+            raise ConnectionLost(f"{type(error).__name__}: {error}") from None
 
     @property
     def ended(self) -> bool:
@@ -137,20 +162,16 @@ class _Response:
             self.close()
             return
         task = asyncio.get_running_loop().create_task(_finish(response))
-        _finishing.add(task)
-        task.add_done_callback(_finishing.discard)
-
-
-_finishing: set[asyncio.Task[None]] = set()
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+        task.add_done_callback(lambda task: response.close())  # also one that never began; to an answer that has ended it does nothing
 
 
 async def _finish(response: aiohttp.ClientResponse) -> None:
-    try:
+    with contextlib.suppress(aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.IncompleteReadError):
         async with asyncio.timeout(FINISH_S):
             while await response.content.readany():
                 pass
-    except (aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.IncompleteReadError):
-        response.close()
 
 
 def _dropped(request: asyncio.Task[aiohttp.ClientResponse]) -> None:

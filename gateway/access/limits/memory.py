@@ -20,14 +20,15 @@ NOTHING_ASKED = Decision(None, 0.0, ())
 NOTHING_USED = (0.0, 0.0)
 
 
-def _microseconds() -> float:
+def microseconds() -> float:
+    """Of the clock that only goes forward."""
     return time.monotonic() * SECOND
 
 
 class Memory:
     """The store without I/O. `share` is this gateway's part of every limit, where several stand in for a shared store that is gone."""
 
-    def __init__(self, count: Callable[[Row], None] = lambda row: None, now: Callable[[], float] = _microseconds) -> None:
+    def __init__(self, count: Callable[[Row], None] = lambda row: None, now: Callable[[], float] = microseconds) -> None:
         self._count = count
         self._now = now
         self.share = 1.0
@@ -43,12 +44,18 @@ class Memory:
         """Nothing is owed."""
 
     def know(self, key: str, limit: Limit, state: State) -> None:
-        """What is known of a limit from elsewhere: where a quota or a bucket stood."""
+        """What is known of a limit from elsewhere: where a quota or a bucket stood, how many slots are held."""
         remaining, reset = state
         if limit.kind == QUOTA:
             self._used[key] = (limit.amount - remaining, 0.0)
         elif limit.kind == RATE:
             self._empty_at[key] = self._now() + reset
+        else:
+            self._held[key] = int(limit.amount - remaining)
+
+    def knows(self, key: str) -> bool:
+        """Whether a bucket or a quota has a state here."""
+        return key in self._empty_at or key in self._used
 
     def used(self, quotas: Mapping[str, float]) -> None:
         """What quotas had used in an earlier life, by key with its period."""

@@ -89,9 +89,10 @@ class Decision(NamedTuple):
 
 
 class Lease:
-    """What a granted request holds until it is settled. `local` says who granted it: our own memory, or the shared store."""
+    """What a granted request holds until it is settled. `outage`: None where the store granted it; where it was decided here because a
+    shared store did not answer, the number of that outage."""
 
-    __slots__ = ("asks", "id", "key", "ledger_row", "local", "model")
+    __slots__ = ("asks", "id", "key", "ledger_row", "model", "outage")
 
     def __init__(self, id: str, key: str, model: str, asks: Sequence[Ask]) -> None:
         self.id = id
@@ -100,7 +101,7 @@ class Lease:
         # Under which name it is counted while it is open, should its gateway die.
         self.ledger_row = f"{key}\x1f{model}"
         self.asks = asks
-        self.local = True
+        self.outage: int | None = None
 
 
 class Row(NamedTuple):

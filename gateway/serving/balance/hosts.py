@@ -23,6 +23,10 @@ SLOW_START_SHARE = 0.1
 
 _UNBOUNDED = 1 << 60
 
+# Target, requests in flight, drained, up, why it is not, its breaker's state and until when, capacity, until when it is busy, since when it
+# is back.
+Standing = tuple[Target, int, bool, bool, str, State, float, int | None, float, float]
+
 
 class NoHost(enum.Enum):
     """Why nobody was picked."""
@@ -54,6 +58,14 @@ class Host:
         self.last_event_at = 0.0
         self.verified_at = float("-inf")
         self.why = ""
+
+    def standing(self) -> Standing:
+        """How it stands, to be put into words when somebody asks: a request's record holds that of every host there was."""
+        breaker = self.breaker
+        return (
+            self.target, self.in_flight, self.drained, self.up, self.why, breaker.state, breaker.until, self.capacity, self.busy_until,
+            self.recovered_at,
+        )  # fmt: skip
 
 
 class Hosts:
@@ -217,19 +229,25 @@ class Hosts:
 
     def state(self, host: Host, now: float) -> tuple[str, str]:
         """A word for people, and why."""
-        if not host.target.ready:
-            return "not ready", host.target.reason
-        if host.drained:
-            return ("draining" if host.in_flight else "drained"), "by the operator"
-        if not host.up:
-            return "down", host.why
-        state = host.breaker.look(now)
-        if state is State.OPEN:
-            return "ejected", f"{host.why}; tried again in {max(0.0, host.breaker.until - now):.0f} s"
-        if state is State.PROBATION:
-            return "probation", host.why
-        if host.capacity is not None and host.in_flight >= host.capacity:
-            return "full", f"{host.in_flight} of {host.capacity} in flight"
-        if host.busy_until > now:
-            return "ok", "said a moment ago that it is busy"
-        return "ok", "slow start" if now - host.recovered_at < self._health.slow_start_s else ""
+        host.breaker.look(now)
+        return in_words(host.standing(), now, self._health.slow_start_s)
+
+
+def in_words(standing: Standing, now: float, slow_start_s: float) -> tuple[str, str]:
+    """A word for people on how a host stood at that time, and why."""
+    target, in_flight, drained, up, why, state, until, capacity, busy_until, recovered_at = standing
+    if not target.ready:
+        return "not ready", target.reason
+    if drained:
+        return ("draining" if in_flight else "drained"), "by the operator"
+    if not up:
+        return "down", why
+    if state is State.OPEN:
+        return "ejected", f"{why}; tried again in {max(0.0, until - now):.0f} s"
+    if state is State.PROBATION:
+        return "probation", why
+    if capacity is not None and in_flight >= capacity:
+        return "full", f"{in_flight} of {capacity} in flight"
+    if busy_until > now:
+        return "ok", "said a moment ago that it is busy"
+    return "ok", "slow start" if now - recovered_at < slow_start_s else ""

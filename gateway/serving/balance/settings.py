@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
+
+_Seconds = Annotated[float, Meta(gt=0, le=86400)]
+_Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Health(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """`backends.NAME.health`; times in seconds, shares between 0 and 1.
+    """When a host is left alone, and when it is tried again."""
 
-    A breaker opens when, of at least `min_sample` outcomes within `window_s`, `failure_ratio` were the target's fault; at most
-    `max_ejected_share` of the pool's weight is ever ejected. `all_sick`: with nobody eligible, ask the sick ones or fail at once.
-    A target that streams nothing for `wedged_s` while others do is asked to prove itself. One that comes back gets its full share after
-    `slow_start_s`.
-    """
-
-    probe_s: float = 1.0
-    min_sample: int = 5
-    failure_ratio: float = 0.5
-    window_s: float = 10.0
-    ejection_s: float = 5.0
-    max_ejection_s: float = 300.0
-    max_ejected_share: float = 0.5
-    all_sick: Literal["try_all", "fail_fast"] = "try_all"
-    wedged_s: float = 10.0
-    slow_start_s: float = 10.0
-
-    def __post_init__(self) -> None:
-        for name in ("probe_s", "window_s", "ejection_s", "max_ejection_s", "wedged_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0")
-        for name in ("failure_ratio", "max_ejected_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1")
-        if self.min_sample < 1 or self.slow_start_s < 0:
-            raise ValueError("min_sample must be at least 1, slow_start_s at least 0")
+    probe_s: Annotated[_Seconds, Meta(description="how often every host is asked whether it would take a request")] = 1.0
+    min_sample: Annotated[int, Meta(ge=1, le=1_000_000, description="a breaker opens when of at least so many outcomes ...")] = 5
+    failure_ratio: Annotated[_Share, Meta(description="... this share was the host's fault ...")] = 0.5
+    window_s: Annotated[_Seconds, Meta(description="... within so long")] = 10.0
+    ejection_s: Annotated[_Seconds, Meta(description="how long it then gets nothing; twice that the next time, with jitter ...")] = 5.0
+    max_ejection_s: Annotated[_Seconds, Meta(description="... up to so long")] = 300.0
+    max_ejected_share: Annotated[_Share, Meta(description="no more of the weight than this is ever ejected")] = 0.5
+    all_sick: Annotated[Literal["try_all", "fail_fast"], Meta(description="with nobody eligible: ask the sick ones, or fail at once")] = (
+        "try_all"
+    )
+    wedged_s: Annotated[_Seconds, Meta(description="a host that streams nothing for so long while others do must prove itself")] = 10.0
+    slow_start_s: Annotated[float, Meta(ge=0, le=86400, description="how long a host that comes back takes to get its full share")] = 10.0

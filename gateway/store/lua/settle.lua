@@ -1,7 +1,9 @@
 -- What ended: true costs instead of estimates, slots given back, requests no longer open, and the ledger.
 -- KEYS: 1 the last batch of each gateway, then whatever is touched. ARGV[1], msgpack: time (0: the server's), the gateway, this batch's number,
 -- then operations {kind, index of the key, ...}: 1 rate, more time | 2 slots, lease id ... | 3 quota, more, seconds to live |
--- 4 hash, seconds to live (0: as it is), field, count, field, count ... A batch that was done already is not done again.
+-- 4 hash, seconds to live (0: as it is), field, count, field, count ... |
+-- 5 rate, time taken while we were gone, what of it is left of a bucket that was empty before, a full bucket (store/charges.py).
+-- A batch that was done already is not done again.
 -- Answer: what could not be done, each with its key; one value that is not ours is no reason to lose the rest.
 local asked = cmsgpack.unpack(ARGV[1])
 local now = asked[1]
@@ -32,6 +34,10 @@ local function apply(operation)
   elseif kind == 3 then
     local used = (tonumber(redis.call('GET', key)) or 0) + more
     redis.call('SET', key, string.format('%.17g', math.max(0, used)), 'EX', math.ceil(operation[4]) + 86400)
+  elseif kind == 5 then
+    local empty = tonumber(redis.call('GET', key)) or 0
+    -- Never more than makes a bucket full: nobody pays for longer than that for what was admitted without us.
+    fill(key, math.max(empty, math.min(math.max(empty + more, now + operation[4]), now + operation[5])))
   else
     for at = 4, #operation, 2 do
       if redis.call('HINCRBY', key, operation[at], operation[at + 1]) == 0 then redis.call('HDEL', key, operation[at]) end

@@ -1,0 +1,141 @@
+"""Commands that show a running gateway and change what it does: `hosts`, `status`, `reload`, `audit`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import click
+import msgspec
+
+from gateway.admin.audit import MAX_SHOWN
+from gateway.admin.client import Client, refuse
+from gateway.admin.commands import asks, segment
+from gateway.terminal import say, say_json, say_table
+
+# How often `drain --wait` looks.
+_LOOK_S = 1.0
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="As the gateway gives them.")
+@asks
+@click.pass_context
+def hosts(context: click.Context, client: Client, as_json: bool) -> None:
+    """Every host: how it is, and why. With `drain` and `undrain`: take one out, and put it back."""
+    if context.invoked_subcommand is not None:
+        return
+    content = client.ask("GET", "/admin/hosts")
+    if as_json:
+        say_json(content)
+    else:
+        _show(msgspec.json.decode(content)["hosts"])
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    say_table(
+        ("host", "backend", "state", "weight", "tier", "in flight", "of", "why"),
+        [
+            (row["id"], row["backend"], row["state"], row["weight"], row["priority"], row["in_flight"], row["capacity"], row["why"])
+            for row in rows
+        ],
+    )
+
+
+@hosts.command("drain")
+@click.argument("host")
+@click.option("--wait", is_flag=True, help="Return when it works on nothing any more.")
+@asks
+def drain(client: Client, host: str, wait: bool) -> None:
+    """No new requests for HOST; what it is working on goes on. Holds until `undrain` or a restart of the gateway."""
+    row = _change(client, host, "drain")
+    while wait and row["in_flight"]:
+        say(f"penstock: {host} is {row['state']}, {row['in_flight']} requests in flight", error=True)
+        time.sleep(_LOOK_S)
+        row = _row(msgspec.json.decode(client.ask("GET", "/admin/hosts")), host)
+    say(f"penstock: {host} is {row['state']}, {row['in_flight']} requests in flight")
+
+
+@hosts.command("undrain")
+@click.argument("host")
+@asks
+def undrain(client: Client, host: str) -> None:
+    """HOST gets requests again."""
+    say(f"penstock: {host} is {_change(client, host, 'undrain')['state']}")
+
+
+def _change(client: Client, host: str, verb: str) -> dict[str, Any]:
+    return _row(msgspec.json.decode(client.ask("POST", f"/admin/hosts/{segment(host)}/{verb}")), host)
+
+
+def _row(found: dict[str, Any], host: str) -> dict[str, Any]:
+    row: dict[str, Any] | None = next((row for row in found["hosts"] if row["id"] == host), None)
+    if row is None:
+        refuse(f"the host '{host}' is gone")
+    return row
+
+
+@click.command()
+@asks
+def reload(client: Client) -> None:
+    """Read the configuration again; a wrong one changes nothing, and says why."""
+    done = msgspec.json.decode(client.ask("POST", "/admin/reload", accept=(400,)))
+    if not done.get("ok"):
+        refuse(f"refused, generation {done['generation']} goes on: {done['problem']}")
+    say(f"penstock: generation {done['generation']} serves")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+@asks
+def status(client: Client, as_json: bool) -> None:
+    """Whether it can serve, its workers and its hosts in a few lines. The exit code is 0 when it can."""
+    ready = msgspec.json.decode(client.ask("GET", "/readyz", accept=(503,)))
+    workers = msgspec.json.decode(client.ask("GET", "/admin/workers"))["workers"]
+    rows = msgspec.json.decode(client.ask("GET", "/admin/hosts"))["hosts"]
+    problem = ready["error"]["message"] if "error" in ready else ""
+    if as_json:
+        say_json(msgspec.json.encode({"ready": not problem, "problem": problem, "workers": workers, "hosts": rows}))
+    else:
+        say(f"ready    {problem or 'yes'}")
+        say(f"workers  {workers_in_words(workers)}")
+        say(f"hosts    {sum(row['state'] in ('ok', 'full') for row in rows)} of {len(rows)} take requests")
+        for row in rows:
+            if row["state"] != "ok":
+                say(f"         {row['id']} is {row['state']}: {row['why']}")
+    sys.exit(1 if problem else 0)
+
+
+def workers_in_words(rows: list[dict[str, Any]]) -> str:
+    """All of them in a line."""
+    states = {state: sum(row["state"] == state for row in rows) for state in ("serving", "starting", "retiring")}
+    counted = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+    generation = max((row["generation"] for row in rows), default=0)
+    megabytes = sum(row["resident_bytes"] for row in rows) >> 20
+    oldest_s = max((row["oldest_s"] for row in rows), default=0.0)
+    open = sum(row["open"] for row in rows)
+    return f"{counted or 'none'}, generation {generation}; {open} open, the oldest for {oldest_s:.1f} s; {megabytes} MB"
+
+
+@click.command("audit")
+@click.option("--last", type=click.IntRange(1, MAX_SHOWN), default=50, show_default=True, help="How many.")
+@click.option("--json", "as_json", is_flag=True, help="As the gateway gives them.")
+@asks
+def show_audit(client: Client, last: int, as_json: bool) -> None:
+    """Who changed what at this gateway, newest first: what it was before, and after."""
+    content = client.ask("GET", f"/admin/audit?last={last}")
+    if as_json:
+        say_json(content)
+        return
+    say_table(
+        ("when", "who", "from", "status", "what", "before", "after"),
+        [
+            (row["at"], row["who"], row["client"], row["status"], row["what"], _short(row.get("before")), _short(row.get("after")))
+            for row in msgspec.json.decode(content)["audit"]
+        ],
+    )
+
+
+def _short(value: Any) -> str:
+    return msgspec.json.encode(value).decode() if value else "-"

@@ -1,0 +1,168 @@
+"""What no single setting can say: those that concern each other, and files that must be there.
+
+Each rule names the sections that it reads, so that it is asked only where these hold what they should.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import ssl
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.config import checks
+from gateway.config.tree import KeyEntry, Listen, Settings
+from gateway.errors import ConfigError, ConfigErrors
+from gateway.masking import shown
+
+Problems = Iterator[ConfigError]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def admin_address(listen: Listen) -> tuple[str, int] | None:
+    """Where the admin API listens; None when it is off."""
+    return checks.admin(listen.admin)
+
+
+def _listen(settings: Settings) -> Problems:
+    listen = settings.listen
+    if not settings.keys_required() and not is_loopback(listen.host):
+        yield ConfigError("listen.host", f"without keys the gateway serves on loopback only, not on {listen.host}; configure `keys` first")
+    if settings.limited() and listen.workers > 1 and settings.redis.url is None:
+        yield ConfigError(
+            "listen.workers", f"{listen.workers} workers cannot keep limits together without Redis: set redis.url, or listen.workers to 1"
+        )
+
+
+def _admin(settings: Settings) -> Problems:
+    names = {"admin", "local"}  # what the keys are called that have no name
+    for index, key in enumerate(settings.admin.keys):
+        if key.name in names:
+            yield ConfigError(f"admin.keys.{index}.name", f"'{key.name}' is taken")
+        names.add(key.name)
+    place = admin_address(settings.listen)
+    if place is None:
+        return
+    if place == (settings.listen.host, settings.listen.port) and place[1] != 0:
+        yield ConfigError("listen.admin", "must differ from the public address")
+
+
+def _models(settings: Settings) -> Problems:
+    if not settings.models:
+        yield ConfigError("models", "no model is configured, so nothing could be served")
+    taken: dict[str, str] = {}
+    for model, entry in settings.models.items():
+        for alias in (model, *entry.aliases):
+            if alias in taken:
+                yield ConfigError(f"models.{model}", f"the name '{shown('', alias)}' is already taken by models.{taken[alias]}")
+            taken[alias] = model
+
+
+def _keys(settings: Settings) -> Problems:
+    names: set[str] = set()
+    for index, key in enumerate(settings.keys):
+        yield from key_problems(key, f"keys.{index}", settings)
+        if key.name in names:
+            yield ConfigError(f"keys.{index}.name", f"'{key.name}' is used twice")
+        names.add(key.name)
+
+
+def key_problems(key: KeyEntry, path: str, settings: Settings) -> Problems:
+    """What is wrong with a key beyond its types; of keys in the file, and of those that are made while the gateway runs."""
+    known = {name for model, entry in settings.models.items() for name in (model, *entry.aliases)}
+    for where, names, accepted in (("models", key.models or [], known), ("per_model", list(key.per_model), set(settings.models))):
+        for name in names:
+            if name not in accepted:
+                yield ConfigError(f"{path}.{where}", f"no model is called '{shown('', name)}'{_nearest(name, accepted)}")
+    if key.budget is not None and all(model.price is None for model in settings.models.values()):
+        yield ConfigError(f"{path}.budget", "no model has a price, so nothing would ever be spent: set models.NAME.price")
+
+
+def verify_key(key: KeyEntry, path: str, settings: Settings) -> None:
+    """Raises ConfigErrors for what `key_problems` finds."""
+    if found := list(key_problems(key, path, settings)):
+        raise ConfigErrors(found)
+
+
+def _security(settings: Settings) -> Problems:
+    security = settings.security
+    if security.body_memory_mb < security.body_limit_mb:
+        yield ConfigError(
+            "security.body_memory_mb", f"{security.body_memory_mb} is out of range; accepted: {security.body_limit_mb} "
+            "(security.body_limit_mb) or more",
+        )  # fmt: skip
+
+
+def _redis(settings: Settings) -> Problems:
+    redis = settings.redis
+    if redis.cluster and redis.sentinels:
+        yield ConfigError("redis.sentinels", "a Redis Cluster has no sentinels: use one of the two")
+    if redis.cluster and redis.url is not None and checks.redis_url(redis.url):
+        yield ConfigError("redis.url", "names a database, of which a Redis Cluster has only 0")
+
+
+class Rule(NamedTuple):
+    """What is asked, and which sections must be right before it can be."""
+
+    reads: Collection[str]
+    problems: Callable[[Settings], Iterable[ConfigError]]
+
+
+RULES = (
+    Rule({"listen", "keys", "redis", "security", "models"}, _listen),
+    Rule({"listen", "admin"}, _admin),
+    Rule({"models"}, _models),
+    Rule({"keys", "models"}, _keys),
+    Rule({"security"}, _security),
+    Rule({"redis"}, _redis),
+)
+
+
+def verify_files(settings: Settings) -> None:
+    """Raises ConfigErrors when the listener's certificate and key cannot be read or do not belong together. It reads the files, so it is
+    asked where the gateway will run."""
+    if found := list(_tls(settings)):
+        raise ConfigErrors(found)
+
+
+def _tls(settings: Settings) -> Problems:
+    tls = settings.listen.tls
+    if tls is None:
+        return
+    unreadable = False
+    for name in ("cert_file", "key_file", "client_ca_file"):
+        if (file := getattr(tls, name)) is not None:
+            try:
+                Path(file).read_bytes()
+            except OSError as error:
+                unreadable = True
+                yield ConfigError(f"listen.tls.{name}", f"cannot be read: {error}")
+    if unreadable:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.cert_file, tls.key_file, password=lambda: "")  # without it OpenSSL would ask at the terminal
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        yield ConfigError("listen.tls", f"cert_file and key_file are no PEM certificate and its unencrypted key ({reason})")
+    if tls.client_ca_file is not None:
+        try:
+            context.load_verify_locations(tls.client_ca_file)
+        except (OSError, ValueError) as error:
+            yield ConfigError("listen.tls.client_ca_file", f"holds no PEM certificate ({getattr(error, 'reason', None) or error})")
+
+
+def _nearest(given: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
