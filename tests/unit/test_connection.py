@@ -676,6 +676,18 @@ def test_a_head_has_a_size_whatever_its_pieces(loop: asyncio.AbstractEventLoop, 
     assert statuses(written) == [200, 431]
 
 
+@pytest.mark.parametrize("begun", [b"", post(b"x"), b"GET / HTTP/1.1\r\n" + HOST], ids=["line ends", "a second head", "one header"])
+def test_a_head_that_does_not_end_is_not_waited_for(client: Client, begun: bytes) -> None:
+    client.send(begun)
+    sent = 0
+    if begun:
+        client.send(b"GET / HTTP/1.1\r\nx: " if begun.startswith(b"POST") else b"x: ")
+    while 431 not in statuses(bytes(client.line.written)):
+        client.send(b"y" * 1000 if begun else b"\r\n" * 500)
+        sent += 1000
+        assert sent <= bounds.MAX_HEAD_BYTES + 1000
+
+
 def test_headers_have_a_number(loop: asyncio.AbstractEventLoop) -> None:
     for count, status in ((bounds.MAX_HEADERS - 1, 200), (bounds.MAX_HEADERS, 431)):
         _, written = asked(loop, b"GET / HTTP/1.1\r\n" + HOST + b"".join(b"x-%d: y\r\n" % number for number in range(count)) + b"\r\n")
