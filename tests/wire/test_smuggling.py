@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import subprocess
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -211,18 +212,20 @@ def _seen(wired: Gateway, path: str) -> list[str]:
 def witnessed(nginx: Nginx, wired: Gateway) -> dict[str, tuple[list[str], list[str], list[str], bytes]]:
     """For each entry: what NGINX passed on, what the gateway saw of that, what it sees by itself, and its answer then."""
 
+    run = f"-{uuid.uuid4().hex}"  # the gateway stays when this is made a second time
+
     def both(name: str) -> bytes:
         text = CORPUS[name]
-        _say(nginx.connect(), text.replace("PATH", f"{PATHS[name]}/behind").encode("latin-1"))
-        return _say(raw.connect(wired.port), text.replace("PATH", f"{PATHS[name]}/alone").encode("latin-1"))
+        _say(nginx.connect(), text.replace("PATH", f"{PATHS[name]}{run}/behind").encode("latin-1"))
+        return _say(raw.connect(wired.port), text.replace("PATH", f"{PATHS[name]}{run}/alone").encode("latin-1"))
 
     with ThreadPoolExecutor(16) as pool:
         answers = dict(zip(CORPUS, pool.map(both, CORPUS), strict=True))
     return {
         name: (
-            nginx.seen(f"{path}/behind"),
-            _seen(wired, f"{path}/behind"),
-            [request.replace("/alone", "/behind") for request in _seen(wired, f"{path}/alone")],
+            nginx.seen(f"{path}{run}/behind"),
+            _seen(wired, f"{path}{run}/behind"),
+            [request.replace("/alone", "/behind") for request in _seen(wired, f"{path}{run}/alone")],
             answers[name],
         )
         for name, path in PATHS.items()
