@@ -62,7 +62,7 @@ def test_embeddings_are_not_what_this_model_does(served: Gateway) -> None:
             "Input should be 'text'",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}]}, None, "only supports text"),
-        ({"messages": USER, "top_p": 0}, None, "top_p must be in (0, 1]"),
+        ({"messages": USER, "top_p": 0}, "top_p", "top_p must be in (0, 1]"),
         ({"messages": USER, "response_format": {"type": "xyz"}}, "response_format.type", "Input should be 'text'"),
         (
             {"messages": USER, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
@@ -73,7 +73,7 @@ def test_embeddings_are_not_what_this_model_does(served: Gateway) -> None:
         ({"messages": USER, "max_tokens": 400_000}, "max_tokens", "too large"),
         ({"messages": [{"role": "user", "content": "word " * 8000}]}, "messages", "context_length_exceeded"),
         ({"messages": USER, "regex": "a", "ebnf": "root ::= 'a'"}, None, ""),
-        ({"messages": USER, "min_p": 7}, None, ""),
+        ({"messages": USER, "min_p": 7}, "min_p", ""),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
