@@ -134,6 +134,12 @@ def _in_the_clients_words(message: str, call: Call) -> str:
         if inside in message and inside not in call.fields:
             names = (*BOUNDS.get(call.endpoint, ()), outside) if inside == "max_new_tokens" else (outside,)
             message = message.replace(inside, next((name for name in names if name in call.fields), outside))
+    # SGLang speaks of one of the two names of a bound, whichever it was sent.
+    bounds = BOUNDS.get(call.endpoint, ())
+    sent = next((name for name in bounds if name in call.fields), "")
+    for name in bounds:
+        if sent and name not in call.fields:
+            message = re.sub(rf"\b{name}\b", sent, message)
     return message
 
 
