@@ -14,20 +14,16 @@ from typing import Any
 
 import httptools
 
-from gateway.errors import GatewayError, Headers, MethodNotAllowed, Unavailable, as_gateway_error, render
+from gateway.errors import GatewayError, Headers, MethodNotAllowed, Unavailable, as_gateway_error
 from gateway.processes.http import bounds, head
 from gateway.processes.http.exchange import Exchange, Flow
 from gateway.processes.http.shared import Shared
-from gateway.serving.calls import SHAPES
-from gateway.telemetry.record import new_request_id
 from gateway.wire.asgi import CONNECTION, Scope
-from gateway.wire.error import Shape
 
 log = logging.getLogger("penstock.http")
 
 # Headers that have to be seen before the application does.
 _NOTED = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
-_ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
 class Connection:
@@ -50,11 +46,8 @@ class Connection:
         self._fed = 0
         # what of it has to be seen before the application does,
         self._hosts = 0
-        self._declared = b""
-        self._coded = False
-        self._expects = False
-        self._offer = b""
-        self._last = False
+        self._declared = self._offer = b""
+        self._coded = self._expects = self._last = False
         # and its body; how much content there was on this connection, how much else in this body, and how many requests were whole.
         self._reading: Exchange | None = None
         self._content = 0
@@ -69,10 +62,8 @@ class Connection:
         self._refusal = b""
         self._lingering = False
         # When to look here again, in the loop's seconds, and since when nothing has been under way; 0 is never.
-        self._deadline = 0.0
-        self._idle_since = 0.0
-        # There were too many connections when this one came.
-        self._surplus = False
+        self._deadline = self._idle_since = 0.0
+        self._surplus = False  # there were too many connections when this one came
 
     # From the transport
 
@@ -82,23 +73,8 @@ class Connection:
         self._transport = transport
         self._flow = Flow(transport, loop)
         self._parser = httptools.HttpRequestParser(self)
-        self._client = _address(transport.get_extra_info("peername"))
-        # What all scopes of this connection share, and room for the rest: a copy of a large dict costs less than making one grow.
-        self._scope = {
-            "type": "http",
-            "asgi": _ASGI,
-            "http_version": "1.1",
-            "method": "",
-            "scheme": "https" if transport.get_extra_info("ssl_object") is not None else "http",
-            "path": "",
-            "raw_path": b"",
-            "query_string": b"",
-            "root_path": "",
-            "headers": [],
-            "client": self._client,
-            "server": _address(transport.get_extra_info("sockname")),
-            CONNECTION: None,
-        }
+        self._client = head.address(transport.get_extra_info("peername"))
+        self._scope = head.scope(self._client, transport)
         connections = self._shared.connections
         connections.add(self)
         self._surplus = len(connections) > self._shared.most
@@ -135,7 +111,9 @@ class Connection:
     def data_received(self, data: bytes) -> None:
         """Bytes from the client, through the parser and past the bounds."""
         if self._deaf:
-            self._drop(len(data))
+            self._unheard += len(data)
+            if self._unheard > bounds.MAX_LINGER_BYTES:
+                self._transport.close()
             return
         while True:
             in_head, head_bytes, whole, content = self._in_head, self._head_bytes, self._whole, self._content
@@ -157,7 +135,7 @@ class Connection:
                     self._deadline = self._shared.loop.time() + self._shared.head_s
                 self._head_bytes += self._fed  # what the parser has not passed on yet counts too
             elif self._head_bytes:
-                self._head_bytes = self._passed()
+                self._head_bytes = head.size(self._url, self._headers)
                 self._head_slack = self._fed
             if self._head_bytes > bounds.MAX_HEAD_BYTES:
                 self._refuse(head.too_large())
@@ -168,11 +146,6 @@ class Connection:
                     self._refuse(head.malformed("The chunked body has too much beside its content: chunk extensions or trailers.", 413))
                     return
             self._reading.fed()
-
-    def _drop(self, count: int) -> None:
-        self._unheard += count
-        if self._unheard > bounds.MAX_LINGER_BYTES:
-            self._transport.close()
 
     def _without_offer(self) -> bytes:
         """The head that ended in an offer to go on in another protocol, for a parser that is not told of it.
@@ -248,23 +221,17 @@ class Connection:
         else:
             self._expects = value.strip().lower() == b"100-continue"
 
-    def _passed(self) -> int:
-        """How much of this head the parser has passed on."""
-        return len(self._url) + 16 + sum([len(name) + len(value) + 4 for name, value in self._headers])
-
     def on_headers_complete(self) -> None:
         """The head has ended: the request is on its way into the application, or behind the one that is there."""
         parser = self._parser
         if parser.should_upgrade():
             return  # it comes again without the offer
-        if self._head_bytes + self._head_slack + self._fed > bounds.MAX_HEAD_BYTES and self._passed() > bounds.MAX_HEAD_BYTES:
+        may_be = self._head_bytes + self._head_slack + self._fed
+        if may_be > bounds.MAX_HEAD_BYTES and head.size(self._url, self._headers) > bounds.MAX_HEAD_BYTES:
             raise head.too_large()
         version = parser.get_http_version()
         if version != "1.1":
-            if version != "1.0":
-                raise head.malformed(f"HTTP/{version} is not spoken here; HTTP/1.1 is.", 505)
-            if self._coded:
-                raise head.malformed("HTTP/1.0 has no transfer codings.")
+            head.verify_older(version, self._coded)
             self._expects = False
         if self._hosts != 1 and (self._hosts or version == "1.1"):
             raise head.malformed("A request has exactly one Host header.")
@@ -371,7 +338,7 @@ class Connection:
         level = logging.DEBUG if error.status == 426 else logging.INFO
         log.log(level, "refused what %s sent: %d, %s", self._name(), error.status, error.message)
         self._deaf = True
-        self._refusal = _rendered(error, path, self._shared.date)
+        self._refusal = head.refusal(error, path, self._shared.date)
         reading, self._reading = self._reading, None
         if reading is not None:
             if reading.begun:  # there is no other answer to this request
@@ -429,15 +396,3 @@ class Connection:
 
     def _name(self) -> str:
         return self._client[0] if self._client is not None else "a client"
-
-
-def _address(found: Any) -> tuple[str, int] | None:
-    """A host and a port; None for a unix socket."""
-    return (str(found[0]), int(found[1])) if isinstance(found, tuple) else None
-
-
-def _rendered(error: GatewayError, path: str, date: bytes) -> bytes:
-    request_id = new_request_id().encode()
-    status, headers, content = render(error, request_id.decode(), SHAPES.get(path, Shape.OPENAI))
-    lines = [b"%b: %b\r\n" % header for header in [*headers, (b"x-request-id", request_id), (b"connection", b"close")]]
-    return b"".join([head.STATUS_LINES[status], date, *lines, b"\r\n", content])

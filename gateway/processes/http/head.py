@@ -10,9 +10,14 @@ from urllib.parse import unquote
 
 import httptools
 
-from gateway.errors import Headers, InvalidRequest
+from gateway.errors import GatewayError, Headers, InvalidRequest, render
 from gateway.processes.http.bounds import MAX_HEAD_BYTES, MAX_HEADERS
+from gateway.serving.calls import SHAPES
+from gateway.telemetry.record import new_request_id
+from gateway.wire.asgi import CONNECTION
+from gateway.wire.error import Shape
 
+_ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 STATUS_LINES: Final = {status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
 # To whoever begins with HTTP/2's preface, in its own words: an empty SETTINGS frame, and GOAWAY with HTTP_1_1_REQUIRED (RFC 9113 6.8, 7).
 _WORDS: Final = b"this server speaks HTTP/1.1 on this port"
@@ -78,3 +83,48 @@ def without_offer(method: bytes, url: bytes, version: str, headers: Headers) -> 
         elif name != b"upgrade":
             lines.append(b"%s: %s" % (name, value))
     return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def size(url: bytes, headers: Headers) -> int:
+    """How many bytes of a head these are, its first line and its ends included."""
+    return len(url) + 16 + sum([len(name) + len(value) + 4 for name, value in headers])
+
+
+def verify_older(version: str, coded: bool) -> None:
+    """Raises InvalidRequest for what is not HTTP/1.1, nor a HTTP/1.0 that can be answered; `coded`: with a transfer coding."""
+    if version != "1.0":
+        raise malformed(f"HTTP/{version} is not spoken here; HTTP/1.1 is.", 505)
+    if coded:
+        raise malformed("HTTP/1.0 has no transfer codings.")
+
+
+def address(found: Any) -> tuple[str, int] | None:
+    """A host and a port; None for a unix socket."""
+    return (str(found[0]), int(found[1])) if isinstance(found, tuple) else None
+
+
+def scope(client: tuple[str, int] | None, transport: Any) -> dict[str, Any]:
+    """What all scopes of a connection share, and room for the rest: a copy of a large dict costs less than making one grow."""
+    return {
+        "type": "http",
+        "asgi": _ASGI,
+        "http_version": "1.1",
+        "method": "",
+        "scheme": "https" if transport.get_extra_info("ssl_object") is not None else "http",
+        "path": "",
+        "raw_path": b"",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [],
+        "client": client,
+        "server": address(transport.get_extra_info("sockname")),
+        CONNECTION: None,
+    }
+
+
+def refusal(error: GatewayError, path: str, date: bytes) -> bytes:
+    """The last answer of a connection, in the shape of what was asked for; `date`: the header."""
+    request_id = new_request_id().encode()
+    status, headers, content = render(error, request_id.decode(), SHAPES.get(path, Shape.OPENAI))
+    lines = [b"%b: %b\r\n" % header for header in [*headers, (b"x-request-id", request_id), (b"connection", b"close")]]
+    return b"".join([STATUS_LINES[status], date, *lines, b"\r\n", content])
