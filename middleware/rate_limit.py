@@ -13,12 +13,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 from gateway.access import ledger
 from gateway.access.keys import Caller
 from gateway.access.ledger import Days
 from gateway.access.limits import rules
-from gateway.access.limits.estimate import Estimator
+from gateway.access.limits.estimate import Estimator, prompt_bytes
 from gateway.access.limits.rules import QUOTA, RATE, Ask, Decision, Lease, Limit, Row, State, Store, StoreFailed, Unit
 from gateway.config import Settings
 from gateway.errors import Headers, InvalidRequest, LimitReached, Unavailable
@@ -38,10 +39,12 @@ _UNITS = {
     Unit.DAY: "tokens per day (tokens_per_day)",
 }
 
-_REQUESTS, _TOKENS, _DAY = Unit.REQUESTS, Unit.TOKENS, Unit.DAY
-_REQUEST_HEADERS, _TOKEN_HEADERS = (
-    tuple(b"x-ratelimit-%s-%s" % (what, of) for what in (b"limit", b"remaining", b"reset")) for of in (b"requests", b"tokens")
-)
+_REQUESTS: Final = Unit.REQUESTS
+_TOKENS: Final = Unit.TOKENS
+_DAY: Final = Unit.DAY
+_MONEY: Final = Unit.MONEY
+_REQUEST_HEADERS: Final = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests")
+_TOKEN_HEADERS: Final = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens")
 
 
 def verify(settings: Settings) -> None:
@@ -110,27 +113,30 @@ class Admitted:
         assert call is not None
         self._call = None  # a prompt must not outlive its answer
         caller: Caller = record.caller
-        estimator = limits.estimators[model]
-        self._size, prompt = await estimator.prompt(call.fields, calls.SPECS[call.endpoint].prompt)
+        estimator, names = limits.estimators[model], calls.SPECS[call.endpoint].prompt
+        size = self._size = prompt_bytes(call.fields, names)
+        prompt = await estimator.count(call.fields, names, size) if estimator.counts else estimator.guess(size)
         self._prompt_tokens = prompt
-        bound = _bound(call, caller, self._served.entry.default_max_tokens) if call.endpoint in BOUNDS else None
-        _refuse_excess(call, caller, self._size)
-        completion = estimator.completion(call.choices, bound) if call.endpoint in BOUNDS else 0
+        bound: int | None = None
+        completion = 0
+        if call.endpoint in BOUNDS:
+            bound = _bound(call, caller, self._served.entry.default_max_tokens)
+            completion = estimator.completion(call.choices, bound)
+        _refuse_excess(call, caller, size)
         asks = [Ask(limit.key, limit, 1.0) if limit.each else self._ask(limit, prompt, completion) for limit in caller.limits(model)]
         lease = Lease(call.id, caller.name, model, asks)
         try:
             decision = await limits.store.admit(lease)
         except StoreFailed:
             raise Unavailable("The store that keeps the limits does not answer.", code="limits_unavailable", retry_after_s=1) from None
-        if decision.states:
-            record.headers += headers(asks, decision.states)
-        if decision.refused is not None:
-            limits.metrics.add(LIMITED, (decision.refused.unit, model))
-            raise _refusal(decision.refused, decision, asks)
-        if asks:  # no states where limits are open
-            record.limits = [
-                (f"{ask.limit.whose}: {ask.limit.unit}", ask.cost, state[0]) for ask, state in zip(asks, decision.states, strict=False)
-            ]
+        states, refused = decision.states, decision.refused
+        if states:  # none where limits are open
+            record.headers += headers(asks, states)
+        if refused is not None:
+            limits.metrics.add(LIMITED, (refused.unit, model))
+            raise _refusal(refused, decision, asks)
+        if states:
+            record.limits = [(ask.limit.label, ask.cost, states[number][0]) for number, ask in enumerate(asks)]
         self._lease = lease
         mode = self._served.entry.continuation
         kept = call.stream and mode != "off" and limits.continuations and self._served.pool.backend.resumable(call)
@@ -176,14 +182,17 @@ class Admitted:
         generated, estimated = _generated(usage, late)
         if usage is not None and record.outcome == "ok" and not usage.estimated:
             limits.estimators[model].learn(self._size, usage.prompt_tokens, usage.completion_tokens // self._choices)
-        prompt = max([found.prompt_tokens for found in (usage, *late) if found is not None], default=0)
+        prompt = usage.prompt_tokens if usage is not None else 0
+        for found in late:
+            if found is not None and found.prompt_tokens > prompt:
+                prompt = found.prompt_tokens
         if not prompt and record.prefilled:
             prompt = self._prompt_tokens  # no engine said how many, but one has worked on them
         row = ledger.counts(record, prompt, generated, estimated, limits.prices[model])
         tokens = prompt + generated
         money = row.get("cost", 0)
         record.cost = money / rules.NANO
-        costs = [1.0 if ask.limit.each else float(money if ask.limit.unit is Unit.MONEY else tokens) for ask in lease.asks]
+        costs = [1.0 if ask.limit.each else float(money if ask.limit.unit is _MONEY else tokens) for ask in lease.asks]
         limits.store.settle(lease, costs, Row(limits.days.at(time.time())["day"][0], lease.key, model, row))
         limits.metrics.used(lease.key, model, row)
 
@@ -255,21 +264,29 @@ def _refusal(limit: Limit, decision: Decision, asks: Sequence[Ask]) -> LimitReac
 
 def headers(asks: Sequence[Ask], states: Sequence[State]) -> Headers:
     """`x-ratelimit-*` for requests and for tokens: of several limits the one with the least left."""
-    requests: tuple[float, float, Limit] | None = None
-    tokens: tuple[float, float, Limit] | None = None
-    for ask, (remaining, reset) in zip(asks, states, strict=True):
-        unit = ask.limit.unit
+    of_requests: Limit | None = None
+    of_tokens: Limit | None = None
+    requests_left = requests_reset = tokens_left = tokens_reset = 0.0
+    for number, ask in enumerate(asks):
+        limit = ask.limit
+        unit = limit.unit
+        left, reset = states[number]
         if unit is _REQUESTS:
-            if requests is None or remaining < requests[0]:
-                requests = (remaining, reset, ask.limit)
-        elif (unit is _TOKENS or unit is _DAY) and (tokens is None or remaining < tokens[0]):
-            tokens = (remaining, reset, ask.limit)
+            if of_requests is None or left < requests_left:
+                of_requests, requests_left, requests_reset = limit, left, reset
+        elif (unit is _TOKENS or unit is _DAY) and (of_tokens is None or left < tokens_left):
+            of_tokens, tokens_left, tokens_reset = limit, left, reset
     result: Headers = []
-    for found, (limit, left, again) in ((requests, _REQUEST_HEADERS), (tokens, _TOKEN_HEADERS)):
-        if found is not None:
-            remaining = found[0] if found[0] > 0 else 0
-            result += [(limit, b"%d" % found[2].amount), (left, b"%d" % remaining), (again, duration(found[1] / 1000).encode())]
+    if of_requests is not None:
+        result += _told(_REQUEST_HEADERS, of_requests, requests_left, requests_reset)
+    if of_tokens is not None:
+        result += _told(_TOKEN_HEADERS, of_tokens, tokens_left, tokens_reset)
     return result
+
+
+def _told(names: tuple[bytes, bytes, bytes], limit: Limit, left: float, reset: float) -> Headers:
+    remaining = str(int(left) if left > 0 else 0)
+    return [(names[0], limit.amount_shown), (names[1], remaining.encode()), (names[2], duration(reset / 1000).encode())]
 
 
 def duration(milliseconds: float) -> str:
@@ -277,7 +294,7 @@ def duration(milliseconds: float) -> str:
     whole = math.ceil(milliseconds)
     if whole < 1000:
         return f"{max(0, whole)}ms"
-    minutes, whole = divmod(whole, 60_000)
-    hours, minutes = divmod(minutes, 60)
-    rest = f"{whole / 1000:.3f}".rstrip("0").rstrip(".")
-    return f"{f'{hours}h' if hours else ''}{f'{minutes}m' if hours or minutes else ''}{rest}s"
+    minutes, hours = whole // 60_000 % 60, whole // 3_600_000
+    seconds, rest = whole // 1000 % 60, whole % 1000
+    more = f".{rest:03d}".rstrip("0") if rest else ""
+    return f"{f'{hours}h' if hours else ''}{f'{minutes}m' if hours or minutes else ''}{seconds}{more}s"

@@ -19,6 +19,7 @@ import msgspec
 
 from gateway.access.limits import rules
 from gateway.access.limits.rules import Row
+from gateway.access.used import Used
 from gateway.config import Price
 from gateway.home import private
 from gateway.telemetry.record import Record
@@ -31,27 +32,6 @@ COLUMNS = (*OUTCOMES, "prompt", "cached", "generated", "delivered", "wasted_clie
 Rows = dict[tuple[str, str, str], dict[str, int]]
 
 _JOIN = "\x1f"
-
-
-class Used(msgspec.Struct, frozen=True):
-    """One row as `/admin/usage` shows it."""
-
-    day: str
-    key: str
-    model: str
-    requests: int
-    ok: int
-    failed: int
-    client_gone: int
-    lost: int
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    delivered_tokens: int
-    wasted_client_tokens: int
-    wasted_host_tokens: int
-    estimated_tokens: int
-    cost: float
 
 
 class Days:
@@ -86,20 +66,24 @@ def counts(record: Record, prompt: int, generated: int, estimated: int, price: P
     """What a finished request adds; `prompt` and `generated` are what engines worked on in all its attempts."""
     usage, gone = record.usage, record.client_gone
     delivered = min(record.delivered, generated)
-    # A host's failure costs the client nothing, unless an answer had begun; a client that leaves pays for the work it asked for.
-    charged = gone or record.first_event_at > 0
     cached = (usage.cached_tokens or 0) if usage is not None else 0
-    found = {
-        "client_gone" if gone else "ok" if record.outcome == "ok" else "failed": 1,
-        "prompt": prompt,
-        "cached": cached,
-        "generated": generated,
-        "delivered": delivered,
-        "wasted_client" if gone else "wasted_host": generated - delivered,
-        "estimated": estimated,
-        "cost": cost(price, prompt, cached, delivered) if charged else 0,
-    }
-    return {name: value for name, value in found.items() if value}
+    found = {"client_gone" if gone else "ok" if record.outcome == "ok" else "failed": 1}
+    if prompt:
+        found["prompt"] = prompt
+    if cached:
+        found["cached"] = cached
+    if generated:
+        found["generated"] = generated
+        if delivered:
+            found["delivered"] = delivered
+        if wasted := generated - delivered:
+            found["wasted_client" if gone else "wasted_host"] = wasted
+    if estimated:
+        found["estimated"] = estimated
+    # A host's failure costs the client nothing, unless an answer had begun; a client that leaves pays for the work it asked for.
+    if price is not None and (gone or record.first_event_at > 0) and (money := cost(price, prompt, cached, delivered)):
+        found["cost"] = money
+    return found
 
 
 def add(rows: Rows, row: Row) -> None:

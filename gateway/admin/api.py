@@ -23,7 +23,7 @@ from gateway.admin.handler import Answer, Handler, Request, as_json, from_store
 from gateway.admin.keys import Keys
 from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, Unavailable, UnknownUrl, as_gateway_error, render
 from gateway.form import FORM
-from gateway.telemetry import metrics
+from gateway.telemetry import exposition
 from gateway.telemetry import ring as records
 from gateway.telemetry.record import Record
 from gateway.wire import body
@@ -139,8 +139,8 @@ def _table(process: Operated, kept: Audit) -> list[Route]:
     async def show_metrics(request: Request) -> Answer:
         _, counts = await process.look()
         if "application/openmetrics-text" in request.accept:
-            return 200, _OPENMETRICS, metrics.render_openmetrics(counts, process.exemplars())
-        return 200, _TEXT, metrics.render(counts)
+            return 200, _OPENMETRICS, exposition.render_openmetrics(counts, process.exemplars())
+        return 200, _TEXT, exposition.render(counts)
 
     async def show_workers(request: Request) -> Answer:
         workers, _ = await process.look()

@@ -20,7 +20,7 @@ from gateway.config import Settings
 from gateway.plugin import ServiceState
 from gateway.processes import children, protocol
 from gateway.processes.usage import Usage
-from gateway.telemetry import metrics
+from gateway.telemetry import exposition, metrics
 from gateway.telemetry.metrics import Metrics, Snapshot
 
 log = logging.getLogger("penstock.parent")
@@ -41,11 +41,11 @@ class Counts:
 
     def keep(self, counts: Snapshot) -> None:
         """The last counts of a worker that has ended."""
-        self._past = metrics.merge([self._past, {name: series for name, series in counts.items() if name in _COUNTED}])
+        self._past = exposition.merge([self._past, {name: series for name, series in counts.items() if name in _COUNTED}])
 
     def total(self, living: list[Snapshot]) -> Snapshot:
         """Everybody's, the dead included."""
-        return metrics.merge([self._past, self.own.snapshot(), *living])
+        return exposition.merge([self._past, self.own.snapshot(), *living])
 
 
 class Worker:

@@ -22,7 +22,7 @@ from gateway.processes.fleet import Worker
 from gateway.processes.tree import Tree
 from gateway.serving import registry
 from gateway.serving.hostview import HostView
-from gateway.telemetry import metrics
+from gateway.telemetry import exposition, metrics
 from gateway.telemetry.metrics import Snapshot
 
 if TYPE_CHECKING:
@@ -89,12 +89,12 @@ class View:
             counts[metrics.WORKERS.name].setdefault(str(view.generation), [0.0])[0] += view.state != "starting"
         workers = float(sum(view.resident_bytes for view in views))
         counts[metrics.MEMORY.name] = {"parent": [float(lifeline.resident_bytes())], "workers": [workers]}
-        counts.update(metrics.of_hosts((row.backend, row.id, row.state, row.in_flight, row.stats) for row in self._hosts()))
+        counts.update(exposition.of_hosts((row.backend, row.id, row.state, row.in_flight, row.stats) for row in self._hosts()))
         return counts
 
     def exemplars(self) -> metrics.Exemplars:
         """See `Operated`."""
-        return metrics.latest(worker.report.exemplars for worker in self._tree.workers if worker.report is not None)
+        return exposition.latest(worker.report.exemplars for worker in self._tree.workers if worker.report is not None)
 
     async def hosts(self) -> Sequence[HostView]:
         """See `Operated`. What several workers know of a host is added up; of their states the gravest is shown."""

@@ -142,7 +142,8 @@ class Limits:
             self._memory.forget()
         self._memory.share = 1.0 / max(1, self._membership.gateways)
         now = asyncio.get_running_loop().time()
-        for key, limit, _, _ in asks:
+        for ask in asks:
+            key, limit = ask.key, ask.limit
             if limit.kind == SLOTS:
                 self._memory.know(key, limit, (limit.amount - len(self._leases.slots.get(key, ())), 0.0))
             elif not self._memory.knows(key) and key in self._known:

@@ -1,41 +1,38 @@
-"""What is counted: our own numbers in every worker, merged by the parent, and the text that Prometheus reads.
+"""What is counted: every metric there is, and our own numbers in every worker.
 
 A library's registry is made for one process; here one scrape must be the whole gateway, workers that died included. A snapshot is plain
-lists of numbers, so merging is adding.
+lists of numbers, so merging is adding (`exposition.py`).
 """
 
 from __future__ import annotations
 
-import operator
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Final, NamedTuple, final
 
-from gateway.plugin import Stats
 from gateway.serving.calls import OPERATIONS
 from gateway.telemetry.record import GENERATE, PHASES, Record
 
 # Family -> label values joined by US (0x1f) -> numbers: one for counters and gauges, for histograms a count a bucket and the sum.
 Snapshot = dict[str, dict[str, list[float]]]
-_JOIN = "\x1f"
+JOIN: Final = "\x1f"
 # Family -> label values -> number of the bucket -> trace id, value, seconds since 1970.
 Exemplars = dict[str, dict[str, dict[str, tuple[str, float, float]]]]
 # Phases that have a histogram; reading the request and deciding limits have their own numbers.
-_OBSERVED = [(number, name) for number, name in enumerate(PHASES) if name not in ("read", "limits")]
+_OBSERVED: Final = tuple(number for number, name in enumerate(PHASES) if name not in ("read", "limits"))
 # No client can make more series than this in one family: what comes later is counted together.
-MAX_SERIES = 2000
+MAX_SERIES: Final = 2000
 _OTHER = "other"
 # 1 ms to 100 s, three to a decade.
-_PHASE_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
-_PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+_PHASE_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+_PER_TOKEN_S: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 # Columns of the ledger that are counted by key.
-_USED = ("prompt", "cached", "generated", "delivered", "wasted_client", "wasted_host")
+_USED: Final = ("prompt", "cached", "generated", "delivered", "wasted_client", "wasted_host")
 
 # OpenTelemetry's advice for gen_ai.server.* (semantic conventions 1.41), and three more for a time to first token behind a queue.
-_DURATION_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
-_FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+_DURATION_S: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+_FIRST_TOKEN_S: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 
 
 def operation(route: str) -> str:
@@ -165,188 +162,179 @@ FAMILIES = (
 )  # fmt: skip
 
 
+@final
+class _Alike:
+    """The series that requests of one kind add to, looked up once for all of them: labels take longer to join and to find than to count."""
+
+    __slots__ = ("attempt", "duration", "first_token", "gap", "labels", "per_token", "phases", "requests", "tokens")
+
+    def __init__(self, requests: list[float], attempt: list[float], labels: tuple[str, ...]) -> None:
+        self.requests = requests
+        self.attempt = attempt
+        # Of the histograms by operation and model.
+        self.labels = labels
+        # Made when they are first added to, so that none stands there empty.
+        self.duration: list[float] | None = None
+        self.first_token: list[float] | None = None
+        self.gap: list[float] | None = None
+        self.per_token: list[float] | None = None
+        self.tokens: tuple[list[float], list[float]] | None = None
+        self.phases: list[list[float] | None] = [None] * len(PHASES)
+
+
 class Metrics:
     """The numbers of one process."""
 
     def __init__(self) -> None:
         self._values: Snapshot = {family.name: {} for family in FAMILIES}
-        # The same lists by their labels as they are given: to join those for each request takes longer than to count it.
+        # The same lists by their labels as they are given.
         self._known: dict[str, dict[tuple[str, ...], list[float]]] = {family.name: {} for family in FAMILIES}
+        # Route, model, status, outcome, target and the attempt's result.
+        self._alike: dict[tuple[str, str, int, str, str, str], _Alike] = {}
+        # Key and model -> column of the ledger.
+        self._used: dict[tuple[str, str], dict[str, list[float]]] = {}
         # Of the last value in each bucket: its trace, the value, and when.
         self.exemplars: Exemplars = {}
 
     def add(self, family: Family, labels: tuple[str, ...] = (), amount: float = 1.0) -> None:
         """Count something."""
-        self._series(family, labels, 1)[0] += amount
+        self._series(family, labels)[0] += amount
 
     def used(self, key: str, model: str, counts: Mapping[str, int]) -> None:
         """What a settled request adds to the tokens of its key."""
+        columns = self._used.get((key, model))
+        if columns is None:
+            if len(self._used) >= MAX_SERIES:
+                self._used.clear()
+            columns = self._used[key, model] = {}
         for column in _USED:
-            if column in counts:
-                self._series(USED, (key, model, column), 1)[0] += counts[column]
+            amount = counts.get(column)
+            if amount is not None:
+                series = columns.get(column)
+                if series is None:
+                    series = columns[column] = self._series(USED, (key, model, column))
+                series[0] += amount
 
     def put(self, family: Family, value: float, labels: tuple[str, ...] = ()) -> None:
         """How a gauge stands."""
-        self._series(family, labels, 1)[0] = value
+        self._series(family, labels)[0] = value
 
-    def observe(self, family: Family, labels: tuple[str, ...], value: float, trace: str = "") -> None:
-        """Put a value into its bucket (the last one has no bound); `trace` is remembered as an example of it."""
-        series = self._series(family, labels, len(family.buckets) + 2)
-        index = bisect_left(family.buckets, value)
-        series[index] += 1
-        series[-1] += value
-        if trace:
-            key = _JOIN.join(labels)
-            self.exemplars.setdefault(family.name, {}).setdefault(key, {})[str(index)] = (trace, value, round(time.time(), 3))
+    def observe(self, family: Family, labels: tuple[str, ...], value: float) -> None:
+        """Put a value into its bucket; the last one has no bound."""
+        _observe(self._series(family, labels), family.buckets, value)
 
-    def _series(self, family: Family, labels: tuple[str, ...], size: int) -> list[float]:
+    def _example(self, family: Family, labels: tuple[str, ...], value: float, trace: str) -> None:
+        """Remember a trace as an example of a value."""
+        key, index = JOIN.join(labels), bisect_left(family.buckets, value)
+        self.exemplars.setdefault(family.name, {}).setdefault(key, {})[str(index)] = (trace, value, round(time.time(), 3))
+
+    def _series(self, family: Family, labels: tuple[str, ...]) -> list[float]:
         known = self._known[family.name]
         found = known.get(labels)
         if found is None:
             if len(known) >= MAX_SERIES:
                 known.clear()
-            found = known[labels] = self._find(family, labels, size)
+            found = known[labels] = self._find(family, labels)
         return found
 
-    def _find(self, family: Family, labels: tuple[str, ...], size: int) -> list[float]:
+    def _find(self, family: Family, labels: tuple[str, ...]) -> list[float]:
         values = self._values[family.name]
-        key = _JOIN.join(labels)
+        key = JOIN.join(labels)
         found = values.get(key)
         if found is None:
             if len(values) >= MAX_SERIES:
-                key = _JOIN.join([_OTHER] * len(labels))
-            found = values.setdefault(key, [0.0] * size)
+                key = JOIN.join([_OTHER] * len(labels))
+            found = values.setdefault(key, [0.0] * (len(family.buckets) + 2 if family.buckets else 1))
         return found
 
     def request(self, record: Record) -> None:
         """All that a finished request adds."""
-        model = record.served
-        self.add(REQUESTS, (record.route, model, str(record.status), record.outcome))
-        for attempt in record.attempts:
-            self.add(ATTEMPTS, (attempt.target, attempt.result))
-        if not model:
+        model, attempts = record.served, record.attempts
+        if not attempts:
+            self.add(REQUESTS, (record.route, model, str(record.status), record.outcome))
+            if model:
+                self._spent(record, model)
             return
-        if record.continuations:
-            self.add(CONTINUATIONS, (model,), record.continuations)
-        if len(record.attempts) > 1:
-            for before in record.attempts[:-1]:
-                if not before.first_at:
-                    self.add(RETRIES, (model, before.result))
-        self._phases(record, model)
-        labels = (operation(record.route), model)
-        trace = record.trace.id if record.trace.sampled else ""
-        self.observe(DURATION, labels, record.ended_at - record.started_at, trace)
-        if record.stream and record.first_event_at:
-            self.observe(FIRST_TOKEN, labels, record.first_event_at - record.started_at, trace)
+        last = attempts[-1]
+        alike = self._kind(record.route, model, record.status, record.outcome, last.target, last.result)
+        alike.requests[0] += 1
+        alike.attempt[0] += 1
+        if len(attempts) > 1:
+            self._before(record, model)
+        self._phases(record, model, alike)
+        took = record.ended_at - record.started_at
+        if alike.duration is None:
+            alike.duration = self._series(DURATION, alike.labels)
+        _observe(alike.duration, _DURATION_S, took)
+        streams = record.stream and record.first_event_at > 0
+        if streams:
+            if alike.first_token is None:
+                alike.first_token = self._series(FIRST_TOKEN, alike.labels)
+            _observe(alike.first_token, _FIRST_TOKEN_S, record.first_event_at - record.started_at)
+        if record.trace.sampled:
+            self._example(DURATION, alike.labels, took, record.trace.id)
+            if streams:
+                self._example(FIRST_TOKEN, alike.labels, record.first_event_at - record.started_at, record.trace.id)
         usage = record.usage
         if usage is not None and not usage.estimated:
-            self.add(TOKENS, (model, "prompt"), usage.prompt_tokens)
-            self.add(TOKENS, (model, "completion"), usage.completion_tokens)
+            if alike.tokens is None:
+                alike.tokens = self._series(TOKENS, (model, "prompt")), self._series(TOKENS, (model, "completion"))
+            alike.tokens[0][0] += usage.prompt_tokens
+            alike.tokens[1][0] += usage.completion_tokens
         if record.events:
-            self.observe(GAP, (model,), record.largest_gap_s)
+            if alike.gap is None:
+                alike.gap = self._series(GAP, (model,))
+            _observe(alike.gap, _PHASE_S, record.largest_gap_s)
             if usage is not None and usage.completion_tokens > 1:
-                self.observe(PER_TOKEN, labels, record.phases[GENERATE] / (usage.completion_tokens - 1))
+                if alike.per_token is None:
+                    alike.per_token = self._series(PER_TOKEN, alike.labels)
+                _observe(alike.per_token, _PER_TOKEN_S, record.phases[GENERATE] / (usage.completion_tokens - 1))
 
-    def _phases(self, record: Record, model: str) -> None:
-        ending, target = record.ending, record.target
-        for number, name in _OBSERVED:
+    def _kind(self, route: str, model: str, status: int, outcome: str, target: str, result: str) -> _Alike:
+        kind = (route, model, status, outcome, target, result)
+        found = self._alike.get(kind)
+        if found is None:
+            if len(self._alike) >= MAX_SERIES:
+                self._alike.clear()
+            requests = self._series(REQUESTS, (route, model, str(status), outcome))
+            found = self._alike[kind] = _Alike(requests, self._series(ATTEMPTS, (target, result)), (operation(route), model))
+        return found
+
+    def _before(self, record: Record, model: str) -> None:
+        """The attempts before the last."""
+        if record.continuations:
+            self.add(CONTINUATIONS, (model,), record.continuations)
+        for before in record.attempts[:-1]:
+            self.add(ATTEMPTS, (before.target, before.result))
+            if not before.first_at:
+                self.add(RETRIES, (model, before.result))
+
+    def _phases(self, record: Record, model: str, alike: _Alike) -> None:
+        phases = record.phases
+        for number in _OBSERVED:
+            spent = phases[number]
+            if spent > 0:
+                series = alike.phases[number]
+                if series is None:
+                    series = alike.phases[number] = self._series(PHASE, (PHASES[number], model, record.target, record.ending))
+                _observe(series, _PHASE_S, spent)
+
+    def _spent(self, record: Record, model: str) -> None:
+        """Of a request that never reached a host."""
+        for number in _OBSERVED:
             spent = record.phases[number]
             if spent > 0:
-                series = self._series(PHASE, (name, model, target, ending), len(_PHASE_S) + 2)
-                series[bisect_left(_PHASE_S, spent)] += 1
-                series[-1] += spent
+                self.observe(PHASE, (PHASES[number], model, record.target, record.ending), spent)
+        labels, took = (operation(record.route), model), record.ended_at - record.started_at
+        self.observe(DURATION, labels, took)
+        if record.trace.sampled:
+            self._example(DURATION, labels, took, record.trace.id)
 
     def snapshot(self) -> Snapshot:
         """The numbers as they are now; not a copy."""
         return self._values
 
 
-# Of several processes' values the largest counts, not their sum.
-_WORST = frozenset({KEY_LIST_AGE.name})
-
-
-def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """The sum of several processes' numbers."""
-    total: Snapshot = {}
-    for snapshot in snapshots:
-        for name, series in snapshot.items():
-            into = total.setdefault(name, {})
-            for key, values in series.items():
-                before = into.get(key)
-                both = max if name in _WORST else operator.add
-                into[key] = list(values) if before is None else list(map(both, before, values))
-    return total
-
-
-def render(snapshot: Snapshot) -> bytes:
-    """Prometheus' text format, version 0.0.4."""
-    return "".join(f"{line}\n" for family in FAMILIES for line in _lines(family, snapshot.get(family.name, {}), None)).encode()
-
-
-def render_openmetrics(snapshot: Snapshot, exemplars: Exemplars) -> bytes:
-    """OpenMetrics 1.0, with a trace as an example in buckets that have one."""
-    lines = [line for family in FAMILIES for line in _lines(family, snapshot.get(family.name, {}), exemplars.get(family.name, {}))]
-    return "".join(f"{line}\n" for line in (*lines, "# EOF")).encode()
-
-
-def _lines(
-    family: Family, series: dict[str, list[float]], exemplars: dict[str, dict[str, tuple[str, float, float]]] | None
-) -> Iterator[str]:
-    name = family.name.removesuffix("_total") if exemplars is not None and family.kind == "counter" else family.name
-    yield f"# HELP {name} {family.help}"
-    yield f"# TYPE {name} {family.kind}"
-    for key, values in sorted(series.items()):
-        pairs = [_pair(label, value) for label, value in zip(family.labels, key.split(_JOIN), strict=False)]
-        if family.kind != "histogram":
-            yield f"{family.name}{_braces(pairs)} {values[0]:.17g}"
-            continue
-        examples = (exemplars or {}).get(key, {})
-        bounds = [*(str(float(bound) if exemplars is not None else bound) for bound in family.buckets), "+Inf"]
-        for index, (shown, count) in enumerate(zip(bounds, accumulate(values[:-1]), strict=True)):
-            example = examples.get(str(index))
-            more = f' # {{trace_id="{example[0]}"}} {example[1]:.17g} {example[2]:.3f}' if example is not None else ""
-            yield f"{family.name}_bucket{_braces([*pairs, _pair('le', shown)])} {count:.17g}{more}"
-        yield f"{family.name}_sum{_braces(pairs)} {values[-1]:.17g}"
-        yield f"{family.name}_count{_braces(pairs)} {sum(values[:-1]):.17g}"
-
-
-def _braces(pairs: list[str]) -> str:
-    return f"{{{','.join(pairs)}}}" if pairs else ""
-
-
-def _pair(name: str, value: str) -> str:
-    value = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'{name}="{value}"'
-
-
-def of_hosts(rows: Iterable[tuple[str, str, str, int, Stats | None]]) -> Snapshot:
-    """Gauges of hosts, from (backend, host, state, in flight, what is known of its engine and its machine)."""
-    found: Snapshot = {}
-
-    def put(family: Family, value: float | None, *labels: str) -> None:
-        if value is not None:
-            found.setdefault(family.name, {})[_JOIN.join(labels)] = [float(value)]
-
-    for backend, host, state, in_flight, stats in rows:
-        put(HOST_STATE, 1, backend, host, state)
-        put(HOST_IN_FLIGHT, in_flight, backend, host)
-        if stats is not None:
-            for name, family in (*ENGINE.items(), *MACHINE.items()):
-                put(family, getattr(stats, name), backend, host)
-            for gpu in stats.gpus:
-                for name, family in GPU.items():
-                    put(family, getattr(gpu, name), backend, host, str(gpu.index))
-    return found
-
-
-def latest(exemplars: Iterable[Exemplars]) -> Exemplars:
-    """Of several processes' examples the youngest of each bucket."""
-    total: Exemplars = {}
-    for one in exemplars:
-        for family, series in one.items():
-            for key, buckets in series.items():
-                into = total.setdefault(family, {}).setdefault(key, {})
-                for bucket, example in buckets.items():
-                    if bucket not in into or into[bucket][2] < example[2]:
-                        into[bucket] = example
-    return total
+def _observe(series: list[float], buckets: tuple[float, ...], value: float) -> None:
+    series[bisect_left(buckets, value)] += 1
+    series[-1] += value

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-DONE = b"data: [DONE]\n\n"
+from typing import Final
+
+DONE: Final = b"data: [DONE]\n\n"
 # One event of a chat stream is a few hundred bytes; 200 kB logprobs exist; megabytes without an end are a broken peer.
-MAX_EVENT_BYTES = 8 << 20
+MAX_EVENT_BYTES: Final = 8 << 20
+# As a number: of bytes `in` asks first whether they are one, and makes an exception to say that they are not.
+_CR: Final = 0x0D
 
 
 class EventTooLarge(ValueError):
@@ -31,7 +35,7 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """Whole events in `data` and what was waiting; raises EventTooLarge."""
-        if self._after_cr or b"\r" in data:
+        if self._after_cr or _CR in data:
             data = self._with_lf(data)
         rest = self._rest
         if self._newline:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import re
+from typing import Final
 
 # Version 00 and, as the recommendation asks, whatever begins like it in a later version; ff is invalid.
 _PARENT = re.compile(rb"^(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-((?!0{16})[0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?$")
@@ -16,22 +16,19 @@ class Trace:
     """One trace: `id` is 32 hex digits; `parent` the client's span, or ""; `state` the client's. `sampled`: the client's word, and without
     one whether the trace id's last 64 bits are below `bound`, as every participant would decide."""
 
-    __slots__ = ("flags", "id", "parent", "state")
+    __slots__ = ("flags", "id", "parent", "sampled", "state")
 
     def __init__(self, parent: bytes | None, state: bytes | None, bound: int = 0) -> None:
         found = _PARENT.match(parent) if parent else None
         if found is None:
             self.id = new_id()
             self.parent = self.state = ""
-            self.flags = "01" if bound and int(self.id[16:], 16) < bound else "00"
+            self.sampled = bound > 0 and int(self.id[16:], 16) < bound
+            self.flags = "01" if self.sampled else "00"
             return
         self.id, self.parent, self.flags = found[1].decode(), found[2].decode(), found[3].decode()
+        self.sampled = int(self.flags, 16) & 1 == 1
         self.state = state.decode() if state and _STATE.match(state) else ""
-
-    @property
-    def sampled(self) -> bool:
-        """Whether the trace is recorded."""
-        return int(self.flags, 16) & 1 == 1
 
     def headers(self, span: str) -> dict[str, str]:
         """`traceparent` with our span as the parent, and `tracestate`, for one attempt."""
@@ -48,23 +45,23 @@ class _Randomness:
         self._digits = ""
         self._at = 0
 
-    def take(self) -> str:
-        """32 hex digits, never given twice."""
-        if self._at >= len(self._digits):
+    def take(self, digits: int) -> str:
+        """So many hex digits, never given twice."""
+        if self._at + digits > len(self._digits):
             self._digits, self._at = os.urandom(4096).hex(), 0
         start = self._at
-        self._at = start + 32
-        return self._digits[start : start + 32]
+        self._at = start + digits
+        return self._digits[start : start + digits]
 
 
-_randomness = _Randomness()
+_randomness: Final = _Randomness()
 
 
 def new_id() -> str:
     """32 hex digits of the system's own randomness: nobody can guess them."""
-    return _randomness.take()
+    return _randomness.take(32)
 
 
 def new_span() -> str:
-    """16 hex digits, never all zero; unique is enough, so they cost no system call."""
-    return f"{random.getrandbits(64) or 1:016x}"
+    """16 hex digits; all zero, which the recommendation forbids, comes once in 2 to the 64th."""
+    return _randomness.take(16)

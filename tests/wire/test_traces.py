@@ -16,7 +16,7 @@ from gateway.access.keys import hashed
 from gateway.telemetry.record import PHASES
 from tests.support import raw
 from tests.support.otlp import Collector, Span, collector
-from tests.support.processes import Gateway, Rehearsal, gateway, rehearsal, until
+from tests.support.processes import Gateway, Rehearsal, gateway, held_back, rehearsal, until
 
 CHAT = "/v1/chat/completions"
 KEY = {"authorization": "Bearer sk-trace-secret"}
@@ -125,12 +125,13 @@ def test_waiting_for_a_place_and_for_a_whole_answer_show_where_they_were_spent(
             assert sum(phases(server).values()) == pytest.approx(server.seconds, abs=1e-4)
 
 
-def test_time_spent_on_a_slow_client_is_not_the_engines(traced: Gateway, sink: Collector) -> None:
+def test_time_spent_on_a_slow_client_is_not_the_engines(traced: Gateway, engines: tuple[Rehearsal, Rehearsal], sink: Collector) -> None:
+    before = int(engines[0].seen()["events_sent"])
     content = json.dumps(raw.chat("[[tokens 60000]]", stream=True)).encode()
     with raw.connect(traced.port) as peer:
         peer.sendall(raw.request("POST", CHAT, content, KEY))
         head = peer.recv(65536)
-        time.sleep(1.5)
+        held_back(engines[0], before)  # for a second and a half
         raw.rest(peer)
     trace = next(line.split(b": ")[1].decode() for line in head.split(b"\r\n") if line.startswith(b"x-trace-id"))
     server, _ = sink.tree(trace)

@@ -37,19 +37,22 @@ class Estimator:
         self._p90 = float(FIRST_GUESS)
         self._encode = _encoder(tokenizer, where) if tokenizer is not None else None
 
-    async def prompt(self, fields: Fields, names: Sequence[str]) -> tuple[int, int]:
-        """Bytes of a prompt, whose words stand in the fields of these names, and its tokens: counted where a tokenizer is configured (the
-        chat template's own few are not in it)."""
-        size = 0
-        for name in names:
-            if name in fields:
-                size += len(memoryview(fields[name]))
-        if self._encode is None:
-            return size, int(size * self._tokens / self._bytes) + 1
+    @property
+    def counts(self) -> bool:
+        """Whether a tokenizer is configured, so that prompts are counted and not guessed."""
+        return self._encode is not None
+
+    def guess(self, size: int) -> int:
+        """Tokens of a prompt of so many bytes."""
+        return int(size * self._tokens / self._bytes) + 1
+
+    async def count(self, fields: Fields, names: Sequence[str], size: int) -> int:
+        """Tokens of a prompt whose words stand in the fields of these names (the chat template's own few are not in it)."""
+        assert self._encode is not None
         words = _words([msgspec.json.decode(fields[name]) for name in names if name in fields])
         if size <= _INLINE_BYTES:
-            return size, self._encode(words)
-        return size, await asyncio.to_thread(self._encode, words)
+            return self._encode(words)
+        return await asyncio.to_thread(self._encode, words)
 
     def completion(self, choices: int, bound: int | None) -> int:
         """Tokens of an answer: the 90th percentile of this model's, so that a large bound alone costs nothing."""
@@ -69,6 +72,16 @@ class Estimator:
         self._p90 += 0.9 * step if completion_tokens > self._p90 else -0.1 * step
         if self._p90 < 1.0:
             self._p90 = 1.0
+
+
+def prompt_bytes(fields: Fields, names: Sequence[str]) -> int:
+    """Of the fields that hold a prompt's words."""
+    size = 0
+    for name in names:
+        value = fields.get(name)
+        if value is not None:
+            size += len(memoryview(value))
+    return size
 
 
 def _words(value: Any) -> str:

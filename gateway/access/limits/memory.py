@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from gateway.access.limits.rules import QUOTA, RATE, SECOND, SLOTS, Ask, Decision, Lease, Limit, Row, State
 
 # When to come again for a slot: nobody can know when one will be free.
-SLOT_WAIT = SECOND
+SLOT_WAIT: Final = SECOND
 # So many states are kept before those that say nothing any more are thrown out.
-_SWEEP_AT = 10_000
-
+_SWEEP_AT: Final = 10_000
 
 NOTHING_ASKED = Decision(None, 0.0, ())
 NOTHING_USED = (0.0, 0.0)
@@ -71,43 +71,43 @@ class Memory:
         refused: Limit | None = None
         longest = 0.0
         before: list[float] = []
-        for key, limit, cost, ends_s in asks:
-            if limit.kind == RATE:
-                stands = buckets.get(key, 0.0)
+        for ask in asks:
+            limit, kind = ask.limit, ask.limit.kind
+            if kind == RATE:
+                stands = buckets.get(ask.key, 0.0)
                 if stands < now:
                     stands = now
                 interval = limit.interval / share
-                wait = stands + cost * interval - now - max(limit.tolerance, interval)
-            elif limit.kind == SLOTS:
-                stands = self._held.get(key, 0.0)
+                wait = stands + ask.cost * interval - now - max(limit.tolerance, interval)
+            elif kind == SLOTS:
+                stands = self._held.get(ask.key, 0.0)
                 wait = SLOT_WAIT if stands >= max(1, int(limit.amount * share)) else 0.0
             else:
-                used, stands = self._used.get(key, NOTHING_USED)
+                used, stands = self._used.get(ask.key, NOTHING_USED)
                 # A quota's end is taken for the longest wait of all.
-                wait = 1e18 + ends_s if stands + cost > (limit.amount - used) * share else 0.0
+                wait = 1e18 + ask.ends_s if stands + ask.cost > (limit.amount - used) * share else 0.0
             before.append(stands)
             if wait > longest:
                 refused, longest = limit, wait
         states: list[State] = []
-        for (key, limit, cost, ends_s), stands in zip(asks, before, strict=True):
-            if refused is not None:
-                cost = 0.0
-            if limit.kind == RATE:
+        for number, ask in enumerate(asks):
+            limit, kind, stands = ask.limit, ask.limit.kind, before[number]
+            if refused is None:
+                stands += ask.cost * (limit.interval / share) if kind == RATE else ask.cost
+            if kind == RATE:
                 interval = limit.interval / share
-                stands += cost * interval
                 if refused is None:
-                    buckets[key] = stands
+                    buckets[ask.key] = stands
                 states.append(((max(limit.tolerance, interval) - stands + now) // interval, stands - now))
-            elif limit.kind == SLOTS:
-                stands += cost
+            elif kind == SLOTS:
                 if refused is None:
-                    self._held[key] = stands
+                    self._held[ask.key] = stands
                 states.append((max(1, int(limit.amount * share)) - stands, 0.0))
             else:
-                used = self._used.get(key, NOTHING_USED)[0]
+                used = self._used.get(ask.key, NOTHING_USED)[0]
                 if refused is None:
-                    self._used[key] = (used, stands + cost)
-                states.append(((limit.amount - used) * share - stands - cost, ends_s * SECOND))
+                    self._used[ask.key] = (used, stands)
+                states.append(((limit.amount - used) * share - stands, ask.ends_s * SECOND))
         if len(buckets) > _SWEEP_AT:
             self._sweep(now)
         return Decision(refused, longest, states)
@@ -121,15 +121,16 @@ class Memory:
     def correct(self, asks: Sequence[Ask], costs: Sequence[float]) -> None:
         """The true costs instead of the estimates: what is over becomes debt, what is under comes back."""
         now = self._now()
-        for (key, limit, reserved, _), cost in zip(asks, costs, strict=True):
-            more = cost - reserved
-            if limit.kind == SLOTS:
+        for number, ask in enumerate(asks):
+            key, limit, kind = ask.key, ask.limit, ask.limit.kind
+            more = costs[number] - ask.cost
+            if kind == SLOTS:
                 left = self._held.pop(key, 0.0) - 1
                 if left > 0:
                     self._held[key] = left
             elif not more:
                 continue
-            elif limit.kind == RATE:
+            elif kind == RATE:
                 stands = self._empty_at.get(key, 0.0)
                 self._empty_at[key] = (max(stands, now) if more > 0 else stands) + more * limit.interval / self.share
             else:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, final
 
 # A lease is renewed four times before it would expire; a gateway that was killed gives its slots back after this.
 LEASE_S = 10.0
 # Money is counted in whole thousand-millionths of its unit.
-NANO = 1e9
-SECOND = 1_000_000.0
+NANO: Final = 1e9
+SECOND: Final = 1_000_000.0
 
-# How a limit is kept; the numbers are what the scripts in `gateway/store` know.
-RATE, SLOTS, QUOTA = 1, 2, 3
+# How a limit is kept; the numbers are what the scripts in `gateway/store` know. Final, so that compiled code does not look them up.
+RATE: Final = 1
+SLOTS: Final = 2
+QUOTA: Final = 3
 
 
 class Unit(enum.StrEnum):
@@ -31,23 +33,43 @@ class Unit(enum.StrEnum):
     MONEY = "budget"
 
 
-class Limit(NamedTuple):
+@final
+class Limit:
     """One bound. `key` names its state in a store; a quota's `period` is `day` or `month`, and stands in the key while it lasts.
 
     A rate of `amount` a minute: `interval` is the time one unit takes to drain, `tolerance` the time a full burst takes, `burst` what may
-    be taken at once. `each`: whether every request takes one, whatever it holds.
+    be taken at once. `each`: whether every request takes one, whatever it holds. Never changed once it is made; no named tuple, since
+    compiled code reads an attribute of its own class in one step.
     """
 
-    key: str
-    whose: str
-    unit: Unit
-    kind: int
-    amount: float
-    interval: float = 0.0
-    tolerance: float = 0.0
-    burst: float = 0.0
-    period: str = ""
-    each: bool = False
+    __slots__ = ("amount", "amount_shown", "burst", "each", "interval", "key", "kind", "label", "period", "tolerance", "unit", "whose")
+
+    def __init__(
+        self,
+        key: str,
+        whose: str,
+        unit: Unit,
+        kind: int,
+        amount: float,
+        interval: float = 0.0,
+        tolerance: float = 0.0,
+        burst: float = 0.0,
+        period: str = "",
+        each: bool = False,
+    ) -> None:
+        self.key = key
+        self.whose = whose
+        self.unit = unit
+        self.kind = kind
+        self.amount = amount
+        self.interval = interval
+        self.tolerance = tolerance
+        self.burst = burst
+        self.period = period
+        self.each = each
+        # What every request is told of it.
+        self.label = f"{whose}: {unit}"
+        self.amount_shown = b"%d" % amount
 
 
 def rate(key: str, whose: str, unit: Unit, per_minute: float, burst_s: float) -> Limit:
@@ -67,27 +89,36 @@ def quota(key: str, whose: str, unit: Unit, amount: float, period: str) -> Limit
     return Limit(key, whose, unit, QUOTA, amount, period=period)
 
 
-class Ask(NamedTuple):
+@final
+class Ask:
     """What a request wants of one limit. `key`: the limit's, with a quota's period; `ends_s`: seconds until that period ends."""
 
-    key: str
-    limit: Limit
-    cost: float
-    ends_s: float = 0.0
+    __slots__ = ("cost", "ends_s", "key", "limit")
+
+    def __init__(self, key: str, limit: Limit, cost: float, ends_s: float = 0.0) -> None:
+        self.key = key
+        self.limit = limit
+        self.cost = cost
+        self.ends_s = ends_s
 
 
 # How a limit stands after a decision: what is left, and the microseconds until nothing of it is used.
 State = tuple[float, float]
 
 
-class Decision(NamedTuple):
+@final
+class Decision:
     """Granted when `refused` is None; else the limit in the way, and the microseconds after which the same request would pass (rates)."""
 
-    refused: Limit | None
-    wait: float
-    states: Sequence[State]
+    __slots__ = ("refused", "states", "wait")
+
+    def __init__(self, refused: Limit | None, wait: float, states: Sequence[State]) -> None:
+        self.refused = refused
+        self.wait = wait
+        self.states = states
 
 
+@final
 class Lease:
     """What a granted request holds until it is settled. `outage`: None where the store granted it; where it was decided here because a
     shared store did not answer, the number of that outage."""
