@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -145,33 +146,35 @@ def text(table: Sequence[Route]) -> bytes:
 
 
 def routes(table: Sequence[Route]) -> tuple[Route, ...]:
-    """`/openapi.json`, and `/docs` with what it loads: all from here, so that it works without a network."""
-    files = {name: (kind, (swagger_ui_path / name).read_bytes()) for name, kind in _UI.items()}
-    files |= {"": ("text/html; charset=utf-8", _PAGE), "start.js": ("text/javascript", _START)}
-    return Route("GET", "/openapi.json", _file("application/json", text(table))), Route("GET", "/docs", _files(files), below=True)
+    """`/openapi.json`, and `/docs` with what it loads: all from here, so that it works without a network. Nothing of it is made or read
+    before somebody asks: few ever do, and 1.5 MB would lie in every worker."""
+    files = {name: _file(kind, (swagger_ui_path / name).read_bytes) for name, kind in _UI.items()}
+    files |= {"": _file("text/html; charset=utf-8", lambda: _PAGE), "start.js": _file("text/javascript", lambda: _START)}
+    return (
+        Route("GET", "/openapi.json", _file("application/json", functools.cache(lambda: text(table)))),
+        Route("GET", "/docs", _below_docs(files), below=True),
+    )
 
 
-def _file(kind: str, content: bytes) -> App:
-    headers = [
-        (b"content-type", kind.encode()),
-        (b"content-length", b"%d" % len(content)),
-        (b"content-security-policy", _POLICY),
-        (b"x-content-type-options", b"nosniff"),
-    ]
-
+def _file(kind: str, make: Callable[[], bytes]) -> App:
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        content = make()
+        headers = [
+            (b"content-type", kind.encode()),
+            (b"content-length", b"%d" % len(content)),
+            (b"content-security-policy", _POLICY),
+            (b"x-content-type-options", b"nosniff"),
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
     return serve
 
 
-def _files(files: dict[str, tuple[str, bytes]]) -> App:
-    served = {name: _file(kind, content) for name, (kind, content) in files.items()}
-
+def _below_docs(files: Mapping[str, App]) -> App:
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         path = Record.of(scope).path
-        found = served.get(path.removeprefix("/docs").strip("/"))
+        found = files.get(path.removeprefix("/docs").strip("/"))
         if found is None:
             raise UnknownUrl(scope["method"], path)
         await found(scope, receive, send)

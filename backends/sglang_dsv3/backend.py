@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,9 +15,11 @@ from backends.sglang_dsv3.config import Config, key_in, verify_files
 from backends.sglang_dsv3.exact import Progress
 from backends.sglang_dsv3.host import EngineHost
 from backends.sglang_dsv3.reply import Nowhere, SGLangReply
-from backends.sglang_dsv3.resolve import Resolver
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, tls
 from gateway.plugin import Backend, BackendEnv, Call, Endpoint, Reply, Target, Terms, Usage
+
+if TYPE_CHECKING:
+    from backends.sglang_dsv3.resolve import Resolver
 
 # SGLang gives a generation 20 s to prove it alive (SGLANG_HEALTH_CHECK_TIMEOUT) before it answers 503.
 VERIFY_TIMEOUT_S = 25.0
@@ -34,7 +37,7 @@ class SGLang(Backend):
         ]
         self._fixed = {host.id: host for host in fixed}
         self._hosts = dict(self._fixed)
-        self._resolvers = [Resolver(host, config.dns_server) for host in config.hosts if host.resolve is not None]
+        self._resolvers = _resolvers(config)
         self._resolving: asyncio.Task[None] | None = None
         self._options = Options()
         self._abandoned = Abandoned()
@@ -151,3 +154,12 @@ def _from(progress: Progress, call: Call, terms: Terms, delivered: bytes) -> Cal
     if resume.read(delivered).finished or (limit is not None and len(progress.output_ids) >= limit):
         return resume.closing(call, delivered, Usage(len(progress.prompt_ids), len(progress.output_ids)))
     return msgspec.structs.replace(call, continues=progress)
+
+
+def _resolvers(config: Config) -> list[Resolver]:
+    named = [host for host in config.hosts if host.resolve is not None]
+    if not named:
+        return []
+    from backends.sglang_dsv3.resolve import Resolver  # 0.05 s that only hosts from DNS have to spend
+
+    return [Resolver(host, config.dns_server) for host in named]

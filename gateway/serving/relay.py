@@ -6,12 +6,14 @@ import asyncio
 import logging
 import re
 import time
+from typing import Final
 
 from gateway import errors
 from gateway.config import Timeouts
 from gateway.errors import GatewayError, Unavailable
 from gateway.plugin import AttemptFailed, Reply, Verdict
 from gateway.serving.dispatch import Dispatcher, Exchange
+from gateway.serving.kept import Kept
 from gateway.telemetry.record import CLIENT, GENERATE, Attempt
 from gateway.wire.asgi import Connection, Send
 
@@ -20,7 +22,9 @@ log = logging.getLogger("penstock.relay")
 _NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,9})\b')
 
 # How much of an answer is kept so that it could be continued; a longer one that breaks ends in an error event.
-MAX_KEPT_BYTES = 4 << 20
+MAX_KEPT_BYTES: Final = 4 << 20
+# What is kept is packed once in so many blocks, plus one.
+PACKED_EVERY: Final = 0xF
 # What stands in a stream where another host took over; to every client a comment.
 _CONTINUED = b": continued on another host\n\n"
 # And while nothing has come yet, where `timeouts.keepalive_s` is set.
@@ -60,8 +64,7 @@ class Stream:
         self._keepalive_s = timeouts.keepalive_s
         self._send = send
         # What the client was given, while the answer may have to be continued; nothing is decoded before that happens.
-        self._kept: list[bytes] | None = [] if exchange.terms.keep else None
-        self._kept_bytes = 0
+        self._kept = Kept() if exchange.terms.keep else None
         self._last = b""
 
     async def run(self) -> None:
@@ -121,6 +124,7 @@ class Stream:
     async def _relay(self, attempt: Attempt, reply: Reply) -> None:
         record, watch, send = self._exchange.record, self._exchange.watch, self._send
         host, kept, connection = attempt.host, self._kept, self._connection
+        fresh = kept.fresh if kept is not None else []
         silence_s = self._silence_s
         clock = time.monotonic
         after, blocked, largest, count = clock(), 0.0, record.largest_gap_s, 0
@@ -136,20 +140,24 @@ class Stream:
                     largest = before - after
                 watch.to_client()
                 self._last = block
-                if connection is None:
-                    await send({"type": "http.response.body", "body": block, "more_body": True})
-                elif not connection.write(block):
-                    await connection.drain()
-                after = clock()
-                blocked += after - before
+                if connection is not None and connection.write(block):
+                    after = before  # nobody waited
+                else:
+                    if connection is not None:
+                        await connection.drain()
+                    else:
+                        await send({"type": "http.response.body", "body": block, "more_body": True})
+                    after = clock()
+                    blocked += after - before
                 count += 1
                 if host is not None:
                     host.last_event_at = after
                 if kept is not None:
-                    kept.append(block)
-                    self._kept_bytes += len(block)
-                    if self._kept_bytes > MAX_KEPT_BYTES:
-                        self._kept = kept = None
+                    fresh.append(block)
+                    if not count & PACKED_EVERY:
+                        kept.pack()
+                        if kept.size > MAX_KEPT_BYTES:
+                            self._kept = kept = None
         finally:
             # Time that the client took is no time of the engine's.
             record.enter(GENERATE)
@@ -160,7 +168,7 @@ class Stream:
     async def _resume(self, broken: Attempt, reply: Reply) -> Attempt | None:
         if self._kept is None:
             return None
-        return await self._dispatcher.resume(self._exchange, broken, reply, b"".join(self._kept))
+        return await self._dispatcher.resume(self._exchange, broken, reply, self._kept.whole())
 
 
 def _reason(error: BaseException) -> GatewayError:

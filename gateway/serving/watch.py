@@ -31,6 +31,13 @@ class Watches:
     def __init__(self) -> None:
         self._all: set[Watch] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def task(self) -> asyncio.Task[None] | None:
+        """The one that asks. Told which loop it is asyncio need not ask for the process's id, which is a system call (Python 3.11)."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return asyncio.current_task(self._loop)
 
     def add(self, watch: Watch) -> None:
         """Look at it from now on."""
@@ -84,7 +91,7 @@ class Watch:
         self.until = _NEVER
 
     def __enter__(self) -> Self:
-        self._task = asyncio.current_task()
+        self._task = self._watches.task()
         self._watches.add(self)
         if self._connection is not None:
             self._connection.watch(self._client_gone)
