@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
@@ -127,8 +127,9 @@ def build(
 
     outside: Any = inner
 
-    async def entry(scope: Scope, receive: Receive, send: Send) -> None:
-        await (app if scope["type"] == "http" else outside)(scope, receive, send)
+    def entry(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        found: Awaitable[None] = (app if scope["type"] == "http" else outside)(scope, receive, send)
+        return found
 
     return Gateway(entry, registry, observer, keys, usage)
 
@@ -141,8 +142,9 @@ def _routed(litestar: Litestar, table: Sequence[routes.Route]) -> App:
         if not route.below:
             known[route.path] = litestar.asgi_router.handle_routing(path=route.path, method=route.method)[0]
 
-    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
-        await known.get(scope["path"], litestar)(scope, receive, send)
+    def routed(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        found: Awaitable[None] = known.get(scope["path"], litestar)(scope, receive, send)
+        return found
 
     return routed
 

@@ -7,6 +7,7 @@ read the body -> parse it into a Call -> who serves it -> admission, which gives
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable
 
 from gateway.config import Settings
 from gateway.errors import GatewayError
@@ -41,8 +42,8 @@ class Exchanges:
     def of(self, endpoint: Endpoint) -> App:
         """The handler of one endpoint."""
 
-        async def handle(scope: Scope, receive: Receive, send: Send) -> None:
-            await self.handle(endpoint, scope, receive, send)
+        def handle(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+            return self.handle(endpoint, scope, receive, send)
 
         return handle
 

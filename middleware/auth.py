@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from gateway.access.keys import Caller, Keys
 from gateway.config import is_loopback
@@ -25,7 +25,7 @@ class Auth:
         self._keys = keys
         self._origins = frozenset(allowed.encode() for allowed in origins)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         record = Record.of(scope)
         if self._keys.required and scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
             record.caller = self._caller(scope)
@@ -36,7 +36,7 @@ class Auth:
                 raise origin.CrossSite(
                     "This request comes from a web page of an origin that may not use this gateway (security.cors.origins says which may)."
                 )
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
     def _caller(self, scope: Scope) -> Caller:
         """Whose key this is; raises InvalidKey, the same for one that is unknown, revoked or expired."""

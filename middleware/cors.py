@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from gateway.config import Cors as CorsSettings
 from gateway.errors import Headers
 from gateway.wire.asgi import App, Message, Receive, Scope, Send, header
@@ -22,11 +24,11 @@ class Cors:
         self._origins = {origin.encode() for origin in settings.origins}
         self._max_age = b"%d" % settings.max_age_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         origin = header(scope, b"origin") if self._origins else None
-        if origin is None:
-            await self._app(scope, receive, send)
-            return
+        return self._app(scope, receive, send) if origin is None else self._of_a_page(origin, scope, receive, send)
+
+    async def _of_a_page(self, origin: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         headers = self._allowed(origin)
         if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method"):
             await send({"type": "http.response.start", "status": 204, "headers": headers + self._preflight(scope) if headers else []})

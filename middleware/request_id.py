@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 
 from gateway.errors import Headers
 from gateway.lifecycle import Lifecycle
@@ -43,11 +44,12 @@ class RequestId:
         record = scope[KEY] = Record(scope, self._sampling)
         self._open.add(record)
 
-        async def send_with_headers(message: Message) -> None:
+        # No coroutine of its own: what `send` returns is awaited.
+        def send_with_headers(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_headers(record)]
                 record.status = message["status"]
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)

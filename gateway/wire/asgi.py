@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -12,7 +12,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # Where a scope holds its `Connection`.
-CONNECTION = "penstock.connection"
+CONNECTION: Final = "penstock.connection"
+# And the first header of each name, by name; a server that is not ours does without.
+FIRST: Final = "penstock.headers"
 
 
 class Connection(Protocol):
@@ -37,6 +39,9 @@ class Connection(Protocol):
 
 def header(scope: Scope, name: bytes) -> bytes | None:
     """The first header of that (lower-case) name."""
+    if FIRST in scope:
+        first: dict[bytes, bytes] = scope[FIRST]
+        return first[name] if name in first else None  # noqa: SIM401 - in compiled code `get` is dearer
     for key, value in scope["headers"]:
         if key == name:
             result: bytes = value

@@ -18,7 +18,7 @@ from gateway.errors import GatewayError, Headers, MethodNotAllowed, Unavailable,
 from gateway.processes.http import bounds, head
 from gateway.processes.http.exchange import Exchange, Flow
 from gateway.processes.http.shared import Shared
-from gateway.wire.asgi import CONNECTION, Scope
+from gateway.wire.asgi import CONNECTION, FIRST, Scope
 
 log = logging.getLogger("penstock.http")
 
@@ -39,6 +39,7 @@ class Connection:
         # The request that is being read: its head,
         self._url = b""
         self._headers: Headers = []
+        self._first: dict[bytes, bytes] = {}
         self._in_head = True
         # its head's bytes as far as they are known to be, those that may be among them, and all that the parser has before it now,
         self._head_bytes = 0
@@ -181,11 +182,9 @@ class Connection:
 
     def on_message_begin(self) -> None:
         """A request's head begins."""
-        self._url = b""
-        self._headers = []
+        self._url, self._declared, self._hosts = b"", b"", 0
+        self._headers, self._first = [], {}
         self._head_bytes = max(1, self._head_bytes)
-        self._hosts = 0
-        self._declared = b""
         self._coded = self._expects = False
 
     def on_url(self, url: bytes) -> None:
@@ -199,6 +198,8 @@ class Connection:
         name = name.lower()
         headers = self._headers
         headers.append((name, value))
+        if name not in self._first:
+            self._first[name] = value
         if name in _NOTED:
             self._note(name, value)
         if len(headers) > bounds.MAX_HEADERS:
@@ -240,14 +241,13 @@ class Connection:
         headers = self._headers
         if authority is not None:  # RFC 9112 3.2.2: then it is this, whatever Host says
             headers = [(b"host", authority)] + [(name, value) for name, value in headers if name != b"host"]
+            self._first[b"host"] = authority
         if self._surplus and len(self._shared.connections) > self._shared.most:
             raise Unavailable("There are too many connections now.", code="too_many_connections", retry_after_s=1)
-        if self._offer:
-            offer, self._offer = self._offer, b""
-            if b"websocket" in offer and path == b"/v1/responses":
-                raise head.no_websocket()
-        self._in_head = False
-        self._framing = 0
+        offer, self._offer = self._offer, b""
+        if offer and b"websocket" in offer and path == b"/v1/responses":
+            raise head.no_websocket()
+        self._in_head, self._framing = False, 0
         self._last = not parser.should_keep_alive()
         keep = not self._last and version == "1.1"
         exchange = Exchange(
@@ -260,6 +260,7 @@ class Connection:
         scope["raw_path"] = path
         scope["query_string"] = query
         scope["headers"] = headers
+        scope[FIRST] = self._first
         scope[CONNECTION] = exchange
         self._reading = exchange
         if self._current is None and not self._flow.full:

@@ -27,6 +27,9 @@ log = logging.getLogger("penstock.http")
 _FRAMING: Final = frozenset((b"content-length", b"connection", b"transfer-encoding"))
 # Larger pieces are not copied to stand in one piece with what comes before them.
 _COPIED: Final = 16 << 10
+# As numbers: looking for bytes by bytes takes far longer (see wire/sse.py).
+_CR: Final = 0x0D
+_LF: Final = 0x0A
 # How the rest of an answer is written, where it is not a number of bytes that are still to come.
 _CHUNKED: Final = -1
 _UNTIL_CLOSE: Final = -2
@@ -313,10 +316,10 @@ class Exchange:
                     close = told = True
                 else:
                     raise RuntimeError("how an answer is framed is not the application's to say")
-        ends = len(headers) + (2 if self._shared.date else 1)
-        head = b"".join(parts)
-        if head.count(b"\n") != ends or head.count(b"\r") != ends:
+        told_of = b"".join(parts[2::4] + parts[4::4])  # names and values
+        if _CR in told_of or _LF in told_of:
             raise RuntimeError("a header of the answer holds a line end")
+        head = b"".join(parts)
         more = b"connection: close\r\n" if close and not told else b""
         if self._head_only or status == 204 or status == 304:
             left = _BODILESS
