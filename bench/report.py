@@ -207,9 +207,18 @@ def write(result: dict[str, Any], folder: Path) -> None:
         (folder / "gateway.svg").write_text(draw(result))
 
 
+def stages(folder: Path = RESULTS) -> str:
+    """Where a request's instructions go in the compiled form, and what all of them come to in pure Python."""
+    pure = json.loads((folder / "stages-pure.json").read_text())
+    whole = [f"{pure['all'][kind] / 1e3:,.0f}" for kind in ("json", "stream", "event")]
+    found = (folder / "stages-compiled.md").read_text().strip()
+    return f"{found}\n\nIn pure Python all of it, event loop included, is {whole[0]}, {whole[1]} and {whole[2]} ({pure['date']}, {pure['machine']})."
+
+
 def filled(text: str, result: dict[str, Any]) -> str:
     """A document with its blocks made anew; one whose part was not measured stays as it is."""
     made = {"price": price, "cpu": cpu, "latency": lambda of: f"{latency(of)}\n\n{_client(of)}", "others": others, "foot": foot}
+    made["stages"] = lambda _: stages()
     needs = {"cpu": "cpu", "latency": "latency"}
 
     def block(found: re.Match[str]) -> str:
