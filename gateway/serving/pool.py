@@ -12,6 +12,7 @@ from gateway.access.keys import Caller
 from gateway.config import Admission, Retry
 from gateway.errors import GatewayError, Unavailable
 from gateway.plugin import Backend, Target, Verdict
+from gateway.serving.balance.affinity import Affinity
 from gateway.serving.balance.hosts import Host, Hosts, NoHost, Standing
 from gateway.serving.balance.policies import Policy
 from gateway.serving.balance.queue import Queue, Ticket
@@ -55,25 +56,25 @@ class Pool:
         self.refresh()
         self._call_all()
 
-    def choose(self, policy: Policy, key: bytes, tried: Collection[str]) -> Host | NoHost:
+    def choose(self, policy: Policy, bound: Affinity, tried: Collection[str]) -> Host | NoHost:
         """The next host, or why there is none."""
         now = time.monotonic()
         if now - self._refreshed_at > REFRESH_S:
             self.refresh(now)
-        return self.hosts.choose(policy, key, tried, now)
+        return self.hosts.choose(policy, bound, tried, now)
 
-    async def host(self, policy: Policy, key: bytes, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
+    async def host(self, policy: Policy, bound: Affinity, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
         """A host to send to, begun; waits for one while all are full. Raises Unavailable when the wait is hopeless or over."""
         found: Host | NoHost = NoHost.FULL
         if not self.queue.waiting:  # nobody is overtaken
-            found = self.choose(policy, key, tried)
+            found = self.choose(policy, bound, tried)
         if found is NoHost.FULL:
-            found = await self._wait(policy, key, tried, caller, wait_s)
+            found = await self._wait(policy, bound, tried, caller, wait_s)
         if isinstance(found, Host):
             self.hosts.begin(found, time.monotonic())
         return found
 
-    async def _wait(self, policy: Policy, key: bytes, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
+    async def _wait(self, policy: Policy, bound: Affinity, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
         ticket = Ticket(caller.priority, caller.name, time.monotonic() + wait_s)
         again = False
         while True:
@@ -93,7 +94,7 @@ class Pool:
             finally:
                 self.queue.leave(ticket)
                 self._called.pop(ticket, None)
-            found = self.choose(policy, key, tried)
+            found = self.choose(policy, bound, tried)
             if found is not NoHost.FULL:
                 return found
             again = True
@@ -175,6 +176,7 @@ class Pool:
         while True:
             self.refresh()
             asked = [host for host in self.hosts if host.target.ready]
+            before = [host.in_flight for host in asked]
             answers = await asyncio.gather(*(self.backend.probe(host.target.id) for host in asked), return_exceptions=True)
             now = time.monotonic()
             for host, answer in zip(asked, answers, strict=True):
@@ -182,6 +184,9 @@ class Pool:
                 if host.up != up:
                     log.info("target %s is %s", host.target.id, "back" if up else "down")
                 self.hosts.probed(host, up, now)
+            self.refresh(now)
+            for host, ours in zip(asked, before, strict=True):
+                self.hosts.told(host, max(ours, host.in_flight))
             for host in self.hosts.wedged(now):
                 self._suspect(host, now)
             self._call_all()

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Final, NamedTuple, final
 
+from gateway.serving.balance.cached import Placement
 from gateway.serving.calls import OPERATIONS
 from gateway.telemetry.record import GENERATE, PHASES, Record
 
@@ -70,6 +71,18 @@ FIRST_TOKEN = Family(
     ("gen_ai_operation_name", "gen_ai_request_model"),
     _FIRST_TOKEN_S,
 )
+AFFINITY = Family("penstock_affinity_total", "counter", "Requests by what bound them to a host.", ("model", "source"))
+IGNORED = Family(
+    "penstock_session_names_ignored_total", "counter", "Names of sessions that were no text of 1 to 256 bytes, by where they stood.",
+    ("source",),
+)  # fmt: skip
+PREFIX_TOKENS = Family(
+    "penstock_prefix_tokens_total", "counter",
+    "Prompt tokens of answers whose engine says what it had cached: all of them, expected in its cache, found there.",
+    ("model", "host", "kind"),
+)  # fmt: skip
+MOVES = Family("penstock_conversation_moves_total", "counter", "Conversations that went on at another host.", ("model", "host"))
+MOVED_TOKENS = Family("penstock_conversation_moved_tokens_total", "counter", "Tokens prefilled again for that.", ("model", "host"))
 USED = Family("penstock_usage_tokens_total", "counter", "Tokens by key, as the ledger counts them.", ("key", "model", "kind"))
 LIMITED = Family("penstock_limited_total", "counter", "Requests refused by a limit.", ("limit", "model"))
 STORE_FAILURES = Family("penstock_store_failures_total", "counter", "Times that the shared store stopped answering.")
@@ -156,6 +169,7 @@ RELOADS = Family("penstock_reloads_total", "counter", "Reloads of the configurat
 MEMORY = Family("penstock_resident_memory_bytes", "gauge", "Resident memory of our own processes.", ("process",))
 FAMILIES = (
     REQUESTS, ATTEMPTS, RETRIES, CONTINUATIONS, TOKENS, DURATION, FIRST_TOKEN, PER_TOKEN, GAP, PHASE, USED, LIMITED,
+    AFFINITY, IGNORED, PREFIX_TOKENS, MOVES, MOVED_TOKENS,
     STORE_FAILURES, STORE_LATE, STORE_UP, STORE_LATENCY, LOST, KEY_LIST_AGE, STORED_KEYS, TASK_FAILURES,
     SPANS, QUEUED, HOST_STATE, HOST_IN_FLIGHT, HOST_CHANGES,
     *ENGINE.values(), *MACHINE.values(), *GPU.values(), OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY, LOOP_LAG, FILES,
@@ -250,11 +264,19 @@ class Metrics:
     def request(self, record: Record) -> None:
         """All that a finished request adds."""
         model, attempts = record.served, record.attempts
+        if model:
+            self.add(AFFINITY, (model, record.affinity))
+            for source in record.ignored:
+                self.add(IGNORED, (source,))
         if not attempts:
             self.add(REQUESTS, (record.route, model, str(record.status), record.outcome))
             if model:
                 self._spent(record, model)
             return
+        for attempt in attempts:
+            placement = attempt.placement
+            if placement is not None and (placement.cached_tokens is not None or placement.moved_from):
+                self._placed(placement, model)
         last = attempts[-1]
         alike = self._kind(record.route, model, record.status, record.outcome, last.target, last.result)
         alike.requests[0] += 1
@@ -308,6 +330,17 @@ class Metrics:
             self.add(ATTEMPTS, (before.target, before.result))
             if not before.first_at:
                 self.add(RETRIES, (model, before.result))
+
+    def _placed(self, placement: Placement, model: str) -> None:
+        """What a host was expected to have of a prompt, what it had, and what a move has cost."""
+        host = placement.host
+        if placement.cached_tokens is not None:
+            self.add(PREFIX_TOKENS, (model, host, "prompt"), placement.prompt_tokens)
+            self.add(PREFIX_TOKENS, (model, host, "expected"), placement.expected_tokens)
+            self.add(PREFIX_TOKENS, (model, host, "cached"), placement.cached_tokens)
+        if placement.moved_from:
+            self.add(MOVES, (model, host))
+            self.add(MOVED_TOKENS, (model, host), placement.moved_tokens)
 
     def _phases(self, record: Record, model: str, alike: _Alike) -> None:
         phases = record.phases

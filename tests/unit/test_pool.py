@@ -12,6 +12,7 @@ from gateway.access.keys import Caller
 from gateway.config import Admission, KeyEntry, Retry, Settings
 from gateway.errors import Unavailable
 from gateway.plugin import Target, Verdict
+from gateway.serving.balance.affinity import UNBOUND
 from gateway.serving.balance.hosts import Host, NoHost
 from gateway.serving.balance.policies import First, RoundRobin
 from gateway.serving.balance.settings import Health
@@ -61,12 +62,12 @@ def test_a_target_whose_probe_fails_is_taken_only_when_no_other_is_left(answer: 
     found, policy = pool(backend), RoundRobin()
     backend.answers = {"b/0": answer, "b/1": True}
     once(found)
-    assert {_id(found.choose(policy, b"", ())) for _ in range(6)} == {"b/1"}
-    assert _id(found.choose(policy, b"", {"b/1"})) == "b/0"
-    assert found.choose(policy, b"", {"b/0", "b/1"}) is NoHost.NOBODY
+    assert {_id(found.choose(policy, UNBOUND, ())) for _ in range(6)} == {"b/1"}
+    assert _id(found.choose(policy, UNBOUND, {"b/1"})) == "b/0"
+    assert found.choose(policy, UNBOUND, {"b/0", "b/1"}) is NoHost.NOBODY
     backend.answers["b/0"] = True
     once(found)
-    assert {_id(found.choose(policy, b"", ())) for _ in range(6)} == {"b/0", "b/1"}
+    assert {_id(found.choose(policy, UNBOUND, ())) for _ in range(6)} == {"b/0", "b/1"}
 
 
 def test_what_is_not_ready_is_never_picked_and_the_soonest_is_named() -> None:
@@ -75,7 +76,7 @@ def test_what_is_not_ready_is_never_picked_and_the_soonest_is_named() -> None:
             return [Target("slow", ready=False, retry_after_s=30), Target("soon", ready=False, retry_after_s=3)]
 
     found = pool(Loading("b", Config()))
-    assert found.choose(First(), b"", ()) is NoHost.NOBODY
+    assert found.choose(First(), UNBOUND, ()) is NoHost.NOBODY
     assert not found.available()
     waiting = found.waiting_for()
     assert waiting is not None
@@ -85,16 +86,16 @@ def test_what_is_not_ready_is_never_picked_and_the_soonest_is_named() -> None:
 def test_the_drained_get_nothing_new_and_come_back() -> None:
     found = pool(Scripted("b", Config(targets=2)))
     found.drain(frozenset({"b/0"}))
-    assert {_id(found.choose(RoundRobin(), b"", ())) for _ in range(6)} == {"b/1"}
+    assert {_id(found.choose(RoundRobin(), UNBOUND, ())) for _ in range(6)} == {"b/1"}
     assert [row.state for row in found.view()] == ["drained", "ok"]
     found.drain(frozenset())
     policy = RoundRobin()
-    assert {_id(found.choose(policy, b"", ())) for _ in range(6)} == {"b/0", "b/1"}
+    assert {_id(found.choose(policy, UNBOUND, ())) for _ in range(6)} == {"b/0", "b/1"}
 
 
 async def place(found: Pool, whose: str = "", wait_s: float = 5.0, priority: int = 0) -> Host:
     caller = Caller(KeyEntry(name=whose or "nobody", hash="", priority=priority), Settings())
-    host = await found.host(First(), b"", (), caller, wait_s)
+    host = await found.host(First(), UNBOUND, (), caller, wait_s)
     assert isinstance(host, Host)
     return host
 
