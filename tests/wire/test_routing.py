@@ -127,7 +127,9 @@ def test_a_session_id_is_the_gateways_and_no_engine_sees_it(routed: Gateway, eng
 def test_the_same_session_of_another_key_is_another(routed: Gateway) -> None:
     """Names are scoped: of sixteen sessions some must lie elsewhere for another key."""
     names = [f"scoped {number}" for number in range(16)]
-    places = {key: [host(routed, ask(routed, turns("x", 0), {"x-session-id": name}, key)) for name in names] for key in "ab"}
+    places: dict[str, list[str]] = {"a": [], "b": []}
+    for key, name in itertools.product("ab", names):
+        places[key].append(host(routed, ask(routed, [{"role": "user", "content": name}], {"x-session-id": name}, key)))
     assert places["a"] != places["b"]
 
 

@@ -95,6 +95,11 @@ class Placement:
         if cached_tokens < TOLERANCE * self.expected_tokens - PAGE_TOKENS:
             index.lost(self.host, self._lost_at)
 
+    def failed(self) -> None:
+        """The host has not answered: nothing went on there."""
+        self.moved_from = ""
+        self.given_up()
+
     def given_up(self) -> None:
         """It will not be told."""
         self._index = self._affinity = None
