@@ -119,16 +119,20 @@ def _chain(call: Call, salt: str, found: Affinity) -> bytes:
     """Fills in the prompt's chain of hashes; what stands for its leading messages."""
     fields = call.fields
     value = memoryview(fields[_LISTS[call.endpoint]])
-    before = b"\0".join([salt.encode(), *[bytes(fields[name]) for name in _BEFORE if name in fields]])
-    if len(value) > MAX_PROMPT_BYTES:
+    before = salt.encode()
+    for field in _BEFORE:
+        if field in fields:
+            before = b"%b\0%b" % (before, bytes(fields[field]))
+    size = len(value)
+    if size > MAX_PROMPT_BYTES:
         return before[:_HEAD] + bytes(value[:_HEAD])
     if value[0] == _BRACKET and call.endpoint is not Endpoint.COMPLETIONS:
         views: list[memoryview] = list(map(_view, _messages.decode(value)[:_MAX_LINKS]))
     else:  # a text, without the quote that ends it, or tokens
-        views = [value[at : min(at + _PIECE, len(value) - 1)] for at in range(0, min(len(value) - 1, _MAX_LINKS * _PIECE), _PIECE)]
+        views = [value[at : min(at + _PIECE, size - 1)] for at in range(0, min(size - 1, _MAX_LINKS * _PIECE), _PIECE)]
     if not views:
         return before
-    pieces = list(map(bytes, views)) if len(value) <= _HEAD + _TAIL else [_bounded(view) for view in views]
+    pieces = list(map(bytes, views)) if size <= _HEAD + _TAIL else [_bounded(view) for view in views]
     found.lead = len(pieces)
     for number, piece in enumerate(pieces):
         if b'"user"' in piece:

@@ -180,10 +180,11 @@ FAMILIES = (
 class _Alike:
     """The series that requests of one kind add to, looked up once for all of them: labels take longer to join and to find than to count."""
 
-    __slots__ = ("attempt", "duration", "first_token", "gap", "labels", "per_token", "phases", "requests", "tokens")
+    __slots__ = ("affinity", "attempt", "duration", "first_token", "gap", "labels", "per_token", "phases", "requests", "tokens")
 
-    def __init__(self, requests: list[float], attempt: list[float], labels: tuple[str, ...]) -> None:
+    def __init__(self, requests: list[float], affinity: list[float], attempt: list[float], labels: tuple[str, ...]) -> None:
         self.requests = requests
+        self.affinity = affinity
         self.attempt = attempt
         # Of the histograms by operation and model.
         self.labels = labels
@@ -203,8 +204,8 @@ class Metrics:
         self._values: Snapshot = {family.name: {} for family in FAMILIES}
         # The same lists by their labels as they are given.
         self._known: dict[str, dict[tuple[str, ...], list[float]]] = {family.name: {} for family in FAMILIES}
-        # Route, model, status, outcome, target and the attempt's result.
-        self._alike: dict[tuple[str, str, int, str, str, str], _Alike] = {}
+        # Route, model, status, outcome, what bound it, target and the attempt's result.
+        self._alike: dict[tuple[str, str, int, str, str, str, str], _Alike] = {}
         # Key and model -> column of the ledger.
         self._used: dict[tuple[str, str], dict[str, list[float]]] = {}
         # Of the last value in each bucket: its trace, the value, and when.
@@ -222,12 +223,10 @@ class Metrics:
                 self._used.clear()
             columns = self._used[key, model] = {}
         for column in _USED:
-            amount = counts.get(column)
-            if amount is not None:
-                series = columns.get(column)
-                if series is None:
-                    series = columns[column] = self._series(USED, (key, model, column))
-                series[0] += amount
+            if column in counts:
+                if column not in columns:
+                    columns[column] = self._series(USED, (key, model, column))
+                columns[column][0] += counts[column]
 
     def put(self, family: Family, value: float, labels: tuple[str, ...] = ()) -> None:
         """How a gauge stands."""
@@ -264,13 +263,12 @@ class Metrics:
     def request(self, record: Record) -> None:
         """All that a finished request adds."""
         model, attempts = record.served, record.attempts
-        if model:
-            self.add(AFFINITY, (model, record.affinity))
-            for source in record.ignored:
-                self.add(IGNORED, (source,))
+        for source in record.ignored:
+            self.add(IGNORED, (source,))
         if not attempts:
             self.add(REQUESTS, (record.route, model, str(record.status), record.outcome))
             if model:
+                self.add(AFFINITY, (model, record.affinity))
                 self._spent(record, model)
             return
         for attempt in attempts:
@@ -278,8 +276,9 @@ class Metrics:
             if placement is not None and (placement.cached_tokens is not None or placement.moved_from):
                 self._placed(placement, model)
         last = attempts[-1]
-        alike = self._kind(record.route, model, record.status, record.outcome, last.target, last.result)
+        alike = self._kind(record.route, model, record.status, record.outcome, record.affinity, last.target, last.result)
         alike.requests[0] += 1
+        alike.affinity[0] += 1
         alike.attempt[0] += 1
         if len(attempts) > 1:
             self._before(record, model)
@@ -312,14 +311,15 @@ class Metrics:
                     alike.per_token = self._series(PER_TOKEN, alike.labels)
                 _observe(alike.per_token, _PER_TOKEN_S, record.phases[GENERATE] / (usage.completion_tokens - 1))
 
-    def _kind(self, route: str, model: str, status: int, outcome: str, target: str, result: str) -> _Alike:
-        kind = (route, model, status, outcome, target, result)
+    def _kind(self, route: str, model: str, status: int, outcome: str, affinity: str, target: str, result: str) -> _Alike:
+        kind = (route, model, status, outcome, affinity, target, result)
         found = self._alike.get(kind)
         if found is None:
             if len(self._alike) >= MAX_SERIES:
                 self._alike.clear()
             requests = self._series(REQUESTS, (route, model, str(status), outcome))
-            found = self._alike[kind] = _Alike(requests, self._series(ATTEMPTS, (target, result)), (operation(route), model))
+            bound, attempt = self._series(AFFINITY, (model, affinity)), self._series(ATTEMPTS, (target, result))
+            found = self._alike[kind] = _Alike(requests, bound, attempt, (operation(route), model))
         return found
 
     def _before(self, record: Record, model: str) -> None:
