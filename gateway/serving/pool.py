@@ -13,6 +13,7 @@ from gateway.config import Admission, Retry
 from gateway.errors import GatewayError, Unavailable
 from gateway.plugin import Backend, Target, Verdict
 from gateway.serving.balance.affinity import Affinity
+from gateway.serving.balance.breaker import State
 from gateway.serving.balance.hosts import Host, Hosts, NoHost, Standing
 from gateway.serving.balance.policies import Policy
 from gateway.serving.balance.queue import Queue, Ticket
@@ -26,6 +27,8 @@ log = logging.getLogger("penstock.pool")
 REFRESH_S = 0.1
 # A probe that generates costs a token and, on a hung engine, a long wait: one target is asked at most so often.
 VERIFY_INTERVAL_S = 15.0
+# One that was called and found nothing for it stands in line again after so long.
+AGAIN_S = 0.05
 # Of so many hosts a request's record says how they stood.
 _SHOWN = 8
 
@@ -97,6 +100,12 @@ class Pool:
             found = self.choose(policy, bound, tried)
             if found is not NoHost.FULL:
                 return found
+            if time.monotonic() >= ticket.deadline:
+                raise self._no_place(f"Every engine was full for {wait_s:g} s.")
+            # Somebody else may be able to use the place that it was called to: one that has not tried that host. It stands back for a
+            # moment, or it would be called at once again, and nobody else would ever run.
+            self._call_all()
+            await asyncio.sleep(AGAIN_S)
             again = True
 
     def _no_place(self, message: str) -> GatewayError:
@@ -104,6 +113,8 @@ class Pool:
 
     def _call_all(self) -> None:
         """Call as many of the waiting as there are free places."""
+        if not self.queue.waiting:
+            return
         free = self._free()
         while free > 0 and (ticket := self.queue.call()) is not None:
             free -= 1
@@ -113,10 +124,15 @@ class Pool:
 
     def _free(self) -> int:
         """Free places, less those that somebody was called to and has not taken yet."""
-        places = 0
+        places, now = 0, time.monotonic()
         for host in self.hosts:
-            if host.target.ready and host.up and not host.drained:
-                places += self.queue.waiting if host.capacity is None else max(0, host.capacity - host.in_flight)
+            if not (host.target.ready and host.up) or host.drained:
+                continue
+            state = host.breaker.look(now)
+            if state is State.CLOSED:
+                places += self.queue.waiting if host.capacity is None else max(0, host.limit - host.in_flight)
+            elif state is State.PROBATION and host.in_flight == 0:
+                places += 1  # which is how it proves itself
         return places - sum(ticket.called for ticket in self._called)
 
     def considered(self) -> list[Standing]:

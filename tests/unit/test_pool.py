@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -38,6 +39,13 @@ class Small(Scripted):
 
     def targets(self) -> Sequence[Target]:
         return [Target("only", capacity=2)]
+
+
+class Two(Scripted):
+    """Two targets with room for two each."""
+
+    def targets(self) -> Sequence[Target]:
+        return [Target("one", capacity=2), Target("two", capacity=2)]
 
 
 def pool(backend: Scripted, queue: int = 10, health: Health = PLAIN) -> Pool:
@@ -225,3 +233,50 @@ def test_a_wedged_target_is_asked_for_a_proof_and_taken_out() -> None:
 def _id(host: Host | NoHost) -> str:
     assert isinstance(host, Host)
     return host.target.id
+
+
+def test_a_place_at_an_ejected_host_is_none() -> None:
+    """One host is full and the other ejected: who waits is called when there is a place, and does not spin until then."""
+
+    async def work() -> None:
+        found = pool(Two("b", Config(targets=2)))
+        found.refresh()
+        full, ejected = found.hosts
+        found.hosts.eject(ejected, "sick", time.monotonic())
+        held = [await place(found), await place(found)]
+        assert held == [full, full]
+        with pytest.raises(Unavailable, match="full for"):
+            await place(found, wait_s=0.2)
+        waiting = asyncio.create_task(place(found))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        found.end(full, Verdict.OK)
+        assert await waiting is full
+        assert (full.in_flight, ejected.in_flight) == (2, 0)
+
+    asyncio.run(work())
+
+
+def test_a_place_that_is_of_no_use_to_the_first_goes_to_the_next() -> None:
+    """The first in line has tried the host that has one."""
+
+    async def work() -> None:
+        found = pool(Two("b", Config(targets=2)))
+        found.refresh()
+        one, two = found.hosts
+        held = [await place(found) for _ in range(4)]
+        assert {host.in_flight for host in found.hosts} == {2}
+        caller = Caller(KeyEntry(name="first", hash=""), Settings())
+        first = asyncio.create_task(found.host(First(), UNBOUND, {one.target.id}, caller, 5.0))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(place(found, "second"))
+        await asyncio.sleep(0)
+        found.end(one, Verdict.OK)
+        assert await second is one
+        assert not first.done()
+        found.end(two, Verdict.OK)
+        assert await first is two
+        assert len(held) == 4
+
+    asyncio.run(work())

@@ -24,8 +24,8 @@ SLOW_START_SHARE = 0.1
 
 _UNBOUNDED = 1 << 60
 
-# Target, requests in flight, drained, up, why it is not, its breaker's state and until when, capacity, until when it is busy, since when it
-# is back.
+# Target, requests in flight, drained, up, why it is not, its breaker's state and until when, what it takes of ours, until when it is busy,
+# since when it is back.
 Standing = tuple[Target, int, bool, bool, str, State, float, int | None, float, float]
 
 
@@ -68,8 +68,8 @@ class Host:
         """How it stands, to be put into words when somebody asks: a request's record holds that of every host there was."""
         breaker = self.breaker
         return (
-            self.target, self.in_flight, self.drained, self.up, self.why, breaker.state, breaker.until, self.capacity, self.busy_until,
-            self.recovered_at,
+            self.target, self.in_flight, self.drained, self.up, self.why, breaker.state, breaker.until,
+            None if self.capacity is None else self.limit, self.busy_until, self.recovered_at,
         )  # fmt: skip
 
 
