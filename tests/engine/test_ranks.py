@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,8 @@ def ranked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     section = {"kind": "sglang_dsv3", "hosts": [{"launch": "local"}], "engine": engine}
     config = {"models": MODELS, "backends": {"dsv3": section}}
     # SGLang counts a CPU for each rank and refuses to share one unless it is told which.
-    with gateway(tmp_path_factory.mktemp("ranked"), config, SGLANG_CPU_OMP_THREADS_BIND="0|1") as running:
+    cores = sorted(os.sched_getaffinity(0))
+    with gateway(tmp_path_factory.mktemp("ranked"), config, SGLANG_CPU_OMP_THREADS_BIND=f"{cores[0]}|{cores[-1]}") as running:
         running.wait_ready(300)
         running.wait_all_hosts(300)
         yield running
