@@ -66,6 +66,7 @@ bench: $(PEERS) engine ## what a request costs beside other gateways, against th
 	.venv-dev/bin/python -m bench.gateway $(ARGS)
 	.venv-dev/bin/python -m bench.stages
 	$(COMPILED) -m bench.balance
+	.venv-dev/bin/python -m bench.routing
 	$(COMPILED) -m bench.limits
 	$(COMPILED) -m bench.telemetry
 	.venv-dev/bin/python -m bench.tokens

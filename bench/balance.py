@@ -15,6 +15,7 @@ from pathlib import Path
 from bench.peers import machine
 from gateway.plugin import Target, Verdict
 from gateway.serving.balance import policies
+from gateway.serving.balance.affinity import PREFIX, Affinity
 from gateway.serving.balance.hosts import Host, Hosts
 from gateway.serving.balance.settings import Health
 
@@ -27,7 +28,9 @@ def cost_us(name: str, count: int) -> float:
     chance = random.Random(1)
     hosts, policy = Hosts(Health(), chance), policies.make(name, chance)
     hosts.update([Target(f"10.0.0.{number}:30000", 1 + number % 5, capacity=1000) for number in range(count)], 0.0)
-    keys = [chance.randbytes(200) for _ in range(PICKS)]
+    # Conversations of four messages, none of them known yet.
+    sizes = [200, 400, 600, 800]
+    keys = [Affinity(PREFIX, chance.getrandbits(64), [chance.getrandbits(62) for _ in sizes], sizes, 2) for _ in range(PICKS)]
     flying: list[Host] = []
     took = []
     for _ in range(ROUNDS):

@@ -65,6 +65,7 @@ STAGES = {
     "gateway.serving.registry": "the path between them",
     "gateway.serving.dispatch": "attempts",
     "gateway.serving.pool": "pool and balance",
+    "gateway.serving.affinity": "pool and balance",
     "gateway.serving.balance": "pool and balance",
     "gateway.serving.hostview": "pool and balance",
     "gateway.serving.watch": "watching the client",

@@ -12,7 +12,8 @@ from collections.abc import Awaitable
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.plugin import AttemptFailed, Call, Endpoint
-from gateway.serving import calls, relay
+from gateway.serving import affinity, calls, relay
+from gateway.serving.affinity import Affinities
 from gateway.serving.dispatch import Dispatcher, Exchange
 from gateway.serving.registry import Registry
 from gateway.serving.watch import Watch, Watches
@@ -33,6 +34,7 @@ class Exchanges:
         self._registry = registry
         self._rate_limit = rate_limit
         self._dispatcher = Dispatcher(settings)
+        self._affinities = Affinities(settings.affinity.headers)
         self._watches = Watches()
         self._timeouts = settings.timeouts
         self._body_bytes = settings.security.body_limit_mb << 20
@@ -56,26 +58,32 @@ class Exchanges:
         small = connection is not None and declared is not None and not encoding and int(declared) <= COUNTED_BYTES
         raw = connection.body() if small and connection is not None else None
         if raw is not None:
-            await self._answer(calls.parse(endpoint, raw, kind, self._strict), record, connection, receive, send)
+            await self._answer(calls.parse(endpoint, raw, kind, self._strict), scope, record, connection, receive, send)
             return
         with self._memory.lease(record.key) as lease:
             raw = await body.read(receive, self._body_bytes, self._timeouts.body_s, declared, lease, encoding)
             parse = calls.parse_large(endpoint, raw, kind, self._strict) if len(raw) > LARGE_BYTES else None
             call = calls.parse(endpoint, raw, kind, self._strict) if parse is None else await parse
             del raw, parse
-            await self._answer(call, record, connection, receive, send)
+            await self._answer(call, scope, record, connection, receive, send)
 
-    async def _answer(self, call: Call, record: Record, connection: Connection | None, receive: Receive, send: Send) -> None:
+    async def _answer(self, call: Call, scope: Scope, record: Record, connection: Connection | None, receive: Receive, send: Send) -> None:
         record.asks(call)
         if warning := calls.near_miss(call):
             record.headers.append((b"x-penstock-warning", warning.encode()))
         served = self._registry.serving(call.model, call.endpoint, record.caller.models)
         record.served = record.model
+        caller = record.caller
+        bound = self._affinities.of(call, scope["headers"], caller.name, caller.salt, served.entry.balance, record.ignored)
+        record.bound_by(bound)
+        if call.endpoint is Endpoint.RESPONSES:
+            call = affinity.marked(call, bound)
+            record.asks(call)
         record.enter(LIMITS)
         try:
             async with self._rate_limit.admitted(call, served, record) as terms:
                 with Watch(self._watches, connection, receive) as watch:
-                    exchange = Exchange(call, terms, served, record, watch)
+                    exchange = Exchange(call, bound, terms, served, record, watch)
                     if call.stream:
                         await relay.Stream(exchange, self._dispatcher, self._timeouts, connection, send).run()
                     else:

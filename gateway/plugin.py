@@ -114,6 +114,8 @@ class Terms(msgspec.Struct, frozen=True):
     metered: bool = False
     # Whether the answer may have to be continued elsewhere, and how: what it has used must then be known while it runs.
     keep: Literal["", "text", "exact"] = ""
+    # The same for calls that go on with each other, 64 bits; None where nothing binds them. For a target that has several caches.
+    affinity: int | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -216,6 +218,8 @@ class Target(msgspec.Struct, frozen=True):
     # Whatever tells two models apart; an answer is continued only between equals.
     weights: str = ""
     stats: Stats | None = None
+    # When these were told (monotonic seconds); the same numbers told again are news.
+    stats_at: float = 0.0
     # What else is known of it, in the backend's own words, for people alone.
     details: dict[str, Any] = {}
 

@@ -101,7 +101,7 @@ def prompt_ids(content: bytes) -> list[int]:
     return tokens_decoder.decode(content).tokens
 
 
-def generate_body(call: Call, terms: Terms, progress: Progress) -> bytes:
+def generate_body(call: Call, terms: Terms, progress: Progress, rank: int | None = None) -> bytes:
     """What `/generate` is asked: everything so far as the prompt, and the rest of the tokens."""
     parameters: dict[str, Any] = {name: call.fields[name] for name in _SAME if name in call.fields}
     parameters |= {new: call.fields[name] for name, new in _RENAMED.items() if name in call.fields}
@@ -109,8 +109,10 @@ def generate_body(call: Call, terms: Terms, progress: Progress) -> bytes:
     assert limit is not None
     parameters["max_new_tokens"] = limit - len(progress.output_ids)
     ids = progress.prompt_ids + progress.output_ids
-    salted = {"extra_key": terms.salt} if terms.salt else {}
-    return body.splice({}, {"rid": call.id, "input_ids": ids, "sampling_params": parameters, "stream": True, **salted})
+    more: dict[str, Any] = {"extra_key": terms.salt} if terms.salt else {}
+    if rank is not None:
+        more["routed_dp_rank"] = rank
+    return body.splice({}, {"rid": call.id, "input_ids": ids, "sampling_params": parameters, "stream": True, **more})
 
 
 class Generated(stream.EventStream):

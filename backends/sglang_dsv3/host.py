@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from backends.sglang_dsv3.config import HostConfig
+from backends.sglang_dsv3.ranks import Ranks
 from backends.sglang_dsv3.shapes import AgentStatus, Load, Loads, Machine, ModelInfo
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response, Transport, request, to_host
 from gateway.errors import BadGateway
@@ -35,6 +36,7 @@ class EngineHost:
     ) -> None:
         self.config = config
         self.options = Options()
+        self.ranks = Ranks()
         self._canary = canary or {}
         self._share = 1.0
         self._details: dict[str, Any] = {}
@@ -138,6 +140,7 @@ class EngineHost:
             self._capacity,
             self._weights,
             self._stats,
+            max(0.0, self._looked_at),
             self._details,
         )
 
@@ -169,6 +172,7 @@ class EngineHost:
         status, content = await self.get("/v1/loads")
         if status == 200:
             loads = msgspec.json.decode(content, type=Loads).loads
+            self.ranks.saw(loads)
             self._engine = _of_engine(loads)
             self._stats = _merged(self._engine, self._machine)
             if self.config.max_in_flight is None:
@@ -178,6 +182,7 @@ class EngineHost:
     def lost(self) -> None:
         """It did not answer: whoever comes back may serve something else."""
         self._looked_at, self._weights = float("-inf"), ""
+        self.ranks.forget()
 
 
 def _of_engine(loads: list[Load]) -> Stats:

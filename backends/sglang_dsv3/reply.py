@@ -9,6 +9,7 @@ import msgspec
 from backends.sglang_dsv3 import answer, breaking, exact, failures, stream, translate
 from backends.sglang_dsv3.abandon import MAX_JSON_BYTES, Abandoned
 from backends.sglang_dsv3.host import EngineHost, small
+from backends.sglang_dsv3.ranks import HEADER
 from backends.sglang_dsv3.stream import EventStream
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Response, Unanswered, request
 from gateway.errors import BadGateway, Unavailable
@@ -42,6 +43,8 @@ class SGLangReply(Reply):
         # Whether the engine may be at work for this attempt.
         self._working = False
         self._closed = False
+        # The data-parallel rank that it is sent to, where that is ours to say.
+        self._rank: int | None = None
         # The first block, which was there when the answer began.
         self._first = b""
         # Where an answer over token ids stands; None of any other.
@@ -77,10 +80,12 @@ class SGLangReply(Reply):
             self.progress = call.continues.copy()
         elif terms.keep == "exact" and call.continues is None and exact.takes(call, terms):
             self.progress = exact.Progress(await self._prompt_ids())
+        if "routed_dp_rank" not in call.fields:
+            self._rank = self._host.ranks.take(terms.affinity)
         if self.progress is not None:
-            path, payload = "/generate", exact.generate_body(call, terms, self.progress)
+            path, payload = "/generate", exact.generate_body(call, terms, self.progress, self._rank)
         else:
-            path, payload = str(call.endpoint), translate.engine_body(call, terms, served_name)
+            path, payload = str(call.endpoint), translate.engine_body(call, terms, served_name, self._allowed)
         response = await self._send(path, payload)
         self._working = True
         try:
@@ -102,7 +107,8 @@ class SGLangReply(Reply):
         self._first = await self.next()
 
     async def _send(self, path: str, payload: bytes, fresh: bool = False) -> Response:
-        response = self._response = await self._host.transport().send("POST", path, payload, self._trace, self._connect_s, fresh)
+        headers = self._trace if self._rank is None else {**self._trace, HEADER: str(self._rank)}
+        response = self._response = await self._host.transport().send("POST", path, payload, headers, self._connect_s, fresh)
         self.connected_at = response.connected_at
         return response
 
@@ -184,6 +190,8 @@ class SGLangReply(Reply):
         if self._closed:
             return self.usage
         self._closed = True
+        if self._rank is not None:
+            self._host.ranks.give_back(self._rank)
         source, response, self._response = self._source, self._response, None
         if source is not None:
             self.usage, self.finishes = source.used(), source.reasons

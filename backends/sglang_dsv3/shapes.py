@@ -21,6 +21,7 @@ class ModelInfo(msgspec.Struct):
 class Load(msgspec.Struct):
     """One data-parallel rank of `/v1/loads`."""
 
+    dp_rank: int = 0
     max_running_requests: int = 0
     num_running_reqs: int = 0
     num_waiting_reqs: int = 0

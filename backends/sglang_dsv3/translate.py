@@ -25,7 +25,6 @@ INTERNAL_FIELDS = frozenset(
         "bootstrap_port",
         "bootstrap_room",
         "lora_path",
-        "session_id",
         "session_params",
         "custom_logit_processor",
         "custom_params",
@@ -49,8 +48,9 @@ INTERNAL_FIELDS = frozenset(
         "sampling_logprobs_mode",
     ]
 )
-# A client's own idea of its priority is not asked for; one that sends it is served like everybody.
-_IGNORED_FIELDS = ("priority",)
+# A client's own idea of its priority is not asked for; one that sends it is served like everybody. `session_id` is OpenRouter's name for
+# what binds calls to a host, which the core has read; SGLang would look for a session of its own.
+_IGNORED_FIELDS = ("priority", "session_id")
 # Where the engine takes the id that an abort needs; the other endpoints' work ends with their connection.
 _ID_FIELDS = {Endpoint.CHAT: "rid", Endpoint.COMPLETIONS: "rid", Endpoint.RESPONSES: "request_id"}
 
@@ -89,13 +89,14 @@ def refuse_internal(call: Call, allowed: Container[str] = ()) -> None:
             raise InvalidRequest(f"Unsupported parameter: '{name}' is internal to the engine.", param=name, code="unsupported_parameter")
 
 
-def engine_body(call: Call, terms: Terms, served_name: str | None = None) -> bytes:
+def engine_body(call: Call, terms: Terms, served_name: str | None = None, allowed: Container[str] = ()) -> bytes:
     """The body the engine gets: the client's own bytes, with our id (for aborting), the core's bound where the client names none, usage
     asked for in streams (and given once, at the end), and the engine's own name for the model where it takes no other."""
     endpoint, fields = call.endpoint, call.fields
     sent: dict[str, Any] = dict(fields)
     for name in _IGNORED_FIELDS:
-        sent.pop(name, None)
+        if name in sent and name not in allowed:
+            del sent[name]
     if endpoint in _ID_FIELDS:
         sent[_ID_FIELDS[endpoint]] = call.id
     if served_name is not None:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.config import checks
+from gateway.serving.balance.settings import Affinity
 from gateway.wire import address
 from gateway.wire.check import Check
 
@@ -123,9 +124,9 @@ class ModelEntry(Section, frozen=True):
             "the context)"
         ),
     ] = None
-    balance: Annotated[Literal["two_choices", "weighted_round_robin", "prefix_affinity"], Meta(description="which host is next")] = (
-        "two_choices"
-    )
+    balance: Annotated[
+        Literal["affinity", "two_choices", "weighted_round_robin", "prefix_affinity"], Meta(description="which host is next")
+    ] = "affinity"
     continuation: Annotated[Literal["text", "exact", "off"], Meta(description="how an answer goes on whose host died")] = "text"
     limits: Annotated[Limits, Meta(description="for all keys together")] = Limits()
     price: Annotated[Price | None, Meta(description="what a million tokens cost")] = None
@@ -364,6 +365,7 @@ class Settings(Section, frozen=True):
     timeouts: Timeouts = Timeouts()
     retry: Retry = Retry()
     admission: Admission = Admission()
+    affinity: Affinity = Affinity()
     keys: list[KeyEntry] = []
     limits: LimitRules = LimitRules()
     redis: Redis = Redis()

@@ -32,7 +32,6 @@ MAX_CHOICES = 128
 _MAX_TOKENS = (1 << 31) - 1
 # Unknown parameters of one request that are looked at for a slip.
 _MAX_UNKNOWN = 8
-_messages = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 @dataclass(frozen=True)
@@ -220,18 +219,6 @@ def bound(call: Call) -> int | None:
     """How many tokens an answer may have by the call's own word."""
     name = bounding(call)
     return int(bytes(call.fields[name])) if name else None
-
-
-def leading(call: Call) -> bytes:
-    """What an answer's prefix cache depends on first: the messages up to the first user's, or the beginning of the prompt."""
-    if call.endpoint not in (Endpoint.CHAT, Endpoint.MESSAGES):
-        return b"".join(bytes(call.fields.get(name, b""))[:1024] for name in ("prompt", "input", "instructions"))
-    found = bytes(call.fields.get("system", b""))
-    for message in _messages.decode(call.fields["messages"]):
-        found += bytes(message)
-        if b'"user"' in found:
-            break
-    return found
 
 
 def _check_chat(found: Fields) -> None:

@@ -14,7 +14,7 @@ import time
 from gateway.config import Settings
 from gateway.errors import GatewayError, GatewayTimeout, Unavailable
 from gateway.plugin import AttemptFailed, Call, Reply, Target, Terms, Verdict
-from gateway.serving import calls
+from gateway.serving.balance.affinity import UNBOUND, Affinity
 from gateway.serving.balance.hosts import Host, NoHost
 from gateway.serving.balance.policies import First
 from gateway.serving.registry import Served
@@ -32,12 +32,13 @@ _NOTHING_DONE = frozenset(["connect", "busy"])
 
 
 class Exchange:
-    """One request on its way through the attempts: what is asked, on which terms, who serves it, and who may end it."""
+    """One request on its way through the attempts: what is asked, what binds it, on which terms, who serves it, and who may end it."""
 
-    __slots__ = ("call", "record", "served", "terms", "tried", "watch")
+    __slots__ = ("bound", "call", "record", "served", "terms", "tried", "watch")
 
-    def __init__(self, call: Call, terms: Terms, served: Served, record: Record, watch: Watch) -> None:
+    def __init__(self, call: Call, bound: Affinity, terms: Terms, served: Served, record: Record, watch: Watch) -> None:
         self.call = call
+        self.bound = bound
         self.terms = terms
         self.served = served
         self.record = record
@@ -47,7 +48,7 @@ class Exchange:
 
     def others_are_full(self) -> bool:
         """Whether nobody else could take it now, though they would."""
-        return self.served.pool.choose(_ANY, b"", self.tried) is NoHost.FULL
+        return self.served.pool.choose(_ANY, UNBOUND, self.tried) is NoHost.FULL
 
 
 class Dispatcher:
@@ -77,10 +78,10 @@ class Dispatcher:
         served, record, tried = exchange.served, exchange.record, exchange.tried
         pool, prompt_tokens = served.pool, exchange.terms.prompt_tokens
         last: AttemptFailed | None = None
-        key = calls.leading(call) if served.entry.balance == "prefix_affinity" else b""
+        bound, affine = exchange.bound, served.affine
         while True:
             record.enter(QUEUE)
-            host = await pool.host(served.policy, key, tried, record.caller, self._timeouts.queue_s)
+            host = await pool.host(served.policy, bound, tried, record.caller, self._timeouts.queue_s)
             if not isinstance(host, Host):
                 raise not_ready(pool.waiting_for()) if last is None else _exhausted(last.error, len(record.attempts)) from last
             charged = last is not None and not continues and last.cause not in _NOTHING_DONE
@@ -92,6 +93,8 @@ class Dispatcher:
             tried.add(target.id)
             attempt = Attempt(record, host, pool.end, target.id, target.weights, continues, record.enter(RETRY))
             attempt.considered = pool.considered()
+            if affine is not None:
+                attempt.placement = affine.place(bound, target.id)
             record.attempts.append(attempt)
             try:
                 await self._one(exchange, call, attempt)

@@ -12,6 +12,8 @@ from gateway.access.keys import Caller
 from gateway.config import Admission, Retry
 from gateway.errors import GatewayError, Unavailable
 from gateway.plugin import Backend, Target, Verdict
+from gateway.serving.balance.affinity import Affinity
+from gateway.serving.balance.breaker import State
 from gateway.serving.balance.hosts import Host, Hosts, NoHost, Standing
 from gateway.serving.balance.policies import Policy
 from gateway.serving.balance.queue import Queue, Ticket
@@ -25,6 +27,8 @@ log = logging.getLogger("penstock.pool")
 REFRESH_S = 0.1
 # A probe that generates costs a token and, on a hung engine, a long wait: one target is asked at most so often.
 VERIFY_INTERVAL_S = 15.0
+# One that was called and found nothing for it stands in line again after so long.
+AGAIN_S = 0.05
 # Of so many hosts a request's record says how they stood.
 _SHOWN = 8
 
@@ -55,25 +59,25 @@ class Pool:
         self.refresh()
         self._call_all()
 
-    def choose(self, policy: Policy, key: bytes, tried: Collection[str]) -> Host | NoHost:
+    def choose(self, policy: Policy, bound: Affinity, tried: Collection[str]) -> Host | NoHost:
         """The next host, or why there is none."""
         now = time.monotonic()
         if now - self._refreshed_at > REFRESH_S:
             self.refresh(now)
-        return self.hosts.choose(policy, key, tried, now)
+        return self.hosts.choose(policy, bound, tried, now)
 
-    async def host(self, policy: Policy, key: bytes, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
+    async def host(self, policy: Policy, bound: Affinity, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
         """A host to send to, begun; waits for one while all are full. Raises Unavailable when the wait is hopeless or over."""
         found: Host | NoHost = NoHost.FULL
         if not self.queue.waiting:  # nobody is overtaken
-            found = self.choose(policy, key, tried)
+            found = self.choose(policy, bound, tried)
         if found is NoHost.FULL:
-            found = await self._wait(policy, key, tried, caller, wait_s)
+            found = await self._wait(policy, bound, tried, caller, wait_s)
         if isinstance(found, Host):
             self.hosts.begin(found, time.monotonic())
         return found
 
-    async def _wait(self, policy: Policy, key: bytes, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
+    async def _wait(self, policy: Policy, bound: Affinity, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
         ticket = Ticket(caller.priority, caller.name, time.monotonic() + wait_s)
         again = False
         while True:
@@ -93,9 +97,15 @@ class Pool:
             finally:
                 self.queue.leave(ticket)
                 self._called.pop(ticket, None)
-            found = self.choose(policy, key, tried)
+            found = self.choose(policy, bound, tried)
             if found is not NoHost.FULL:
                 return found
+            if time.monotonic() >= ticket.deadline:
+                raise self._no_place(f"Every engine was full for {wait_s:g} s.")
+            # Somebody else may be able to use the place that it was called to: one that has not tried that host. It stands back for a
+            # moment, or it would be called at once again, and nobody else would ever run.
+            self._call_all()
+            await asyncio.sleep(AGAIN_S)
             again = True
 
     def _no_place(self, message: str) -> GatewayError:
@@ -103,6 +113,8 @@ class Pool:
 
     def _call_all(self) -> None:
         """Call as many of the waiting as there are free places."""
+        if not self.queue.waiting:
+            return
         free = self._free()
         while free > 0 and (ticket := self.queue.call()) is not None:
             free -= 1
@@ -112,10 +124,15 @@ class Pool:
 
     def _free(self) -> int:
         """Free places, less those that somebody was called to and has not taken yet."""
-        places = 0
+        places, now = 0, time.monotonic()
         for host in self.hosts:
-            if host.target.ready and host.up and not host.drained:
-                places += self.queue.waiting if host.capacity is None else max(0, host.capacity - host.in_flight)
+            if not (host.target.ready and host.up) or host.drained:
+                continue
+            state = host.breaker.look(now)
+            if state is State.CLOSED:
+                places += self.queue.waiting if host.capacity is None else max(0, host.limit - host.in_flight)
+            elif state is State.PROBATION and host.in_flight == 0:
+                places += 1  # which is how it proves itself
         return places - sum(ticket.called for ticket in self._called)
 
     def considered(self) -> list[Standing]:
@@ -175,6 +192,7 @@ class Pool:
         while True:
             self.refresh()
             asked = [host for host in self.hosts if host.target.ready]
+            before = [host.in_flight for host in asked]
             answers = await asyncio.gather(*(self.backend.probe(host.target.id) for host in asked), return_exceptions=True)
             now = time.monotonic()
             for host, answer in zip(asked, answers, strict=True):
@@ -182,6 +200,9 @@ class Pool:
                 if host.up != up:
                     log.info("target %s is %s", host.target.id, "back" if up else "down")
                 self.hosts.probed(host, up, now)
+            self.refresh(now)
+            for host, ours in zip(asked, before, strict=True):
+                self.hosts.told(host, max(ours, host.in_flight))
             for host in self.hosts.wedged(now):
                 self._suspect(host, now)
             self._call_all()

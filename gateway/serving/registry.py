@@ -19,7 +19,7 @@ from gateway.errors import ConfigError, ConfigErrors, NotServed, UnknownModel
 from gateway.masking import shown
 from gateway.plugin import ENTRY_POINT_GROUP, BackendEnv, Endpoint, Model, Plugin, Service, Target
 from gateway.serving.balance import policies
-from gateway.serving.balance.policies import Policy
+from gateway.serving.balance.policies import Affine, Policy
 from gateway.serving.balance.settings import Health
 from gateway.serving.hostview import HostView
 from gateway.serving.pool import Pool
@@ -103,6 +103,8 @@ class Served:
     pool: Pool
     policy: Policy
     entry: ModelEntry
+    # The policy again, where it keeps an index of what its hosts hold.
+    affine: Affine | None = None
 
 
 class Registry:
@@ -118,7 +120,8 @@ class Registry:
             self._pools[name] = Pool(name, backend, health, settings.admission, settings.retry, settings.listen.workers)
         created = int(time.time())
         for model, entry in settings.models.items():
-            served = Served(model, self._pools[entry.backend], policies.make(entry.balance, random.Random()), entry)  # noqa: S311
+            policy = policies.make(entry.balance, random.Random())  # noqa: S311
+            served = Served(model, self._pools[entry.backend], policy, entry, policy if isinstance(policy, Affine) else None)
             for alias in (model, *entry.aliases):
                 self._models[alias] = served
                 self._listed.append(Model(id=alias, created=created))

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Final, NamedTuple, final
 
+from gateway.serving.balance.cached import Placement
 from gateway.serving.calls import OPERATIONS
 from gateway.telemetry.record import GENERATE, PHASES, Record
 
@@ -70,6 +71,18 @@ FIRST_TOKEN = Family(
     ("gen_ai_operation_name", "gen_ai_request_model"),
     _FIRST_TOKEN_S,
 )
+AFFINITY = Family("penstock_affinity_total", "counter", "Requests by what bound them to a host.", ("model", "source"))
+IGNORED = Family(
+    "penstock_session_names_ignored_total", "counter", "Names of sessions that were no text of 1 to 256 bytes, by where they stood.",
+    ("source",),
+)  # fmt: skip
+PREFIX_TOKENS = Family(
+    "penstock_prefix_tokens_total", "counter",
+    "Prompt tokens of answers whose engine says what it had cached: all of them, expected in its cache, found there.",
+    ("model", "host", "kind"),
+)  # fmt: skip
+MOVES = Family("penstock_conversation_moves_total", "counter", "Conversations that went on at another host.", ("model", "host"))
+MOVED_TOKENS = Family("penstock_conversation_moved_tokens_total", "counter", "Tokens prefilled again for that.", ("model", "host"))
 USED = Family("penstock_usage_tokens_total", "counter", "Tokens by key, as the ledger counts them.", ("key", "model", "kind"))
 LIMITED = Family("penstock_limited_total", "counter", "Requests refused by a limit.", ("limit", "model"))
 STORE_FAILURES = Family("penstock_store_failures_total", "counter", "Times that the shared store stopped answering.")
@@ -156,6 +169,7 @@ RELOADS = Family("penstock_reloads_total", "counter", "Reloads of the configurat
 MEMORY = Family("penstock_resident_memory_bytes", "gauge", "Resident memory of our own processes.", ("process",))
 FAMILIES = (
     REQUESTS, ATTEMPTS, RETRIES, CONTINUATIONS, TOKENS, DURATION, FIRST_TOKEN, PER_TOKEN, GAP, PHASE, USED, LIMITED,
+    AFFINITY, IGNORED, PREFIX_TOKENS, MOVES, MOVED_TOKENS,
     STORE_FAILURES, STORE_LATE, STORE_UP, STORE_LATENCY, LOST, KEY_LIST_AGE, STORED_KEYS, TASK_FAILURES,
     SPANS, QUEUED, HOST_STATE, HOST_IN_FLIGHT, HOST_CHANGES,
     *ENGINE.values(), *MACHINE.values(), *GPU.values(), OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY, LOOP_LAG, FILES,
@@ -166,10 +180,11 @@ FAMILIES = (
 class _Alike:
     """The series that requests of one kind add to, looked up once for all of them: labels take longer to join and to find than to count."""
 
-    __slots__ = ("attempt", "duration", "first_token", "gap", "labels", "per_token", "phases", "requests", "tokens")
+    __slots__ = ("affinity", "attempt", "duration", "first_token", "gap", "labels", "per_token", "phases", "requests", "tokens")
 
-    def __init__(self, requests: list[float], attempt: list[float], labels: tuple[str, ...]) -> None:
+    def __init__(self, requests: list[float], affinity: list[float], attempt: list[float], labels: tuple[str, ...]) -> None:
         self.requests = requests
+        self.affinity = affinity
         self.attempt = attempt
         # Of the histograms by operation and model.
         self.labels = labels
@@ -189,8 +204,8 @@ class Metrics:
         self._values: Snapshot = {family.name: {} for family in FAMILIES}
         # The same lists by their labels as they are given.
         self._known: dict[str, dict[tuple[str, ...], list[float]]] = {family.name: {} for family in FAMILIES}
-        # Route, model, status, outcome, target and the attempt's result.
-        self._alike: dict[tuple[str, str, int, str, str, str], _Alike] = {}
+        # Route, model, status, outcome, what bound it, target and the attempt's result.
+        self._alike: dict[tuple[str, str, int, str, str, str, str], _Alike] = {}
         # Key and model -> column of the ledger.
         self._used: dict[tuple[str, str], dict[str, list[float]]] = {}
         # Of the last value in each bucket: its trace, the value, and when.
@@ -208,12 +223,10 @@ class Metrics:
                 self._used.clear()
             columns = self._used[key, model] = {}
         for column in _USED:
-            amount = counts.get(column)
-            if amount is not None:
-                series = columns.get(column)
-                if series is None:
-                    series = columns[column] = self._series(USED, (key, model, column))
-                series[0] += amount
+            if column in counts:
+                if column not in columns:
+                    columns[column] = self._series(USED, (key, model, column))
+                columns[column][0] += counts[column]
 
     def put(self, family: Family, value: float, labels: tuple[str, ...] = ()) -> None:
         """How a gauge stands."""
@@ -250,14 +263,22 @@ class Metrics:
     def request(self, record: Record) -> None:
         """All that a finished request adds."""
         model, attempts = record.served, record.attempts
+        for source in record.ignored:
+            self.add(IGNORED, (source,))
         if not attempts:
             self.add(REQUESTS, (record.route, model, str(record.status), record.outcome))
             if model:
+                self.add(AFFINITY, (model, record.affinity))
                 self._spent(record, model)
             return
+        for attempt in attempts:
+            placement = attempt.placement
+            if placement is not None and (placement.cached_tokens is not None or placement.moved_from):
+                self._placed(placement, model)
         last = attempts[-1]
-        alike = self._kind(record.route, model, record.status, record.outcome, last.target, last.result)
+        alike = self._kind(record.route, model, record.status, record.outcome, record.affinity, last.target, last.result)
         alike.requests[0] += 1
+        alike.affinity[0] += 1
         alike.attempt[0] += 1
         if len(attempts) > 1:
             self._before(record, model)
@@ -290,14 +311,15 @@ class Metrics:
                     alike.per_token = self._series(PER_TOKEN, alike.labels)
                 _observe(alike.per_token, _PER_TOKEN_S, record.phases[GENERATE] / (usage.completion_tokens - 1))
 
-    def _kind(self, route: str, model: str, status: int, outcome: str, target: str, result: str) -> _Alike:
-        kind = (route, model, status, outcome, target, result)
+    def _kind(self, route: str, model: str, status: int, outcome: str, affinity: str, target: str, result: str) -> _Alike:
+        kind = (route, model, status, outcome, affinity, target, result)
         found = self._alike.get(kind)
         if found is None:
             if len(self._alike) >= MAX_SERIES:
                 self._alike.clear()
             requests = self._series(REQUESTS, (route, model, str(status), outcome))
-            found = self._alike[kind] = _Alike(requests, self._series(ATTEMPTS, (target, result)), (operation(route), model))
+            bound, attempt = self._series(AFFINITY, (model, affinity)), self._series(ATTEMPTS, (target, result))
+            found = self._alike[kind] = _Alike(requests, bound, attempt, (operation(route), model))
         return found
 
     def _before(self, record: Record, model: str) -> None:
@@ -308,6 +330,17 @@ class Metrics:
             self.add(ATTEMPTS, (before.target, before.result))
             if not before.first_at:
                 self.add(RETRIES, (model, before.result))
+
+    def _placed(self, placement: Placement, model: str) -> None:
+        """What a host was expected to have of a prompt, what it had, and what a move has cost."""
+        host = placement.host
+        if placement.cached_tokens is not None:
+            self.add(PREFIX_TOKENS, (model, host, "prompt"), placement.prompt_tokens)
+            self.add(PREFIX_TOKENS, (model, host, "expected"), placement.expected_tokens)
+            self.add(PREFIX_TOKENS, (model, host, "cached"), placement.cached_tokens)
+        if placement.moved_from:
+            self.add(MOVES, (model, host))
+            self.add(MOVED_TOKENS, (model, host), placement.moved_tokens)
 
     def _phases(self, record: Record, model: str, alike: _Alike) -> None:
         phases = record.phases

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from gateway.errors import ClientGone, GatewayError, Headers
 from gateway.plugin import AttemptFailed, Call, Reply, Usage, Verdict
+from gateway.serving.balance.affinity import UNBOUND, Affinity
+from gateway.serving.balance.cached import Placement
 from gateway.serving.balance.hosts import Host, Standing
 from gateway.serving.calls import SHAPES
 from gateway.wire.asgi import Scope, header
@@ -66,8 +68,8 @@ class Attempt:
     """
 
     __slots__ = (
-        "_give_back", "_record", "connected_at", "considered", "continues", "ended_at", "first_at", "host", "reply", "result", "span",
-        "started_at", "target", "weights",
+        "_give_back", "_record", "connected_at", "considered", "continues", "ended_at", "first_at", "host", "placement", "reply", "result",
+        "span", "started_at", "target", "weights",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +101,8 @@ class Attempt:
         self.result = "ok"
         # Every host there was, and how it stood when this one was picked.
         self.considered: Sequence[Standing] = ()
+        # What the host was expected to have in its cache, and what it had; where the model's policy asks.
+        self.placement: Placement | None = None
         self.reply: Reply | None = None
 
     def begun(self) -> None:
@@ -114,6 +118,8 @@ class Attempt:
         record.enter(GENERATE, now)
         if not record.first_event_at:
             record.first_event_at = now
+        if self.placement is not None:
+            self.placement.begun()
 
     def end(self, verdict: Verdict | None, cause: str = "ok") -> None:
         """Close the reply, give the host's place back with what this end says of it (None: nothing), and note it all. Idempotent."""
@@ -121,6 +127,7 @@ class Attempt:
         self.reply = self.host = self._record = None
         if record is None:
             return
+        usage: Usage | None = None
         if reply is not None:
             usage = reply.close()
             if usage is not None:
@@ -132,18 +139,30 @@ class Attempt:
                 record.prefilled = True
             self.result = cause
             self.ended_at = time.monotonic()
+        if self.placement is not None:
+            self._learn(self.placement, record, usage)
         if host is not None:
             self._give_back(host, verdict, cause != "connect")
+
+    def _learn(self, placement: Placement, record: Record, usage: Usage | None) -> None:
+        """Engines count several choices, and an answer that goes on, in ways of their own."""
+        call = record.call
+        if not self.first_at:
+            placement.failed()
+        elif usage is None or usage.estimated or self.continues or call is None or call.choices > 1:
+            placement.given_up()
+        else:
+            placement.ended(usage.prompt_tokens, usage.cached_tokens)
 
 
 class Record:
     """One request, from its first byte to the end of its body; times are monotonic seconds."""
 
     __slots__ = (
-        "attempts", "call", "call_id", "caller", "client", "continuations", "cost", "delivered", "ended_at", "error", "events", "finishes",
-        "first_event_at", "headers", "key", "largest_gap_s", "late", "limits", "mark", "method", "model", "outcome", "path", "phase",
-        "phases", "prefilled", "request_id", "route", "served", "settling", "shape", "span", "started_at", "status", "stream",
-        "trace", "url", "usage",
+        "affinity", "attempts", "call", "call_id", "caller", "client", "continuations", "cost", "delivered", "ended_at", "error",
+        "events", "finishes", "first_event_at", "headers", "ignored", "key", "largest_gap_s", "late", "limits", "mark", "method", "model",
+        "outcome", "path", "phase", "phases", "point", "prefilled", "request_id", "route", "served", "settling", "shape", "span",
+        "started_at", "status", "stream", "trace", "url", "usage",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, sampling: int = 0) -> None:
@@ -179,6 +198,11 @@ class Record:
         self.stream = False
         # By exchange: the model's name where we serve it, so that it may be a label.
         self.served = ""
+        # By `bound_by`: in a word, what binds it to a host, and where that lies on the ring. By exchange, names of what would have, if it
+        # were a session's.
+        self.affinity = ""
+        self.point: int | None = None
+        self.ignored: list[str] = []
         # What every answer says: by exchange of a parameter that was probably meant otherwise, by middleware/rate_limit of its limits.
         self.headers: Headers = []
         # By middleware/rate_limit: what its limits were and took (words, reserved, left), and at
@@ -216,6 +240,13 @@ class Record:
         self.call_id, self.stream = call.id, call.stream
         model = call.model
         self.model = model if len(model) <= MAX_MODEL else model[: MAX_MODEL - 3] + "..."
+
+    def bound_by(self, bound: Affinity) -> None:
+        """What binds it to a host."""
+        self.affinity = bound.source
+        if bound is not UNBOUND:
+            self.point = bound.point
+        self.headers.append((b"x-penstock-affinity", bound.source.encode()))
 
     def enter(self, phase: int, now: float = 0.0) -> float:
         """Another phase begins; the time."""

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from gateway.serving.balance.cached import Placement
 from gateway.serving.balance.hosts import Standing, in_words
 from gateway.telemetry.record import PHASES, Attempt, Record
 from gateway.wire.visible import visible
@@ -44,10 +45,13 @@ def summary(record: Record) -> dict[str, Any]:
                 "began_ms": _ms(attempt.started_at - record.started_at),
                 "first_event_ms": _ms(attempt.first_at - record.started_at) if attempt.first_at else None,
                 "result": attempt.result,
+                **_placed(attempt.placement),
                 "considered": [_considered(standing, attempt) for standing in attempt.considered],
             }
             for attempt in record.attempts
         ],
+        "affinity": record.affinity,
+        "ignored": record.ignored,
         "continuations": record.continuations,
         "limits": [{"limit": words, "reserved": reserved, "left": left} for words, reserved, left in record.limits],
         "prompt_tokens": usage.prompt_tokens if usage is not None else None,
@@ -56,6 +60,16 @@ def summary(record: Record) -> dict[str, Any]:
         "finish_reasons": list(record.finishes),
         "cost": record.cost,
     }
+
+
+def _placed(placement: Placement | None) -> dict[str, Any]:
+    """What the host was expected to have of the prompt, and where the conversation was before."""
+    if placement is None:
+        return {}
+    found: dict[str, Any] = {"expected_tokens": placement.expected_tokens, "cached_tokens": placement.cached_tokens}
+    if placement.moved_from:
+        found["moved_from"], found["moved_tokens"] = placement.moved_from, placement.moved_tokens
+    return found
 
 
 def _considered(standing: Standing, attempt: Attempt) -> list[str]:
@@ -113,6 +127,7 @@ def readable(found: dict[str, Any]) -> str:
         f"{found['id'] or found['request_id']}  {found['method']} {found['path']}  {found['status']}  {found['outcome']}",
         f"  {found['at']}  from {found['client']}  key {found['key'] or '-'}  {found['model']}  {'stream' if found['stream'] else ''}",
         f"  request id {found['request_id']}   trace {found['trace_id']}",
+        f"  bound by {found.get('affinity') or 'none'}" + _left_out(found.get("ignored", [])),
         "",
         f"  {found['ms']:>10.1f} ms in all"
         + (f", the first event after {found['first_event_ms']:.1f} ms" if found["first_event_ms"] is not None and found["stream"] else ""),
@@ -123,6 +138,13 @@ def readable(found: dict[str, Any]) -> str:
     for number, attempt in enumerate(found["attempts"], 1):
         lines.append("")
         lines.append(f"  attempt {number} after {attempt['began_ms']:.1f} ms on {attempt['host']}: {attempt['result']}")
+        if attempt.get("expected_tokens") or attempt.get("cached_tokens"):
+            had = attempt["cached_tokens"]
+            lines.append(f"      about {attempt['expected_tokens']} tokens expected in its cache, {'?' if had is None else had} were there")
+        if attempt.get("moved_from"):
+            lines.append(
+                f"      this conversation moved from {attempt['moved_from']} to {attempt['host']} and paid {attempt['moved_tokens']} tokens"
+            )
         lines += [f"      {host:<32} {why}" for host, why in attempt["considered"]]
     if found["continuations"]:
         lines.append(f"  continued on another host {found['continuations']} times")
@@ -139,6 +161,10 @@ def readable(found: dict[str, Any]) -> str:
     if found.get("also"):
         lines += ["", f"  other requests of the same request id: {', '.join(found['also'])}"]
     return "\n".join(visible(line) for line in lines)
+
+
+def _left_out(names: list[str]) -> str:
+    return f"; no name of a session, and ignored: {', '.join(names)}" if names else ""
 
 
 _WORDS = {

@@ -54,6 +54,7 @@ ATTRIBUTES = {
     "penstock.key": "SERVER: the key's name",
     "penstock.stream": "SERVER: whether events were asked for",
     "penstock.outcome": "SERVER: how it ended",
+    "penstock.affinity": "SERVER: what bound it to a host",
     **{f"penstock.phase.{name}_ms": "SERVER: time spent there; all of them add up to the span" for name in PHASES},
     "gen_ai.operation.name": "CLIENT: chat, text_completion, embeddings ...",
     "gen_ai.provider.name": "CLIENT: deepseek",
@@ -79,6 +80,9 @@ ATTRIBUTES = {
     "server.port": "CLIENT",
     "penstock.host": "CLIENT: as in /admin/hosts",
     "penstock.attempt": "CLIENT: from 1",
+    "penstock.cache.expected_tokens": "CLIENT: tokens of the prompt that the host was expected to have in its cache",
+    "penstock.moved.from": "CLIENT: where the conversation was before, if elsewhere",
+    "penstock.moved.tokens": "CLIENT: tokens that were prefilled again for that",
 }
 # Parameters of a call that its span shows, under OpenTelemetry's name.
 _PARAMETERS = (
@@ -238,6 +242,11 @@ class Tracer:
                     found[name] = msgspec.json.decode(call.fields[field])
             if self._settings.capture_content and "messages" in call.fields:
                 found["gen_ai.input.messages"] = bytes(call.fields["messages"])[:_MAX_CONTENT].decode("utf-8", "replace")
+        placement = attempt.placement
+        if placement is not None:
+            found["penstock.cache.expected_tokens"] = placement.expected_tokens
+            if placement.moved_from:
+                found["penstock.moved.from"], found["penstock.moved.tokens"] = placement.moved_from, placement.moved_tokens
         if attempt.result != "ok":
             found["error.type"] = attempt.result
         if attempt.first_at:
@@ -279,6 +288,8 @@ def _server(record: Record) -> dict[str, Any]:
         found["http.route"] = record.route
     if record.model:
         found["gen_ai.request.model"], found["penstock.stream"], found["penstock.id"] = record.model, record.stream, record.call_id
+    if record.affinity:
+        found["penstock.affinity"] = record.affinity
     if record.key:
         found["penstock.key"] = record.key
     found["penstock.outcome"] = record.outcome

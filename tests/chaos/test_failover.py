@@ -394,15 +394,16 @@ def test_a_sick_host_is_ejected_and_proves_itself_again(tmp_path: Any) -> None:
     health = {"min_sample": 3, "ejection_s": 1, "max_ejected_share": 0.5}
     with rehearsal() as one, rehearsal() as two, behind(tmp_path, one, two, health=health) as running:
         control(one, failing=True)
-        for _ in range(12):
-            assert raw.call(running.port, "POST", CHAT, raw.chat("hi")).status == 200
+        asked = itertools.count()  # each a conversation of its own, or they would all stay where the first was answered
+        for _ in range(40):
+            assert raw.call(running.port, "POST", CHAT, raw.chat(f"hi {next(asked)}")).status == 200
         row = hosts(running)[one.url[7:]]
         assert (row["state"], "too many failures" in row["why"]) == ("ejected", True)
         control(one, failing=False)
         until("probation", lambda: hosts(running)[one.url[7:]]["state"] == "probation")
 
         def back() -> bool:
-            raw.call(running.port, "POST", CHAT, raw.chat("hi"))
+            raw.call(running.port, "POST", CHAT, raw.chat(f"hi {next(asked)}"))
             return bool(hosts(running)[one.url[7:]]["state"] == "ok")
 
         until("it has proved itself", back)

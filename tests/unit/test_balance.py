@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.plugin import Target, Verdict
+from gateway.plugin import Stats, Target, Verdict
 from gateway.serving.balance import policies
+from gateway.serving.balance.affinity import PREFIX, UNBOUND, Affinity, point
 from gateway.serving.balance.breaker import TABLE, Breaker, Event, Limits, State
 from gateway.serving.balance.hosts import BUSY_S, Host, Hosts, NoHost
-from gateway.serving.balance.policies import First, Policy, PrefixAffinity, RoundRobin, TwoChoices
+from gateway.serving.balance.policies import Affine, First, Policy, RoundRobin, TwoChoices
 from gateway.serving.balance.queue import Queue, Ticket
 from gateway.serving.balance.retries import WINDOW_S, Budget
 from gateway.serving.balance.settings import Health
@@ -29,10 +30,14 @@ def pool(*weights: float, health: Health = PLAIN, **target: object) -> Hosts:
     return hosts
 
 
+def bound(name: bytes) -> Affinity:
+    return Affinity(PREFIX, point(name))
+
+
 def picks(hosts: Hosts, policy: Policy, count: int, now: float = 0.0, key: bytes = b"") -> list[str]:
     found = []
     for _ in range(count):
-        host = hosts.choose(policy, key, (), now)
+        host = hosts.choose(policy, bound(key), (), now)
         assert isinstance(host, Host)
         found.append(host.target.id)
     return found
@@ -70,7 +75,7 @@ def test_two_choices_converge_to_the_weights_under_saturation(weights: list[int]
     flying: list[Host] = []
     done: Counter[str] = Counter()
     for _ in range(4000):
-        host = hosts.choose(policy, b"", (), 0.0)
+        host = hosts.choose(policy, UNBOUND, (), 0.0)
         assert isinstance(host, Host)
         hosts.begin(host, 0.0)
         flying.append(host)
@@ -79,6 +84,31 @@ def test_two_choices_converge_to_the_weights_under_saturation(weights: list[int]
             hosts.end(flying.pop(0), Verdict.OK, 0.0)
     for number, weight in enumerate(weights):
         assert done[f"h{number}"] / 4000 == pytest.approx(weight / sum(weights), abs=0.05)
+
+
+def test_what_others_have_there_is_load_too_and_leaves_us_no_less_than_half() -> None:
+    hosts = pool(1, 1, capacity=10)
+    one = hosts.get("h0")
+    assert one is not None
+
+    looks = itertools.count(1)
+
+    def tell(running: int, ours: int) -> None:
+        stats, at = Stats(running_requests=running), float(next(looks))
+        hosts.update([Target(host.target.id, 1, capacity=10, stats=stats, stats_at=at) for host in hosts], 0.0)
+        hosts.told(one, ours)
+
+    tell(12, 4)
+    assert (one.others, one.limit) == (0, 10), "one look may be stale: what has ended meanwhile is no load"
+    tell(11, 4)
+    assert (one.others, one.limit) == (7, 5), "two gateways meet in the middle"
+    assert set(picks(hosts, TwoChoices(random.Random(1)), 20)) == {"h1"}
+    hosts.told(one, 0)
+    assert one.others == 7, "the same words again say nothing new"
+    tell(6, 4)
+    assert (one.others, one.limit) == (2, 8)
+    tell(3, 4)
+    assert (one.others, one.limit) == (0, 10)
 
 
 def test_two_choices_follow_the_load() -> None:
@@ -93,7 +123,7 @@ def test_two_choices_follow_the_load() -> None:
 @given(WEIGHTS, st.integers(0, 2**32))
 @settings(deadline=None, max_examples=15)
 def test_affinitys_shares_are_the_weights_over_random_prefixes(weights: list[int], seed: int) -> None:
-    chance, hosts, policy = random.Random(seed), pool(*weights), PrefixAffinity()
+    chance, hosts, policy = random.Random(seed), pool(*weights), Affine(random.Random(5))
     found: Counter[str] = Counter()
     for _ in range(3000):
         found.update(picks(hosts, policy, 1, key=chance.randbytes(8)))
@@ -102,7 +132,7 @@ def test_affinitys_shares_are_the_weights_over_random_prefixes(weights: list[int
 
 
 def test_affinity_is_faithful_passes_over_the_overloaded_and_moves_little() -> None:
-    hosts, policy = pool(1, 1, 1, 1), PrefixAffinity()
+    hosts, policy = pool(1, 1, 1, 1), Affine(random.Random(5))
     keys = [str(number).encode() for number in range(400)]
     home = {key: picks(hosts, policy, 1, key=key)[0] for key in keys}
     assert home == {key: picks(hosts, policy, 1, key=key)[0] for key in keys}
@@ -134,17 +164,17 @@ def test_full_is_told_from_sick_and_from_nobody() -> None:
     hosts = pool(1, 1, capacity=1)
     for host in hosts:
         hosts.begin(host, 0.0)
-    assert hosts.choose(First(), b"", (), 0.0) is NoHost.FULL
+    assert hosts.choose(First(), UNBOUND, (), 0.0) is NoHost.FULL
     for host in hosts:
         hosts.end(host, Verdict.OK, 0.0)
-    assert hosts.choose(First(), b"", {"h0", "h1"}, 0.0) is NoHost.NOBODY
+    assert hosts.choose(First(), UNBOUND, {"h0", "h1"}, 0.0) is NoHost.NOBODY
     strict = pool(1, 1, health=Health(all_sick="fail_fast"))
     kind = pool(1, 1)
     for found in (strict, kind):
         for host in found:
             found.probed(host, False, 0.0)
-    assert strict.choose(First(), b"", (), 0.0) is NoHost.SICK
-    assert isinstance(kind.choose(First(), b"", (), 0.0), Host)
+    assert strict.choose(First(), UNBOUND, (), 0.0) is NoHost.SICK
+    assert isinstance(kind.choose(First(), UNBOUND, (), 0.0), Host)
 
 
 def test_capacity_is_shared_out_among_workers() -> None:
@@ -163,7 +193,7 @@ def test_busy_is_never_sick_and_only_avoided_for_a_while() -> None:
     assert one.breaker.state is State.CLOSED
     assert set(picks(hosts, RoundRobin(), 10, now=BUSY_S / 2)) == {"h1"}
     assert set(picks(hosts, RoundRobin(), 10, now=BUSY_S + 0.1)) == {"h0", "h1"}
-    assert isinstance(hosts.choose(First(), b"", {"h1"}, 0.1), Host), "better a busy one than none"
+    assert isinstance(hosts.choose(First(), UNBOUND, {"h1"}, 0.1), Host), "better a busy one than none"
 
 
 def test_a_client_that_leaves_counts_for_nothing() -> None:
@@ -250,7 +280,7 @@ def test_whatever_happens_in_flight_returns_to_zero_and_the_ejected_are_not_pick
     flying: list[Host] = []
     for verdict, connected, gap_s in events:
         now += gap_s
-        host = hosts.choose(policy, b"k", (), now)
+        host = hosts.choose(policy, bound(b"k"), (), now)
         if isinstance(host, Host):
             assert host.breaker.state is State.CLOSED or (host.breaker.state is State.PROBATION and host.in_flight == 0)
             assert host.up

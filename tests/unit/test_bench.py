@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import gateway, played, report, stages
+from bench import gateway, played, report, routing, stages, traces
 from bench.load import KINDS
 from bench.peers import BARE, OURS
 from tests.support.processes import ROOT
@@ -121,3 +121,16 @@ def test_code_is_counted_to_the_module_that_it_is_of() -> None:
     assert of("CPyDef_limits___memory___Memory___take") == "gateway.access.limits.memory"
     assert stages.stage("gateway.access.limits.memory") == "admission and settlement"
     assert stages.stage("gateway.something_new") == "gateway.something_new"
+
+
+def test_simulated_hosts_show_what_a_policy_does_to_their_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "TRACES", {"agents": traces.TRACES["agents"]})
+    monkeypatch.setattr(routing, "POLICIES", ("two_choices", "affinity"))
+    result = routing.measure(length_s=60)
+    blind, bound = (result["traces"]["agents"][policy] for policy in ("two_choices", "affinity"))
+    assert blind["requests"] == bound["requests"] > 200
+    assert bound["hit_rate"] > blind["hit_rate"] + 0.05
+    assert bound["hit_rate"] >= bound["expected_rate"] > bound["hit_rate"] - 0.1, "what is expected is there, and nearly all that is there"
+    assert bound["imbalance"] < 2
+    assert f"{bound['hit_rate']:.1%}" in routing.table(result)
+    assert routing.draw(result).count("<rect") == 1 + 2 * len(routing._PANELS)

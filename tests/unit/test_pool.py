@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -12,6 +13,7 @@ from gateway.access.keys import Caller
 from gateway.config import Admission, KeyEntry, Retry, Settings
 from gateway.errors import Unavailable
 from gateway.plugin import Target, Verdict
+from gateway.serving.balance.affinity import UNBOUND
 from gateway.serving.balance.hosts import Host, NoHost
 from gateway.serving.balance.policies import First, RoundRobin
 from gateway.serving.balance.settings import Health
@@ -39,6 +41,13 @@ class Small(Scripted):
         return [Target("only", capacity=2)]
 
 
+class Two(Scripted):
+    """Two targets with room for two each."""
+
+    def targets(self) -> Sequence[Target]:
+        return [Target("one", capacity=2), Target("two", capacity=2)]
+
+
 def pool(backend: Scripted, queue: int = 10, health: Health = PLAIN) -> Pool:
     return Pool("b", backend, health, Admission(queue), Retry())
 
@@ -61,12 +70,12 @@ def test_a_target_whose_probe_fails_is_taken_only_when_no_other_is_left(answer: 
     found, policy = pool(backend), RoundRobin()
     backend.answers = {"b/0": answer, "b/1": True}
     once(found)
-    assert {_id(found.choose(policy, b"", ())) for _ in range(6)} == {"b/1"}
-    assert _id(found.choose(policy, b"", {"b/1"})) == "b/0"
-    assert found.choose(policy, b"", {"b/0", "b/1"}) is NoHost.NOBODY
+    assert {_id(found.choose(policy, UNBOUND, ())) for _ in range(6)} == {"b/1"}
+    assert _id(found.choose(policy, UNBOUND, {"b/1"})) == "b/0"
+    assert found.choose(policy, UNBOUND, {"b/0", "b/1"}) is NoHost.NOBODY
     backend.answers["b/0"] = True
     once(found)
-    assert {_id(found.choose(policy, b"", ())) for _ in range(6)} == {"b/0", "b/1"}
+    assert {_id(found.choose(policy, UNBOUND, ())) for _ in range(6)} == {"b/0", "b/1"}
 
 
 def test_what_is_not_ready_is_never_picked_and_the_soonest_is_named() -> None:
@@ -75,7 +84,7 @@ def test_what_is_not_ready_is_never_picked_and_the_soonest_is_named() -> None:
             return [Target("slow", ready=False, retry_after_s=30), Target("soon", ready=False, retry_after_s=3)]
 
     found = pool(Loading("b", Config()))
-    assert found.choose(First(), b"", ()) is NoHost.NOBODY
+    assert found.choose(First(), UNBOUND, ()) is NoHost.NOBODY
     assert not found.available()
     waiting = found.waiting_for()
     assert waiting is not None
@@ -85,16 +94,16 @@ def test_what_is_not_ready_is_never_picked_and_the_soonest_is_named() -> None:
 def test_the_drained_get_nothing_new_and_come_back() -> None:
     found = pool(Scripted("b", Config(targets=2)))
     found.drain(frozenset({"b/0"}))
-    assert {_id(found.choose(RoundRobin(), b"", ())) for _ in range(6)} == {"b/1"}
+    assert {_id(found.choose(RoundRobin(), UNBOUND, ())) for _ in range(6)} == {"b/1"}
     assert [row.state for row in found.view()] == ["drained", "ok"]
     found.drain(frozenset())
     policy = RoundRobin()
-    assert {_id(found.choose(policy, b"", ())) for _ in range(6)} == {"b/0", "b/1"}
+    assert {_id(found.choose(policy, UNBOUND, ())) for _ in range(6)} == {"b/0", "b/1"}
 
 
 async def place(found: Pool, whose: str = "", wait_s: float = 5.0, priority: int = 0) -> Host:
     caller = Caller(KeyEntry(name=whose or "nobody", hash="", priority=priority), Settings())
-    host = await found.host(First(), b"", (), caller, wait_s)
+    host = await found.host(First(), UNBOUND, (), caller, wait_s)
     assert isinstance(host, Host)
     return host
 
@@ -224,3 +233,50 @@ def test_a_wedged_target_is_asked_for_a_proof_and_taken_out() -> None:
 def _id(host: Host | NoHost) -> str:
     assert isinstance(host, Host)
     return host.target.id
+
+
+def test_a_place_at_an_ejected_host_is_none() -> None:
+    """One host is full and the other ejected: who waits is called when there is a place, and does not spin until then."""
+
+    async def work() -> None:
+        found = pool(Two("b", Config(targets=2)))
+        found.refresh()
+        full, ejected = found.hosts
+        found.hosts.eject(ejected, "sick", time.monotonic())
+        held = [await place(found), await place(found)]
+        assert held == [full, full]
+        with pytest.raises(Unavailable, match="full for"):
+            await place(found, wait_s=0.2)
+        waiting = asyncio.create_task(place(found))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        found.end(full, Verdict.OK)
+        assert await waiting is full
+        assert (full.in_flight, ejected.in_flight) == (2, 0)
+
+    asyncio.run(work())
+
+
+def test_a_place_that_is_of_no_use_to_the_first_goes_to_the_next() -> None:
+    """The first in line has tried the host that has one."""
+
+    async def work() -> None:
+        found = pool(Two("b", Config(targets=2)))
+        found.refresh()
+        one, two = found.hosts
+        held = [await place(found) for _ in range(4)]
+        assert {host.in_flight for host in found.hosts} == {2}
+        caller = Caller(KeyEntry(name="first", hash=""), Settings())
+        first = asyncio.create_task(found.host(First(), UNBOUND, {one.target.id}, caller, 5.0))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(place(found, "second"))
+        await asyncio.sleep(0)
+        found.end(one, Verdict.OK)
+        assert await second is one
+        assert not first.done()
+        found.end(two, Verdict.OK)
+        assert await first is two
+        assert len(held) == 4
+
+    asyncio.run(work())

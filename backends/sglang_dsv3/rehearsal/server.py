@@ -14,6 +14,8 @@ from typing import Any
 
 from aiohttp import web
 
+from backends.sglang_dsv3.rehearsal.cache import PrefixCache
+
 _COMMAND = re.compile(r"\[\[([\w-]+) ?([\w.-]*)\]\]")
 _FAULTS = ("die", "cut", "stall", "false-done", "abort", "mid-error")
 _CREATED = 1795392000
@@ -45,6 +47,8 @@ class Seen:
         # What `/v1/loads` says, in place of that.
         self.loads: list[dict[str, Any]] | None = None
         self.weight_version = "default"
+        # Tokens of prompts that it keeps, and says so in the usage of chats; none: it says nothing.
+        self.caching = 0
         self.aborted: list[str] = []
         # Completion tokens made, whoever read them.
         self.generated = 0
@@ -56,6 +60,7 @@ class Seen:
 
 
 _SEEN = web.AppKey("seen", Seen)
+_CACHE = web.AppKey("cache", PrefixCache)
 _GOLDEN = web.AppKey("golden", Path)
 
 
@@ -63,6 +68,7 @@ def application(golden: Path | None = None) -> web.Application:
     """The whole server; `golden` is the folder of recorded streams."""
     app = web.Application(client_max_size=256 << 20)
     app[_SEEN] = Seen()
+    app[_CACHE] = PrefixCache()
     if golden is not None:
         app[_GOLDEN] = golden
     app.router.add_post("/v1/chat/completions", _generate)
@@ -87,7 +93,7 @@ async def _ready(request: web.Request) -> web.Response:
 
 async def _loads(request: web.Request) -> web.Response:
     seen = request.app[_SEEN]
-    load = {"dp_rank": 0, "num_running_reqs": 0, "num_waiting_reqs": 0, "max_running_requests": seen.max_running_requests}
+    load = {"dp_rank": 0, "num_running_reqs": seen.open, "num_waiting_reqs": 0, "max_running_requests": seen.max_running_requests}
     return web.json_response({"loads": seen.loads or [load]})
 
 
@@ -99,9 +105,11 @@ async def _health_generate(request: web.Request) -> web.Response:
 
 async def _set(request: web.Request) -> web.Response:
     """How the server behaves from now on, whatever the prompts say: `ready`, `hung`, `deaf` (to commands), `failing`,
-    `max_running_requests`, `loads`, `weight_version`."""
+    `max_running_requests`, `loads`, `weight_version`, `caching`."""
     for name, value in (await request.json()).items():
         setattr(request.app[_SEEN], name, value)
+        if name == "caching":
+            request.app[_CACHE].forget(value)
     return web.Response()
 
 
@@ -152,6 +160,8 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         except (AttributeError, LookupError, TypeError):  # messages that are none: SGLang's models refuse them
             return _flat(422)
         text = text if isinstance(text, str) else json.dumps(text)
+        if seen.caching and "messages" in body:
+            body["prompt_tokens"], body["cached_tokens"] = request.app[_CACHE].ask(body.get("cache_salt"), body["messages"])
         commands = dict(_COMMAND.findall(text))
         seen.asked[text] = seen.asked.get(text, 0) + 1
         if seen.asked[text] > int(commands.get("times", seen.asked[text])):
@@ -260,11 +270,14 @@ async def _whole(request: web.Request, body: dict[str, Any], commands: dict[str,
     choices = [{"index": index, **said, "finish_reason": finish} for index in range(body.get("n", 1))]
     kind = "text_completion" if "prompt" in body else "chat.completion"
     answer = {"id": body["ids"][0], "object": kind, "created": _CREATED, "model": body["model"], "choices": choices}
-    return web.json_response({**answer, "usage": _usage(count * (body.get("n") or 1)), "x_unknown": {"kept": [1, 2.50, "\u00e9"]}})
+    return web.json_response({**answer, "usage": _usage(count * (body.get("n") or 1), body), "x_unknown": {"kept": [1, 2.50, "\u00e9"]}})
 
 
-def _usage(count: int) -> dict[str, Any]:
-    return {"prompt_tokens": 12, "total_tokens": 12 + count, "completion_tokens": count, "prompt_tokens_details": None}
+def _usage(count: int, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    asked, details = 12, None
+    if body is not None and "prompt_tokens" in body:
+        asked, details = body["prompt_tokens"], {"cached_tokens": body["cached_tokens"]}
+    return {"prompt_tokens": asked, "total_tokens": asked + count, "completion_tokens": count, "prompt_tokens_details": details}
 
 
 def _event(value: dict[str, Any]) -> bytes:
@@ -356,14 +369,14 @@ def _events(body: dict[str, Any], count: int) -> Iterator[bytes]:
     left = min(count - body["done"], limit)
     counting = bool((body.get("stream_options") or {}).get("continuous_usage_stats"))
     for number in range(body["done"], body["done"] + left):
-        used = {"usage": _usage(number + 1 - body["done"])} if counting else {}
+        used = {"usage": _usage(number + 1 - body["done"], body)} if counting else {}
         for index in choices:
             body["made"] += 1
             yield delta(index, used, content=f"token {number} ")
     yield from (_finish(body, "stop" if left == count - body["done"] else "length", index) for index in choices)
     count = left
     if (body.get("stream_options") or {}).get("include_usage"):
-        yield _chunk(body, [], usage=_usage(count * len(choices)))
+        yield _chunk(body, [], usage=_usage(count * len(choices), body))
     yield b"data: [DONE]\n\n"
 
 

@@ -305,10 +305,7 @@ class Exchange:
         parts = [STATUS_LINES[status], self._shared.date]
         left, close, told = _CHUNKED, not (self.keep and self._shared.life.keep and self._can_stay()), False
         for name, value in headers:
-            parts.append(name)
-            parts.append(b": ")
-            parts.append(value)
-            parts.append(b"\r\n")
+            parts += (name, b": ", value, b"\r\n")
             if name in _FRAMING:
                 if name == b"content-length":
                     left = int(value)

@@ -12,6 +12,7 @@ import random
 from collections.abc import Collection, Iterator, Sequence
 
 from gateway.plugin import Target, Verdict
+from gateway.serving.balance.affinity import Affinity
 from gateway.serving.balance.breaker import Breaker, Limits, State
 from gateway.serving.balance.policies import Policy
 from gateway.serving.balance.settings import Health
@@ -23,8 +24,8 @@ SLOW_START_SHARE = 0.1
 
 _UNBOUNDED = 1 << 60
 
-# Target, requests in flight, drained, up, why it is not, its breaker's state and until when, capacity, until when it is busy, since when it
-# is back.
+# Target, requests in flight, drained, up, why it is not, its breaker's state and until when, what it takes of ours, until when it is busy,
+# since when it is back.
 Standing = tuple[Target, int, bool, bool, str, State, float, int | None, float, float]
 
 
@@ -40,8 +41,8 @@ class Host:
     """One target and its state. `share` is its weight as the policy shall see it now."""
 
     __slots__ = (
-        "breaker", "busy_until", "capacity", "drained", "in_flight", "last_event_at", "limit", "recovered_at", "share", "target", "up",
-        "verified_at", "why",
+        "breaker", "busy_until", "capacity", "drained", "in_flight", "last_event_at", "limit", "others", "recovered_at", "reported",
+        "share", "target", "told_at", "up", "verified_at", "why",
     )  # fmt: skip
 
     def __init__(self, target: Target, breaker: Breaker) -> None:
@@ -51,6 +52,10 @@ class Host:
         self.share = target.weight
         self.capacity: int | None = None
         self.limit = _UNBOUNDED
+        # Requests that others have there, as the engine's own count tells; what it told last, and when.
+        self.others = 0.0
+        self.reported = 0.0
+        self.told_at = 0.0
         self.up = True
         self.drained = False
         self.busy_until = 0.0
@@ -63,8 +68,8 @@ class Host:
         """How it stands, to be put into words when somebody asks: a request's record holds that of every host there was."""
         breaker = self.breaker
         return (
-            self.target, self.in_flight, self.drained, self.up, self.why, breaker.state, breaker.until, self.capacity, self.busy_until,
-            self.recovered_at,
+            self.target, self.in_flight, self.drained, self.up, self.why, breaker.state, breaker.until,
+            None if self.capacity is None else self.limit, self.busy_until, self.recovered_at,
         )  # fmt: skip
 
 
@@ -105,13 +110,33 @@ class Hosts:
                 host.recovered_at = now
             host.target, host.drained, host.share = target, drained, target.weight
             host.capacity = None if target.capacity is None else max(1, -(-target.capacity // self._divided))
-            host.limit = host.capacity if host.capacity is not None else _UNBOUNDED
+            self._bound(host)
             self._settled_until = 0.0
         if len(self._by_id) != len(known):
             self._settled_until = 0.0
         self._ordered = sorted(self._by_id.values(), key=lambda host: host.target.priority)
 
-    def choose(self, policy: Policy, key: bytes, tried: Collection[str], now: float) -> Host | NoHost:
+    def _bound(self, host: Host) -> None:
+        """How many of ours it may get: what others leave of its capacity, but never less than half of that. So two gateways that both
+        want all of it meet in the middle, whoever came first."""
+        whole = host.target.capacity
+        if whole is None or host.capacity is None:
+            host.limit = _UNBOUNDED
+        else:
+            host.limit = min(host.capacity, max(1, -(-whole // 2), whole - int(host.others)))
+
+    def told(self, host: Host, ours: int) -> None:
+        """The engine may have said how many requests it has, at a time when at most so many were ours. Its count is a moment old, and
+        what has ended since would look like others': so of two in a row the smaller counts."""
+        stats, at = host.target.stats, host.target.stats_at
+        if stats is None or stats.running_requests is None or at <= host.told_at:
+            return
+        host.told_at = at
+        reported = max(0.0, stats.running_requests + (stats.queued_requests or 0.0) - ours)
+        host.others, host.reported = min(reported, host.reported), reported
+        self._bound(host)
+
+    def choose(self, policy: Policy, bound: Affinity, tried: Collection[str], now: float) -> Host | NoHost:
         """The next host that was not tried yet, or why there is none. What it costs is in docs/performance.md."""
         if now < self._settled_until and not tried:
             # Nothing has changed but how full they are: the same list is passed, so that a policy may keep what it has made of it.
@@ -120,10 +145,10 @@ class Hosts:
                 if host.in_flight >= host.limit:
                     break
             else:
-                return policy.pick(calm, key)
-        return self._choose(policy, key, tried, now)
+                return policy.pick(calm, bound)
+        return self._choose(policy, bound, tried, now)
 
-    def _choose(self, policy: Policy, key: bytes, tried: Collection[str], now: float) -> Host | NoHost:
+    def _choose(self, policy: Policy, bound: Affinity, tried: Collection[str], now: float) -> Host | NoHost:
         candidates: list[Host] = []
         calm: list[Host] = []
         full = False
@@ -163,11 +188,11 @@ class Hosts:
             # With somebody full or tried the list is this pick's own; else it holds until something changes.
             self._settled_until = settled_until if not full and not tried else 0.0
             self._calm = candidates
-            return policy.pick(candidates, key)
+            return policy.pick(candidates, bound)
         if full:
             return NoHost.FULL
         if sick:
-            return policy.pick(sick, key) if self._health.all_sick == "try_all" else NoHost.SICK
+            return policy.pick(sick, bound) if self._health.all_sick == "try_all" else NoHost.SICK
         return NoHost.NOBODY
 
     def _may_prove_itself(self, host: Host, now: float) -> bool:

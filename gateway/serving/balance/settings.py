@@ -7,6 +7,18 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+# What clients send (2026): OpenRouter's and many others', OpenCode, Codex in two spellings, Claude Code, LiteLLM, Amp, SMG.
+SESSION_HEADERS = (
+    "x-session-id",
+    "x-session-affinity",
+    "session_id",
+    "session-id",
+    "x-claude-code-session-id",
+    "x-litellm-session-id",
+    "x-amp-thread-id",
+    "x-smg-routing-key",
+)
+
 _Seconds = Annotated[float, Meta(gt=0, le=86400)]
 _Share = Annotated[float, Meta(ge=0, le=1)]
 
@@ -26,3 +38,12 @@ class Health(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     )
     wedged_s: Annotated[_Seconds, Meta(description="a host that streams nothing for so long while others do must prove itself")] = 10.0
     slow_start_s: Annotated[float, Meta(ge=0, le=86400, description="how long a host that comes back takes to get its full share")] = 10.0
+
+
+class Affinity(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What tells that requests belong together, for models with `balance: affinity`; [routing](routing.md) has the rest."""
+
+    headers: Annotated[
+        list[Annotated[str, Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$(?!\n)", extra={"accepted": "a header's name"})]],
+        Meta(max_length=32, description="headers that name a session; the first one that a request has counts"),
+    ] = msgspec.field(default_factory=lambda: list(SESSION_HEADERS))
