@@ -212,7 +212,8 @@ def stages(folder: Path = RESULTS) -> str:
     pure = json.loads((folder / "stages-pure.json").read_text())
     whole = [f"{pure['all'][kind] / 1e3:,.0f}" for kind in ("json", "stream", "event")]
     found = (folder / "stages-compiled.md").read_text().strip()
-    return f"{found}\n\nIn pure Python all of it, event loop included, is {whole[0]}, {whole[1]} and {whole[2]} ({pure['date']}, {pure['machine']})."
+    told = f"In pure Python all of it, event loop included, is {whole[0]}, {whole[1]} and {whole[2]}"
+    return f"{found}\n\n{told} ({pure['date']}, {pure['machine']})."
 
 
 def filled(text: str, result: dict[str, Any]) -> str:
