@@ -66,6 +66,8 @@ class Exchanges:
             await self._answer(call, record, connection, receive, send)
 
     async def _answer(self, call: Call, record: Record, connection: Connection | None, receive: Receive, send: Send) -> None:
+        if call.endpoint in calls.KEPT:
+            call = calls.owned(call, record.key)
         record.asks(call)
         if warning := calls.near_miss(call):
             record.headers.append((b"x-penstock-warning", warning.encode()))
