@@ -139,12 +139,19 @@ def _routed(litestar: Litestar, table: Sequence[routes.Route]) -> App:
     (docs/performance.md), and a fixed path leads to the same handler each time."""
     known: dict[str, Any] = {}
     for route in table:
-        if not route.below:
+        if not route.below and "{id}" not in route.path:
             known[route.path] = litestar.asgi_router.handle_routing(path=route.path, method=route.method)[0]
 
+    with_ids = routes.with_ids(table)
+    others: Any = litestar
+
     def routed(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        found: Awaitable[None] = known.get(scope["path"], litestar)(scope, receive, send)
-        return found
+        path = scope["path"]
+        handler = known.get(path)
+        if handler is None:
+            handler = next((found for pattern, found in with_ids if pattern.fullmatch(path)), others)
+        answered: Awaitable[None] = handler(scope, receive, send)
+        return answered
 
     return routed
 

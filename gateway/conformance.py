@@ -26,7 +26,7 @@ import msgspec
 import pytest
 
 from gateway import config
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, NotServed
 from gateway.plugin import AttemptFailed, Backend, BackendEnv, Call, Endpoint, Plugin, Reply, Terms, Usage, Verdict
 from gateway.serving import calls, registry
 
@@ -123,6 +123,16 @@ class BackendConformance:
             assert await backend.probe(target)
             assert await backend.verify(target)
             assert await backend.check() == []
+
+        self.drive(section, work)
+
+    def test_an_answer_that_nobody_keeps_is_not_found(self, section: dict[str, Any]) -> None:
+        """To who asks for it again, and to who would cancel it."""
+
+        async def work(backend: Backend, target: str) -> None:
+            for cancel in (False, True):
+                with suppress(NotServed):
+                    assert await backend.recall(f"resp_{'0' * 48}", "m", cancel) is None
 
         self.drive(section, work)
 

@@ -87,7 +87,8 @@ class InvalidKey(InvalidRequest):
 
     def __init__(self, sent: bool = True) -> None:
         super().__init__(
-            f"{'Incorrect API key' if sent else 'No API key'} provided. Send the key you were given as 'Authorization: Bearer KEY'.",
+            f"{'Incorrect API key' if sent else 'No API key'} provided. Send the key you were given as 'Authorization: Bearer KEY' "
+            "or 'x-api-key: KEY'.",
             code=None if sent else "missing_api_key",
             headers=[(b"www-authenticate", b"Bearer")],
         )
@@ -150,6 +151,16 @@ class UnsupportedEncoding(InvalidRequest):
             param="content-encoding",
             headers=[(b"accept-encoding", accepted)],
         )
+
+
+class NoSuchResponse(InvalidRequest):
+    """No answer is kept under this id, or it is another key's: the two are not told apart."""
+
+    status = 404
+    code = "response_not_found"
+
+    def __init__(self, id: str, param: str = "response_id") -> None:
+        super().__init__(f"Response with id '{shortened(id)}' not found: it was not kept, or was not made for you.", param=param)
 
 
 class NotServed(InvalidRequest):
@@ -253,6 +264,7 @@ _ANTHROPIC_TYPES = {
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
+    504: "timeout_error",
     503: "overloaded_error",
 }
 

@@ -76,8 +76,8 @@ class Exchanges:
         caller = record.caller
         bound = self._affinities.of(call, scope["headers"], caller.name, caller.salt, served.entry.balance, record.ignored)
         record.bound_by(bound)
-        if call.endpoint is Endpoint.RESPONSES:
-            call = affinity.marked(call, bound)
+        if call.endpoint in calls.KEPT:  # its id says where it was made, and for whom
+            call = calls.owned(affinity.marked(call, bound), record.key)
             record.asks(call)
         record.enter(LIMITS)
         try:

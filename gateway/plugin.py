@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, NotServed
 from gateway.wire.body import Fields
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ class Endpoint(enum.StrEnum):
     COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
     RESPONSES = "/v1/responses"
+    INPUT_TOKENS = "/v1/responses/input_tokens"
     MESSAGES = "/v1/messages"
+    COUNT_TOKENS = "/v1/messages/count_tokens"
     RERANK = "/v1/rerank"
     SCORE = "/v1/score"
     TOKENIZE = "/tokenize"
@@ -58,7 +60,8 @@ class AttemptFailed(Exception):
     """One attempt ended without a (whole) answer.
 
     `cause` and the error's `detail` are for metrics and logs; `error` is what the client is told when no other target can help; `verdict`
-    says what it means for the target. Raised by `Reply.begin` before the first event, and by `Reply.next` after it.
+    says what it means for the target: OK where nothing is wrong with it, and another may have what it lacks. Raised by `Reply.begin` before
+    the first event, and by `Reply.next` after it.
     """
 
     def __init__(
@@ -162,15 +165,6 @@ class Reply:
         return self.usage
 
 
-class Model(msgspec.Struct, frozen=True):
-    """A model as `/v1/models` shows it."""
-
-    id: str
-    created: int
-    owned_by: str = "penstock"
-    object: str = "model"
-
-
 class Gpu(msgspec.Struct, frozen=True):
     """One GPU of a target's machine; None is what it does not tell."""
 
@@ -202,6 +196,10 @@ class Stats(msgspec.Struct, frozen=True):
     gpus: tuple[Gpu, ...] = ()
 
 
+# What a model may be able to do beyond text: call tools, think apart from its answer, see, hear.
+ABILITIES = ("tools", "reasoning", "vision", "audio")
+
+
 class Target(msgspec.Struct, frozen=True):
     """A snapshot of one place a call can be sent to."""
 
@@ -222,6 +220,10 @@ class Target(msgspec.Struct, frozen=True):
     stats_at: float = 0.0
     # What else is known of it, in the backend's own words, for people alone.
     details: dict[str, Any] = {}
+    # Tokens of a prompt and its answer together; None where that is not known.
+    context_length: int | None = None
+    # What its model can do, as far as that is known: any of ABILITIES.
+    abilities: Mapping[str, bool] = {}
 
 
 class ServiceState(msgspec.Struct, frozen=True):
@@ -310,6 +312,11 @@ class Backend(abc.ABC):
         A reply, where only the closing events are missing. None where going on would not be sound.
         """
         return None
+
+    async def recall(self, id: str, model: str, cancel: bool = False) -> bytes | None:
+        """An answer that is kept under its public id, as JSON under that name of its model; with `cancel` it is stopped first, where it is
+        still being made. None where nobody has it; raises GatewayError, NotServed where nothing is kept at all."""
+        raise NotServed("Answers are not kept here.")
 
     async def aclose(self) -> None:  # noqa: B027 - optional
         """Let go of everything; called once, also after a failed open."""

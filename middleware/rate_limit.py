@@ -113,9 +113,11 @@ class Admitted:
         assert call is not None
         self._call = None  # a prompt must not outlive its answer
         caller: Caller = record.caller
-        estimator, names = limits.estimators[model], calls.SPECS[call.endpoint].prompt
-        size = self._size = prompt_bytes(call.fields, names)
-        prompt = await estimator.count(call.fields, names, size) if estimator.counts else estimator.guess(size)
+        estimator, spec = limits.estimators[model], calls.SPECS[call.endpoint]
+        size, prompt = prompt_bytes(call.fields, spec.prompt), 0
+        self._size = size
+        if spec.computes:
+            prompt = await estimator.count(call.fields, spec.prompt, size) if estimator.counts else estimator.guess(size)
         self._prompt_tokens = prompt
         bound: int | None = None
         completion = 0

@@ -16,7 +16,7 @@ from gateway import __version__
 from gateway.errors import UnknownUrl
 from gateway.plugin import Endpoint
 from gateway.routes import Route
-from gateway.serving import calls
+from gateway.serving import calls, catalog
 from gateway.telemetry.record import Record
 from gateway.wire import error
 from gateway.wire.asgi import App, Receive, Scope, Send
@@ -42,6 +42,32 @@ _EVENT = {
     "type": "object",
     "required": ["data"],
     "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+}
+_ID: dict[str, Any] = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+_VERSION: dict[str, Any] = {
+    "name": "anthropic-version",
+    "in": "header",
+    "description": "Who sends it is answered in Anthropic's shape.",
+    "schema": {"type": "string"},
+}
+_PAGING: list[dict[str, Any]] = [
+    {
+        "name": "limit",
+        "in": "query",
+        "description": "Of one page, in Anthropic's shape.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": catalog.LARGEST_PAGE, "default": catalog.PAGE},
+    },
+    {"name": "after_id", "in": "query", "description": "The page after this model.", "schema": {"type": "string"}},
+    {"name": "before_id", "in": "query", "description": "The page before this model.", "schema": {"type": "string"}},
+]
+# What may be refused of what is asked for without a body; all else wants a key and nothing more.
+_REFUSED: dict[str, tuple[str, ...]] = {
+    "/livez": (),
+    "/readyz": ("503",),
+    "/v1/models": ("400", "401"),
+    "/v1/models/{id}": ("401", "404"),
+    "/v1/responses/{id}": ("400", "401", "404", "503"),
+    "/v1/responses/{id}/cancel": ("400", "401", "404", "503"),
 }
 _UI = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
 _PAGE = b"""<!doctype html>
@@ -72,7 +98,7 @@ def document(table: Sequence[Route]) -> dict[str, Any]:
     kinds: list[Any] = [error.Error, error.AnthropicError]
     for spec in specs.values():
         kinds += [spec.request, spec.answer]
-    kinds += [kind for route in table for kind in (route.answer, route.below_answer) if kind is not None]
+    kinds += [kind for route in table for kind in (route.answer, route.below_answer, *(route.anthropic or ())) if kind is not None]
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schema = dict(zip(map(str, kinds), schemas, strict=True))
     paths: dict[str, Any] = {}
@@ -81,12 +107,10 @@ def document(table: Sequence[Route]) -> dict[str, Any]:
             spec = specs[route]
             paths[route.path] = {"post": _post(route.endpoint, spec, schema[str(spec.request)], schema[str(spec.answer)], schema)}
         elif route.answer is not None:
-            paths[route.path] = {"get": _get(route.path, route.answer, schema)}
+            paths[route.path] = {route.method.lower(): _asked(route.path, route.answer, route.anthropic and route.anthropic[0], schema)}
         if route.below_answer is not None:
-            below = _get(f"{route.path}/{{id}}", route.below_answer, schema)
-            below["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
-            below["responses"]["404"] = _answer(_REFUSALS["404"], schema[str(error.Error)])
-            paths[f"{route.path}/{{id}}"] = {"get": below}
+            path = f"{route.path}/{{id}}"
+            paths[path] = {"get": _asked(path, route.below_answer, route.anthropic and route.anthropic[1], schema)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -123,15 +147,29 @@ def _summary(kind: Any) -> str:
     return (kind.__doc__ or "").partition(".")[0].replace("\n    ", " ")
 
 
-def _get(path: str, kind: Any, schema: dict[str, Any]) -> dict[str, Any]:
-    refusals = {"/readyz": ("503",), "/livez": ()}.get(path, ("401",))
-    return {
+def _asked(path: str, kind: Any, anthropic: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    """What is asked for without a body; where who sends `anthropic-version` gets another answer, in either shape."""
+    asked: dict[str, Any] = {
         "operationId": path.strip("/").replace("/", "_").replace("{", "").replace("}", ""),
         "summary": _summary(kind),
         "tags": ["models" if path.startswith("/v1") else "health"],
+    }
+    parameters = [_ID] if "{id}" in path else []
+    answer, refusal = schema[str(kind)], schema[str(error.Error)]
+    if path.startswith("/v1"):
+        parameters.append(_VERSION)
+        refusal = {"oneOf": [refusal, schema[str(error.AnthropicError)]]}
+    if anthropic is not None:
+        answer = {"oneOf": [answer, schema[str(anthropic)]]}
+        parameters += [] if "{id}" in path else _PAGING
+    if parameters:
+        asked["parameters"] = parameters
+    refusals = _REFUSED.get(path, ("401",))
+    return {
+        **asked,
         "responses": {
-            "200": _answer("The answer.", schema[str(kind)]),
-            **{status: _answer({**_REFUSALS, **_FAILURES}[status], schema[str(error.Error)]) for status in refusals},
+            "200": _answer("The answer.", answer),
+            **{status: _answer({**_REFUSALS, **_FAILURES}[status], refusal) for status in refusals},
         },
     }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from backends.sglang_dsv3 import resume
+from backends.sglang_dsv3 import recall, resume
 from backends.sglang_dsv3.abandon import Abandoned
 from backends.sglang_dsv3.config import Config, key_in, verify_files
 from backends.sglang_dsv3.exact import Progress
@@ -80,6 +80,10 @@ class SGLang(Backend):
             await asyncio.gather(self._resolving, return_exceptions=True)
         for host in self._hosts.values():
             await host.aclose()
+
+    async def recall(self, id: str, model: str, cancel: bool = False) -> bytes | None:
+        """See `recall`."""
+        return await recall.recall(self._hosts.values(), id, model, cancel)
 
     async def check(self) -> list[str]:
         """Hosts that cannot be reached or serve another architecture."""

@@ -17,7 +17,15 @@ from gateway.wire import address
 from gateway.wire.check import Check
 
 # What SGLang 0.5.23 does with DeepSeek-V3 (tried with the real engine, 2026-11-24).
-GENERATIVE = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.SCORE, Endpoint.TOKENIZE)
+GENERATIVE = (
+    Endpoint.CHAT,
+    Endpoint.COMPLETIONS,
+    Endpoint.RESPONSES,
+    Endpoint.MESSAGES,
+    Endpoint.COUNT_TOKENS,
+    Endpoint.SCORE,
+    Endpoint.TOKENIZE,
+)
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Count = Annotated[int, Meta(ge=1, le=(1 << 31) - 1, extra={"accepted": "1 or more"})]

@@ -13,9 +13,10 @@ import msgspec
 
 from backends.sglang_dsv3 import complaints
 from backends.sglang_dsv3.cleaning import Cleaned, without_keys
-from backends.sglang_dsv3.shapes import ErrorEvent, NamedError, error_decoder
-from gateway.errors import BadGateway, GatewayError, InvalidRequest, Unavailable
+from backends.sglang_dsv3.shapes import ErrorEvent, NamedError, Typed, error_decoder
+from gateway.errors import BadGateway, GatewayError, InvalidRequest, NoSuchResponse, Unavailable, shortened
 from gateway.plugin import BOUNDS, AttemptFailed, Call, Endpoint, Verdict
+from gateway.wire import fields
 
 _STATUS_OF = {"invalid_request_error": 400, "not_found_error": 404, "rate_limit_error": 429, "overloaded_error": 503}
 _BUSY = re.compile(r"queue is full|higher priority request|timeout", re.IGNORECASE)
@@ -27,6 +28,7 @@ _CONTEXT_PARAMS = {Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input",
 _SURROGATE = re.compile(r"surrogates not allowed|Text(?:Encode)?Input(?:Sequence)? must be")
 # What the engine calls parameters by itself, and as what a client knows them.
 _INSIDE: Final = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
+_TOOL = re.compile(r"tools\[(\d{1,9})\]\.function")
 _NAME = re.compile(r"[a-z]\w*")
 # Parameters of one word that a text names where it says the word.
 _PLAIN: Final = frozenset(["temperature", "stop", "seed", "logprobs", "n", "echo", "suffix", "dimensions"])
@@ -44,6 +46,9 @@ def failure(status: int, content: bytes, call: Call) -> AttemptFailed:
     detail = f"the engine answered {status}: {without_keys(message[:_LOGGED])}"
     if status in (401, 403):
         return AttemptFailed("refused", BadGateway("The engine refused the gateway's own key.", detail=detail))
+    if status == 404 and call.endpoint is Endpoint.RESPONSES and "not found" in message and "previous_response_id" in call.fields:
+        before = fields.short_text(call.fields, "previous_response_id")
+        return AttemptFailed("refused", NoSuchResponse(before, "previous_response_id"), Verdict.OK)  # another host may have made it
     if status == 404:
         return AttemptFailed("refused", BadGateway("The engine does not serve this endpoint.", detail=detail))
     if (400 <= status < 500 and status not in (408, 429)) or _SURROGATE.search(message):
@@ -123,9 +128,24 @@ def _invalid(where: str, what: str, call: Call) -> GatewayError:
     cleaned = Cleaned(what, call.fields)
     if not where:
         return InvalidRequest(f"{cleaned.text}.", param=_param(what, call), code="invalid_value")
+    if what == "Field required" and (kind := _kind_of_tool(where, call)):
+        message = f"Invalid value for '{kind[0]}': the engine takes tools of type 'function' in a chat, got '{kind[1]}'."
+        return InvalidRequest(message, param=kind[0], code="unsupported_value")
     if what == "Field required":
         return InvalidRequest(f"Missing required parameter: '{where}'.", param=where, code="missing_required_parameter")
     return InvalidRequest(f"Invalid value for '{where}': {cleaned.text}.", param=where, code="invalid_value")
+
+
+def _kind_of_tool(where: str, call: Call) -> tuple[str, str] | None:
+    """Of a tool that the engine does not take because it is no function: where its type stands, and what it says."""
+    found = _TOOL.fullmatch(where)
+    if found is None or "tools" not in call.fields:
+        return None
+    try:
+        kind = msgspec.json.decode(call.fields["tools"], type=list[Typed])[int(found[1])].type
+    except (msgspec.MsgspecError, IndexError):
+        return None
+    return (f"tools[{found[1]}].type", shortened(kind)) if kind not in (None, "function") else None
 
 
 def _in_the_clients_words(message: str, call: Call) -> str:
@@ -148,6 +168,11 @@ def _param(text: str, call: Call) -> str | None:
     if "grammar" in text:
         return next((name for name in _GRAMMARS if name in call.fields), None)
     return next((name for name in _NAME.findall(text) if name in call.fields and ("_" in name or name in _PLAIN)), None)
+
+
+def words(content: bytes) -> str:
+    """The human part of an engine's error."""
+    return _message(content)[0]
 
 
 def _message(content: bytes) -> tuple[str, str | None]:

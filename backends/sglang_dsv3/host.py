@@ -11,7 +11,7 @@ import msgspec
 
 from backends.sglang_dsv3.config import HostConfig
 from backends.sglang_dsv3.ranks import Ranks
-from backends.sglang_dsv3.shapes import AgentStatus, Load, Loads, Machine, ModelInfo
+from backends.sglang_dsv3.shapes import AgentStatus, Cards, Load, Loads, Machine, ModelInfo
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response, Transport, request, to_host
 from gateway.errors import BadGateway
 from gateway.plugin import AttemptFailed, Gpu, ServiceState, Stats, Target
@@ -47,6 +47,9 @@ class EngineHost:
         self._agent: Transport | None = None
         self._capacity = config.max_in_flight
         self._weights = ""
+        # What is known of the model; a host that is lost has what it had, until it says otherwise.
+        self._context_length: int | None = None
+        self._abilities: Mapping[str, bool] = {}
         self._looked_at = float("-inf")
         self._url = config.url.rstrip("/") if config.url is not None else None
         self._service = service_name(name, index)
@@ -142,6 +145,8 @@ class EngineHost:
             self._stats,
             max(0.0, self._looked_at),
             self._details,
+            self._context_length,
+            self._abilities,
         )
 
     async def model_info(self) -> ModelInfo:
@@ -169,6 +174,10 @@ class EngineHost:
         self._weights = f"{info.model_path}@{info.weight_version}"
         self._share = self._canary.get(info.weight_version or "", 1.0)
         self._details = {**self._details, "model_path": info.model_path, "weight_version": info.weight_version}
+        self._abilities = _abilities(info)
+        status, content = await self.get("/v1/models")
+        lengths = [card.max_model_len for card in msgspec.json.decode(content, type=Cards).data] if status == 200 else []
+        self._context_length = min((length for length in lengths if length), default=None)
         status, content = await self.get("/v1/loads")
         if status == 200:
             loads = msgspec.json.decode(content, type=Loads).loads
@@ -183,6 +192,17 @@ class EngineHost:
         """It did not answer: whoever comes back may serve something else."""
         self._looked_at, self._weights = float("-inf"), ""
         self.ranks.forget()
+
+
+def _abilities(info: ModelInfo) -> dict[str, bool]:
+    """What the engine tells of: without a parser it hands on tool calls and thoughts as text like any other."""
+    told = {
+        "tools": info.tool_call_parser,
+        "reasoning": info.reasoning_parser,
+        "vision": info.has_image_understanding,
+        "audio": info.has_audio_understanding,
+    }
+    return {name: bool(value) for name, value in told.items() if value is not msgspec.UNSET}
 
 
 def _of_engine(loads: list[Load]) -> Stats:

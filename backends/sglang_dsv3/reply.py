@@ -73,6 +73,8 @@ class SGLangReply(Reply):
     async def _ask(self) -> None:
         call, terms = self._call, self._terms
         translate.refuse_internal(call, self._allowed)
+        if terms.metered and "background" in call.fields:
+            translate.refuse_background(call)
         if not breaking.SUSPECTS.isdisjoint(call.fields):
             breaking.refuse(call)
         served_name = await self._host.served_name() if translate.needs_served_name(call) else None

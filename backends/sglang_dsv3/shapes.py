@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-# /model_info and /v1/loads
+# /model_info, /v1/models and /v1/loads
 
 
 class ModelInfo(msgspec.Struct):
@@ -16,6 +16,23 @@ class ModelInfo(msgspec.Struct):
     served_model_name: str | None = None
     model_path: str | None = None
     weight_version: str | None = None
+    # What it can do; UNSET where this engine does not tell.
+    tool_call_parser: str | msgspec.UnsetType | None = msgspec.UNSET
+    reasoning_parser: str | msgspec.UnsetType | None = msgspec.UNSET
+    has_image_understanding: bool | msgspec.UnsetType | None = msgspec.UNSET
+    has_audio_understanding: bool | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Card(msgspec.Struct):
+    """One model of the engine's own `/v1/models`; adapters have no length."""
+
+    max_model_len: int | None = None
+
+
+class Cards(msgspec.Struct):
+    """All of them."""
+
+    data: list[Card] = []
 
 
 class Load(msgspec.Struct):

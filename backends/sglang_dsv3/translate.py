@@ -10,6 +10,7 @@ import msgspec
 from gateway.errors import InvalidRequest
 from gateway.plugin import BOUNDS, Call, Endpoint, Terms
 from gateway.wire import body
+from gateway.wire.fields import flag
 
 # Parameters that steer the engine's inside: another request's id, another rank, other weights, raw tokens, code to run, raw tensors out.
 INTERNAL_FIELDS = frozenset(
@@ -87,6 +88,13 @@ def refuse_internal(call: Call, allowed: Container[str] = ()) -> None:
     for name in call.fields:
         if name in INTERNAL_FIELDS and name not in allowed and call.fields[name] != _FALSE:
             raise InvalidRequest(f"Unsupported parameter: '{name}' is internal to the engine.", param=name, code="unsupported_parameter")
+
+
+def refuse_background(call: Call) -> None:
+    """Raises InvalidRequest for an answer that is made when nobody is there to count it any more."""
+    if call.endpoint is Endpoint.RESPONSES and not call.stream and flag(call.fields, "background"):
+        message = "Unsupported parameter: 'background' is not served where use is counted, since its tokens would not be: use 'stream'."
+        raise InvalidRequest(message, param="background", code="unsupported_parameter")
 
 
 def engine_body(call: Call, terms: Terms, served_name: str | None = None, allowed: Container[str] = ()) -> bytes:

@@ -166,7 +166,7 @@ class Timeouts(Section, frozen=True):
         Seconds | None,
         Meta(
             description="of a stream: an SSE comment every so often while the engine is silent before the first event; the first comment "
-            "commits the 200, so no other host can be tried after it"
+            "commits the 200, so what goes wrong after it is an error event, which no client tries again by itself"
         ),
     ] = None
     request_s: Annotated[

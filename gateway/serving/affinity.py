@@ -34,7 +34,8 @@ _BEFORE = ("tools", "system", "instructions", "chat_template_kwargs")
 _LISTS = {Endpoint.CHAT: "messages", Endpoint.MESSAGES: "messages", Endpoint.RESPONSES: "input", Endpoint.COMPLETIONS: "prompt"}
 _SOURCES = ("prompt_cache_key", "session_id", "previous_response_id")
 _BRACKET = ord("[")
-_OURS = re.compile(rb"resp_[0-9a-f]{16}([0-9a-f]{16})")
+# Our own id of an answer (`calls.owned`): random digits, its place on the ring, and whose it is.
+_OURS = re.compile(rb"resp_[0-9a-f]{16}([0-9a-f]{16})[0-9a-f]{16}")
 
 # Of mypy's: a type with parameters is no callable that `map` takes.
 _view: Callable[[msgspec.Raw], memoryview] = memoryview

@@ -7,13 +7,14 @@ serves it, whether it is a stream, how many answers it asks for and how long the
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from gateway.errors import InvalidRequest, UnknownUrl
+from gateway.errors import InvalidRequest, NoSuchResponse, UnknownUrl
 from gateway.plugin import BOUNDS, Call, Endpoint
 from gateway.wire import answers, body, fields, requests
 from gateway.wire.body import Fields
@@ -41,7 +42,8 @@ class Spec:
     `request` says what its bodies hold, `answer` what comes back where it is no stream; `operation` is its `gen_ai.operation.name`,
     `prompt` where the words of a prompt stand, `id_prefix` begins the public id, `shape` whose words its errors are told in;
     `generates`: tokens come out, not only in. What bounds them is in `plugin.BOUNDS`, since backends need it too; `least` is the smallest
-    bound that an engine takes; `zero_is_unset`: it takes one of 0 for none at all.
+    bound that an engine takes; `zero_is_unset`: it takes one of 0 for none at all; `computes`: a model works on it, which is what limits
+    on tokens are about; `keeps`: its answers may be asked for again, by whom they were made for.
     """
 
     request: type[msgspec.Struct]
@@ -52,6 +54,8 @@ class Spec:
     generates: bool = False
     least: int = 1
     zero_is_unset: bool = False
+    computes: bool = True
+    keeps: bool = False
     shape: Shape = Shape.OPENAI
 
     @property
@@ -87,6 +91,7 @@ SPECS = {
         prompt=("input", "instructions", "tools"),
         id_prefix="resp_",
         generates=True,
+        keeps=True,
         shape=Shape.RESPONSES,
     ),
     Endpoint.MESSAGES: Spec(
@@ -98,13 +103,32 @@ SPECS = {
         generates=True,
         shape=Shape.ANTHROPIC,
     ),
+    Endpoint.INPUT_TOKENS: Spec(
+        requests.InputTokensRequest,
+        answers.InputTokens,
+        operation="count_tokens",
+        prompt=("input", "instructions", "tools"),
+        computes=False,
+    ),
+    Endpoint.COUNT_TOKENS: Spec(
+        requests.CountTokensRequest,
+        answers.TokenCount,
+        operation="count_tokens",
+        prompt=("system", "messages", "tools"),
+        computes=False,
+        shape=Shape.ANTHROPIC,
+    ),
     Endpoint.RERANK: Spec(requests.RerankRequest, list[answers.Ranked], operation="rerank", prompt=("query", "documents", "instruct")),
     Endpoint.SCORE: Spec(requests.ScoreRequest, answers.Scores, operation="score", prompt=("query", "items")),
-    Endpoint.TOKENIZE: Spec(requests.TokenizeRequest, answers.Tokens, operation="tokenize", prompt=("prompt", "messages")),
+    Endpoint.TOKENIZE: Spec(requests.TokenizeRequest, answers.Tokens, operation="tokenize", prompt=("prompt", "messages"), computes=False),
 }
 # By path, for those who know a request before its endpoint.
 SHAPES = {endpoint.value: spec.shape for endpoint, spec in SPECS.items()}
 OPERATIONS = {endpoint.value: spec.operation for endpoint, spec in SPECS.items()}
+# Whose answers may be asked for again.
+KEPT = frozenset(endpoint for endpoint, spec in SPECS.items() if spec.keeps)
+# The id of such an answer: random, and then whose it is.
+_KEPT_ID = re.compile(r"resp_([0-9a-f]{32})([0-9a-f]{16})")
 # The longest first: /chat/completions ends in /completions.
 _PATHS = sorted([*SHAPES, MODELS_PATH], key=len, reverse=True)
 # What may be repeated of a host's name that a client sent.
@@ -181,6 +205,27 @@ def _call(endpoint: Endpoint, found: Fields, prompts: int) -> Call:
     )
 
 
+def owned(call: Call, owner: str) -> Call:
+    """The same call under a public id that belongs to this owner (a key's name); raises NoSuchResponse where it goes on from an answer that
+    does not."""
+    if "previous_response_id" in call.fields:
+        before = fields.short_text(call.fields, "previous_response_id")
+        if not is_owned(before, owner):
+            raise NoSuchResponse(before, "previous_response_id")
+    return msgspec.structs.replace(call, id=call.id + _mark(call.id.rpartition("_")[2], owner))
+
+
+def is_owned(id: str, owner: str) -> bool:
+    """Whether an answer of this id was made for this owner. The id itself says so, to every worker and gateway alike: an engine knows an
+    answer by the whole of it, so who changes the mark in it asks for another answer."""
+    found = _KEPT_ID.fullmatch(id)
+    return found is not None and found[2] == _mark(found[1], owner)
+
+
+def _mark(random: str, owner: str) -> str:
+    return hashlib.sha256(f"response {random} of {owner}".encode()).hexdigest()[:16]
+
+
 def near_miss(call: Call) -> str:
     """What was probably meant by parameters that the endpoint does not have, in words fit for a header; "" where nothing is to be said."""
     known = _KNOWN[call.endpoint]
@@ -203,7 +248,7 @@ def unknown_url(method: str, path: str, scheme: str, host: str) -> UnknownUrl:
         return UnknownUrl(method, path, f"The API is below {base}/v1: set base_url to that.")
     for known in _PATHS:
         wanted = known.removeprefix("/v1").strip("/").split("/")
-        if steps[-len(wanted) :] == wanted or steps[: len(wanted)] == wanted:
+        if steps[-len(wanted) :] == wanted or (steps[: len(wanted)] == wanted and not path.startswith(f"{known}/")):
             # Anthropic's SDKs add /v1 themselves.
             root = base if SHAPES.get(known) is Shape.ANTHROPIC or not known.startswith("/v1") else f"{base}/v1"
             return UnknownUrl(method, path, f"It is served at {known}: set base_url to {root}.")

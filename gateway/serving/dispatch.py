@@ -84,7 +84,7 @@ class Dispatcher:
             host = await pool.host(served.policy, bound, tried, record.caller, self._timeouts.queue_s)
             if not isinstance(host, Host):
                 raise not_ready(pool.waiting_for()) if last is None else _exhausted(last.error, len(record.attempts)) from last
-            charged = last is not None and not continues and last.cause not in _NOTHING_DONE
+            charged = last is not None and not continues and last.cause not in _NOTHING_DONE and last.verdict is not Verdict.OK
             if last is not None and charged and not pool.budget.withdraw(prompt_tokens, time.monotonic()):
                 pool.end(host, None)
                 log.warning("%s: the retry budget is spent", record.request_id)

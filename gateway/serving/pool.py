@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from gateway.access.keys import Caller
 from gateway.config import Admission, Retry
 from gateway.errors import GatewayError, Unavailable
-from gateway.plugin import Backend, Target, Verdict
+from gateway.plugin import ABILITIES, Backend, Target, Verdict
 from gateway.serving.balance.affinity import Affinity
 from gateway.serving.balance.breaker import State
 from gateway.serving.balance.hosts import Host, Hosts, NoHost, Standing
@@ -162,6 +162,15 @@ class Pool:
         """Whether any target would take a request now, or in a while: full is not down."""
         self.refresh()
         return any(host.target.ready and host.up and not host.drained for host in self.hosts)
+
+    def least(self) -> tuple[int | None, dict[str, bool]]:
+        """Context length and abilities that every target has, of those that have told."""
+        self.refresh()
+        targets = [host.target for host in self.hosts]
+        lengths = [target.context_length for target in targets if target.context_length is not None]
+        told = [target.abilities for target in targets if target.abilities]
+        known = [name for name in ABILITIES if any(name in abilities for abilities in told)]
+        return min(lengths, default=None), {name: all(abilities.get(name, False) for abilities in told) for name in known}
 
     def view(self) -> Sequence[HostView]:
         """Every host, for people."""

@@ -14,15 +14,18 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from gateway.access.keys import Caller
 from gateway.config import Loaded, ModelEntry, Settings, leaves, masked, problems
-from gateway.errors import ConfigError, ConfigErrors, NotServed, UnknownModel
+from gateway.errors import ConfigError, ConfigErrors, GatewayError, NoSuchResponse, NotServed, UnknownModel
 from gateway.masking import shown
-from gateway.plugin import ENTRY_POINT_GROUP, BackendEnv, Endpoint, Model, Plugin, Service, Target
+from gateway.plugin import ENTRY_POINT_GROUP, BackendEnv, Endpoint, Plugin, Service, Target
+from gateway.serving import calls
 from gateway.serving.balance import policies
 from gateway.serving.balance.policies import Affine, Policy
 from gateway.serving.balance.settings import Health
 from gateway.serving.hostview import HostView
 from gateway.serving.pool import Pool
+from gateway.wire.answers import ModelInfo
 
 
 def plugins() -> dict[str, Plugin]:
@@ -113,18 +116,16 @@ class Registry:
     def __init__(self, settings: Settings, env: BackendEnv) -> None:
         self._pools: dict[str, Pool] = {}
         self._models: dict[str, Served] = {}
-        self._listed: list[Model] = []
         self._probes: list[asyncio.Task[None]] = []
         for name, (plugin, config, health) in configured(settings).items():
             backend = plugin.build(name, config, env)
             self._pools[name] = Pool(name, backend, health, settings.admission, settings.retry, settings.listen.workers)
-        created = int(time.time())
+        self._created = int(time.time())
         for model, entry in settings.models.items():
             policy = policies.make(entry.balance, random.Random())  # noqa: S311
             served = Served(model, self._pools[entry.backend], policy, entry, policy if isinstance(policy, Affine) else None)
             for alias in (model, *entry.aliases):
                 self._models[alias] = served
-                self._listed.append(Model(id=alias, created=created))
 
     async def open(self) -> None:
         """Open every backend and begin to probe; raises ConfigErrors with every one that cannot be opened, after all are closed again."""
@@ -154,7 +155,7 @@ class Registry:
         that would."""
         found = self._models.get(model)
         if found is None or not (allowed is None or model in allowed or found.name in allowed):
-            raise UnknownModel(model, [info.id for info in self.models(allowed)])
+            raise UnknownModel(model, self._names(allowed))
         if endpoint not in found.pool.endpoints:
             raise NotServed(self._not_served(model, found.pool, endpoint))
         return found
@@ -164,19 +165,47 @@ class Registry:
         would = f"it is served for: {', '.join(others)}" if others else f"no backend here serves it; '{pool.name}' would, if its engine can"
         return f"{endpoint.value} is not served for the model '{model}' (backend '{pool.name}'); {would}."
 
-    def models(self, allowed: Container[str] | None = None) -> Sequence[Model]:
-        """Every name a client may use, aliases included; of a key that may use some only, those."""
-        if allowed is None:
-            return self._listed
-        return [model for model in self._listed if model.id in allowed or self._models[model.id].name in allowed]
+    def _names(self, allowed: Container[str] | None) -> list[str]:
+        return [name for name, served in self._models.items() if allowed is None or name in allowed or served.name in allowed]
 
-    def model(self, name: str, allowed: Container[str] | None = None) -> Model:
+    def models(self, allowed: Container[str] | None = None) -> list[ModelInfo]:
+        """Every name a client may use, aliases included; of a key that may use some only, those."""
+        return [self._info(name) for name in self._names(allowed)]
+
+    def model(self, name: str, allowed: Container[str] | None = None) -> ModelInfo:
         """One of them; raises UnknownModel."""
-        models = self.models(allowed)
-        for model in models:
-            if model.id == name:
-                return model
-        raise UnknownModel(name, [model.id for model in models])
+        names = self._names(allowed)
+        if name not in names:
+            raise UnknownModel(name, names)
+        return self._info(name)
+
+    def _info(self, name: str) -> ModelInfo:
+        length, abilities = self._models[name].pool.least()
+        context = length if length is not None else msgspec.UNSET
+        return ModelInfo(name, "model", self._created, "penstock", context, context, abilities or msgspec.UNSET)
+
+    async def recall(self, id: str, caller: Caller, cancel: bool = False) -> bytes:
+        """An answer of before, made for this caller, from whoever keeps it; see `Backend.recall`. Raises GatewayError."""
+        if not calls.is_owned(id, caller.name):
+            raise NoSuchResponse(id)
+        pools: dict[Pool, str] = {}
+        for name in self._names(caller.models):
+            served = self._models[name]
+            if calls.KEPT & served.pool.endpoints:
+                pools.setdefault(served.pool, name)
+        refusals: list[GatewayError] = []
+        for pool, name in pools.items():
+            try:
+                found = await pool.backend.recall(id, name, cancel)
+            except GatewayError as error:
+                refusals.append(error)
+                continue
+            if found is not None:
+                return found
+            refusals.append(NoSuchResponse(id))
+        # Who could not be asked may have it; who keeps none says least.
+        rank = (NotServed, NoSuchResponse)
+        raise max(refusals, key=lambda error: rank.index(type(error)) if type(error) in rank else len(rank), default=_keeps_nothing())
 
     def not_ready(self) -> Mapping[str, Target | None]:
         """Pools that cannot take a request now, with what they are waiting for. Empty means ready."""
@@ -206,6 +235,10 @@ class Registry:
 def commands() -> list[Any]:
     """Commands that plugins bring, for the CLI to mount."""
     return [command for plugin in plugins().values() for command in plugin.commands()]
+
+
+def _keeps_nothing() -> NotServed:
+    return NotServed("No backend here serves /v1/responses to you.")
 
 
 async def _opened(pool: Pool) -> Sequence[ConfigError]:

@@ -110,8 +110,7 @@ class Stream:
         try:
             return await self._dispatcher.begin(self._exchange)
         finally:
-            keeper.cancel()
-            await asyncio.wait([keeper])
+            keeper.cancel()  # which says nothing more; to wait for it here would lose the failure (docs/performance.md#compiled)
 
     async def _keep_alive(self) -> None:
         assert self._keepalive_s is not None

@@ -174,7 +174,8 @@ class Record:
         self.url: str = scope["raw_path"][:MAX_URL].decode("latin-1")
         client = scope.get("client")
         self.client: str = client[0] if client else ""
-        self.shape = SHAPES.get(self.path, Shape.OPENAI)
+        shape = SHAPES.get(self.path)
+        self.shape = shape if shape is not None else _family(scope)
         self.trace = Trace(header(scope, b"traceparent"), header(scope, b"tracestate"), sampling)
         # Our own span, under which attempts lie.
         self.span = new_span()
@@ -307,6 +308,12 @@ def _outcome(error: BaseException | None, begun: bool) -> tuple[str, str]:
     if code == "engine_overloaded":
         return "overloaded", code
     return _BY_STATUS.get(error.status, "refused" if error.status < 500 else "internal_error"), code
+
+
+def _family(scope: Scope) -> Shape:
+    """In whose words a path is answered that is nobody's own: Anthropic's for who speaks so."""
+    anthropic = scope["path"].startswith("/v1/messages/") or header(scope, b"anthropic-version") is not None
+    return Shape.ANTHROPIC if anthropic else Shape.OPENAI
 
 
 def request_id(scope: Scope) -> str:

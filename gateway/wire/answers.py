@@ -127,6 +127,19 @@ class MessageAnswer(Struct):
     usage: Object | None = None
 
 
+class InputTokens(Struct):
+    """The answer of `/v1/responses/input_tokens`."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
+class TokenCount(Struct):
+    """The answer of `/v1/messages/count_tokens`."""
+
+    input_tokens: int
+
+
 class Ranked(Struct):
     """One document with its score."""
 
@@ -152,12 +165,18 @@ class Tokens(Struct):
 
 
 class ModelInfo(Struct):
-    """One served model."""
+    """One served model. What is left out is not known (yet); where its hosts differ, the least.
+
+    `max_model_len` and `context_length` are one number under the two names that clients look for: tokens of a prompt and its answer.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    max_model_len: int | msgspec.UnsetType = msgspec.UNSET
+    context_length: int | msgspec.UnsetType = msgspec.UNSET
+    capabilities: dict[str, bool] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelList(Struct):
@@ -165,6 +184,27 @@ class ModelList(Struct):
 
     object: Literal["list"]
     data: list[ModelInfo]
+
+
+class AnthropicModel(Struct):
+    """One served model, for who sends `anthropic-version`."""
+
+    id: str
+    type: Literal["model"]
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active"]
+    max_input_tokens: int | None = None
+    max_tokens: int | None = None
+
+
+class AnthropicModels(Struct):
+    """A page of them."""
+
+    data: list[AnthropicModel]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
 
 
 class Health(Struct):

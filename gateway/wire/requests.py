@@ -159,14 +159,17 @@ class EmbeddingsRequest(Struct, kw_only=True):
 
 
 class ResponsesRequest(Struct, kw_only=True):
-    """Continue a conversation in OpenAI's newer shape. `POST /v1/responses`; nothing is stored, so `background` and `previous_response_id`
-    are the engine's to refuse."""
+    """Continue a conversation in OpenAI's newer shape. `POST /v1/responses`; `background` and `previous_response_id` are for engines that
+    keep answers."""
 
     model: ModelName
     input: str | list[Object]
+    background: bool | None = None
     instructions: str | None = None
     max_output_tokens: Tokens | None = None
     metadata: Metadata | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
     stream: bool | None = None
     temperature: Temperature | None = None
     text: Object | None = None
@@ -189,6 +192,28 @@ class MessagesRequest(Struct, kw_only=True):
     tools: list[Object] | None = None
     top_k: int | None = None
     top_p: Share | None = None
+
+
+class InputTokensRequest(Struct, kw_only=True):
+    """Count the tokens of what a response would begin with. `POST /v1/responses/input_tokens`."""
+
+    model: ModelName
+    input: str | list[Object] | None = None
+    instructions: str | None = None
+    text: Object | None = None
+    tools: list[Object] | None = None
+
+
+class CountTokensRequest(Struct, kw_only=True):
+    """Count the tokens of a prompt in Anthropic's shape. `POST /v1/messages/count_tokens`."""
+
+    model: ModelName
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    output_config: Object | None = None
+    system: str | list[Part] | None = None
+    thinking: Object | None = None
+    tool_choice: Object | None = None
+    tools: list[Object] | None = None
 
 
 class RerankRequest(Struct, kw_only=True):

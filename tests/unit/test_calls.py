@@ -363,6 +363,9 @@ def test_no_warning_for_what_is_known_or_there_already_and_only_for_a_few() -> N
         ("/v1/v1/", "The API is below https://gw:8000/v1: set base_url to that."),
         ("/", "The API is below https://gw:8000/v1: set base_url to that."),
         ("/v1/images/generations", "Please check the URL for typos."),
+        ("/v1/messages/batches", "Please check the URL for typos."),
+        ("/v1/chat/completions/chat/completions", "It is served at /v1/chat/completions: set base_url to https://gw:8000/v1."),
+        ("/v1/v1/messages/count_tokens", "It is served at /v1/messages/count_tokens: set base_url to https://gw:8000."),
         ("/" + "x/" * 30_000, "Please check the URL for typos."),
     ],
 )

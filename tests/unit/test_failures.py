@@ -254,6 +254,45 @@ def test_half_a_surrogate_pair_is_called_that_whatever_the_engine_calls_it() -> 
         assert told(text, status=status).message == "The request holds half of a surrogate pair, which is no character."
 
 
+@pytest.mark.parametrize(
+    ("tools", "param", "message"),
+    [
+        (
+            [{"type": "custom", "custom": {"name": "x"}}],
+            "tools[0].type",
+            "the engine takes tools of type 'function' in a chat, got 'custom'.",
+        ),
+        ([{"type": "web_search"}], "tools[0].type", "got 'web_search'."),
+        ([{"type": "\u001b[2J" + "x" * 999}], "tools[0].type", "... (1003 characters)'."),
+        ([{"type": "function"}], "tools[0].function", "Missing required parameter: 'tools[0].function'."),
+        ([{"name": "x"}], "tools[0].function", "Missing required parameter: 'tools[0].function'."),
+        ([], "tools[0].function", "Missing required parameter: 'tools[0].function'."),
+        (5, "tools[0].function", "Missing required parameter: 'tools[0].function'."),
+    ],
+)
+def test_a_tool_that_is_no_function_is_refused_by_its_type(tools: Any, param: str, message: str) -> None:
+    """What SGLang says of one is that its function is missing."""
+    dump = "1 validation error:\n  {'type': 'missing', 'loc': ('body', 'tools', 0, 'function'), 'msg': 'Field required', 'input': {}}"
+    content = json.dumps({"object": "error", "message": dump, "type": "Bad Request", "param": None, "code": 400}).encode()
+    refused = failures.failure(400, content, asked(tools=tools)).error
+    assert refused.param == param
+    assert refused.message.endswith(message)
+    assert "\x1b" not in refused.message
+
+
+def test_a_response_that_this_host_does_not_know_is_nobodys_fault() -> None:
+    """Another host may; only where none was named is a 404 an engine without the endpoint."""
+    content = (
+        b'{"error":{"message":"Response with id \'resp_1\' not found.","type":"invalid_request_error","param":"response_id","code":404}}'
+    )
+    failed = failures.failure(404, content, asked(Endpoint.RESPONSES, previous_response_id="resp_1"))
+    assert (failed.verdict, failed.error.status, failed.error.param) == (Verdict.OK, 404, "previous_response_id")
+    for call in (asked(Endpoint.RESPONSES), asked(previous_response_id="resp_1")):
+        assert failures.failure(404, content, call).verdict is Verdict.SICK
+    unknown = b'{"error":{"message":"The model \'x\' does not exist","code":404}}'
+    assert failures.failure(404, unknown, asked(Endpoint.RESPONSES, previous_response_id="resp_1")).verdict is Verdict.SICK
+
+
 def test_vllms_context_error_is_one_too() -> None:
     error = told(
         "This model's maximum context length is 32768 tokens. However, you requested 41648 tokens (37552 in the messages, 4096 in the "

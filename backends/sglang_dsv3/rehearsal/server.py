@@ -14,6 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
+from backends.sglang_dsv3.rehearsal import kept
 from backends.sglang_dsv3.rehearsal.cache import PrefixCache
 
 _COMMAND = re.compile(r"\[\[([\w-]+) ?([\w.-]*)\]\]")
@@ -26,6 +27,7 @@ _PLAIN: dict[str, Any] = {
     "/v1/embeddings": {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.25, -1.5]}]},
     "/v1/rerank": [{"score": 0.9, "document": "a", "index": 0}],
     "/v1/score": {"object": "scoring", "scores": [[0.75, 0.25]]},
+    "/v1/messages/count_tokens": {"input_tokens": 21},
     "/tokenize": {"tokens": [271, 78], "count": 2, "max_model_len": 16384},
 }
 
@@ -49,6 +51,9 @@ class Seen:
         self.weight_version = "default"
         # Tokens of prompts that it keeps, and says so in the usage of chats; none: it says nothing.
         self.caching = 0
+        # What `/model_info` says beside it, and the context length of `/v1/models`.
+        self.info: dict[str, Any] = {}
+        self.max_model_len = 16384
         self.aborted: list[str] = []
         # Completion tokens made, whoever read them.
         self.generated = 0
@@ -80,7 +85,9 @@ def application(golden: Path | None = None) -> web.Application:
     app.router.add_post("/abort_request", _abort)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/model_info", _model_info)
+    app.router.add_get("/v1/models", _models)
     app.router.add_get("/v1/loads", _loads)
+    kept.add(app)
     app.router.add_get("/health_generate", _health_generate)
     app.router.add_post("/rehearsal", _set)
     app.router.add_get("/rehearsal", _state)
@@ -105,7 +112,7 @@ async def _health_generate(request: web.Request) -> web.Response:
 
 async def _set(request: web.Request) -> web.Response:
     """How the server behaves from now on, whatever the prompts say: `ready`, `hung`, `deaf` (to commands), `failing`,
-    `max_running_requests`, `loads`, `weight_version`, `caching`."""
+    `max_running_requests`, `loads`, `weight_version`, `caching`, `info`, `max_model_len`."""
     for name, value in (await request.json()).items():
         setattr(request.app[_SEEN], name, value)
         if name == "caching":
@@ -120,8 +127,14 @@ async def _model_info(request: web.Request) -> web.Response:
             "served_model_name": SERVED,
             "architectures": ["DeepseekV3ForCausalLM"],
             "weight_version": request.app[_SEEN].weight_version,
+            **request.app[_SEEN].info,
         }
     )
+
+
+async def _models(request: web.Request) -> web.Response:
+    card = {"id": SERVED, "object": "model", "created": _CREATED, "owned_by": "sglang", "max_model_len": request.app[_SEEN].max_model_len}
+    return web.json_response({"object": "list", "data": [card]})
 
 
 async def _state(request: web.Request) -> web.Response:
@@ -151,6 +164,8 @@ async def _generate(request: web.Request) -> web.StreamResponse:
                 "code": 404,
             }
             return web.json_response({"error": error}, status=404)
+        if (refusal := kept.refusal(request.app, body)) is not None:
+            return refusal
         n = body.get("n") or 1
         # As SGLang does: several choices get ids of its own making, one each.
         rid = body.get("rid") or body.get("request_id") or f"msg_{uuid.uuid4().hex}"
@@ -261,7 +276,9 @@ async def _whole(request: web.Request, body: dict[str, Any], commands: dict[str,
                 break
     content = "".join(f"token {index} " for index in range(count))
     if request.path == "/v1/responses":
-        return web.json_response(_response(body, "failed" if "abort" in commands else "completed", content, count))
+        response = _response(body, "failed" if "abort" in commands else "completed", content, count)
+        kept.keep(request.app, response)
+        return web.json_response(response)
     if request.path == "/v1/messages":
         return web.json_response(
             {**_message(body, content), "stop_reason": "end_turn", "usage": {"input_tokens": 12, "output_tokens": count}}
@@ -298,6 +315,7 @@ async def _stream(request: web.Request, body: dict[str, Any], commands: dict[str
         return web.Response()
     if fault == "stall" and at == 0:
         await asyncio.sleep(3600)
+    await asyncio.sleep(float(commands.get("late", "0")))
     response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
     await response.prepare(request)
     if "golden" in commands:
