@@ -139,9 +139,10 @@ def test_other_shapes_of_a_prompt() -> None:
 def test_an_answers_id_leads_to_its_place_in_every_gateway() -> None:
     first = calls.parse(Endpoint.RESPONSES, json.dumps({"model": "m", "input": "hello"}).encode())
     bound = of(first)
-    answered = marked(first, bound).id
-    assert answered.startswith(first.id[:21])
-    assert len(answered) == len(first.id)
+    placed = marked(first, bound)
+    assert placed.id.startswith(first.id[:21])
+    assert len(placed.id) == len(first.id)
+    answered = calls.owned(placed, "key").id
     again = of(calls.parse(Endpoint.RESPONSES, json.dumps({"model": "m", "input": "more", "previous_response_id": answered}).encode()))
     assert (again.source, again.point) == ("previous_response_id", bound.point)
     foreign = of(calls.parse(Endpoint.RESPONSES, json.dumps({"model": "m", "input": "more", "previous_response_id": "resp_1"}).encode()))
