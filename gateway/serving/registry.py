@@ -109,13 +109,14 @@ class Registry:
     """All pools, and the models they serve."""
 
     def __init__(self, settings: Settings, env: BackendEnv) -> None:
+        self._env = env
         self._pools: dict[str, Pool] = {}
         self._models: dict[str, Served] = {}
         self._listed: list[Model] = []
         self._probes: list[asyncio.Task[None]] = []
         for name, (plugin, config, health) in configured(settings).items():
             backend = plugin.build(name, config, env)
-            self._pools[name] = Pool(name, backend, health, settings.admission, settings.retry, settings.listen.workers)
+            self._pools[name] = Pool(name, backend, health, settings.admission, settings.retry, settings.listen.workers, env.failed)
         created = int(time.time())
         for model, entry in settings.models.items():
             served = Served(model, self._pools[entry.backend], policies.make(entry.balance, random.Random()), entry)  # noqa: S311
@@ -132,7 +133,7 @@ class Registry:
             if wrong:
                 raise ConfigErrors(wrong)
             for pool in self._pools.values():
-                self._probes.append(asyncio.create_task(pool.probe_forever(), name=f"probe {pool.name}"))
+                self._probes.append(self._env.supervise(f"probe {pool.name}", pool.probe_forever))
         except BaseException:
             await self.aclose()
             raise
