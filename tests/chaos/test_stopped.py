@@ -126,7 +126,7 @@ def test_a_clock_that_jumps_by_an_hour_changes_what_has_a_date_and_nothing_else(
     ]
     clock = Clock(tmp_path)
     config = {**scripted_sglang.backend(), "keys": keys, "limits": {"burst_s": 5}}
-    with gateway(tmp_path, config, PENSTOCK_HOME=str(tmp_path), **clock.environment) as running:
+    with gateway(tmp_path, config, (), "", PENSTOCK_HOME=str(tmp_path), **clock.environment) as running:
         running.wait_ready()
         family = running.workers()
         assert (ask(running, "soon").status, ask(running, "past").status) == (200, 401)

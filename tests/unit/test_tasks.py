@@ -117,7 +117,7 @@ async def of_the_parent(tmp_path: Path, services_too: bool = False) -> AsyncIter
         raise NotImplementedError
 
     plan = tree.Plan(loaded, [Service("engine", ["false"])] if services_too else [])
-    process = parent.Parent(plan, tmp_path, *listeners, load, lambda name, state: None)
+    process = parent.Parent(plan, tmp_path, listeners[0], listeners[1], load, lambda name, state: None)
     running = asyncio.get_running_loop().create_task(process.run())
     try:
         yield lambda name: counted(process._tree.counts.own, name)
