@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from email.message import Message
+from importlib import metadata
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_a_licence_that_nobody_has_said_yes_to_is_refused(
     told = Message()
     for name, value in headers:
         told[name] = value
-    monkeypatch.setattr(licences.metadata, "metadata", lambda name: told)
+    monkeypatch.setattr(metadata, "metadata", lambda name: told)
     assert (list(licences.problems("thing==1.0\n")) == []) is accepted
 
 
