@@ -19,7 +19,7 @@ COMPILED_TESTS = --import-mode=importlib --form compiled -m "not engine and not 
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? = 5 ])
 TWO = -n 2 --dist worksteal
 
-.PHONY: serve test test-fast test-compiled check fix bench bench-quick bench-stages bench-litellm bench-soak lock engine apt clean help
+.PHONY: serve test test-fast test-compiled check fix sbom audit bench bench-quick bench-stages bench-litellm bench-soak lock engine apt clean help
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -49,6 +49,7 @@ check: .venv-dev/ready ## format, lint, types, import rules, generated files
 	.venv-dev/bin/python -m scripts.dashboards --check
 	.venv-dev/bin/python -m scripts.observability --check
 	.venv-dev/bin/python -m scripts.settings --check
+	.venv-dev/bin/python -m scripts.licences
 
 fix: .venv-dev/ready ## format, repair what can be repaired by itself, write generated files
 	.venv-dev/bin/python -m openapi
@@ -57,6 +58,15 @@ fix: .venv-dev/ready ## format, repair what can be repaired by itself, write gen
 	.venv-dev/bin/python -m scripts.settings
 	.venv-dev/bin/ruff format .
 	.venv-dev/bin/ruff check --fix .
+
+sbom: .venv-supply/ready ## build/sbom-*.json: what the gateway and the CPU engine are made of (CycloneDX 1.6), from the lock files
+	@mkdir -p build
+	.venv-supply/bin/cyclonedx-py requirements requirements/gateway.txt --output-reproducible -o build/sbom-gateway.json
+	.venv-supply/bin/cyclonedx-py requirements backends/sglang_dsv3/engine/lock-cpu.txt --output-reproducible -o build/sbom-engine-cpu.json
+
+# Strict: what cannot be looked up has not been audited, and is no success.
+audit: .venv-supply/ready ## known vulnerabilities of what is locked; needs pypi.org
+	.venv-supply/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r requirements/gateway.txt
 
 # What is measured is the gateway of `make serve`, .venv; ARGS="--python PATH" measures another environment's.
 PEERS = .venv/ready .venv-compiled/ready .venv-bench/smg/ready .venv-bench/sglang-router/ready
@@ -91,6 +101,8 @@ lock: ## write the lock files anew from their .in files
 	  --constraint constraints.txt -o gateway.txt gateway.in
 	cd requirements && ../.venv-lock/bin/uv pip compile -q --generate-hashes --python-version 3.11 --no-annotate --no-header \
 	  --override overrides.txt -o dev.txt dev.in
+	cd requirements && ../.venv-lock/bin/uv pip compile -q --generate-hashes --python-version 3.11 --no-annotate --no-header \
+	  -o supply.txt supply.in
 	cd requirements && for peer in smg sglang-router litellm; do ../.venv-lock/bin/uv pip compile -q --generate-hashes \
 	  --python-version 3.11 --no-annotate --no-header --override bench-overrides.txt -o bench-$$peer.txt bench-$$peer.in || exit 1; done
 	cd backends/sglang_dsv3/engine && ../../../.venv-lock/bin/uv pip compile -q --no-deps --generate-hashes --python-version 3.11 \
@@ -140,6 +152,12 @@ endef
 .venv-stages/ready: .venv-dev/ready $(SOURCES)
 	$(call with-compiled,.venv-stages)
 
+.venv-supply/ready: requirements/supply.txt
+	@echo "penstock: installing what writes the SBOM and asks for vulnerabilities"
+	@$(PYTHON) -m venv .venv-supply
+	@.venv-supply/bin/pip install $(PIP) --no-deps --require-hashes -r $< $(FILTER)
+	@touch $@
+
 .venv-bench/%/ready: requirements/bench-%.txt
 	@echo "penstock: installing $* to measure beside"
 	@$(PYTHON) -m venv .venv-bench/$*
@@ -152,4 +170,4 @@ endef
 	@touch $@
 
 clean: ## forget every environment, checkpoint and state
-	rm -rf .venv .venv-dev .venv-compiled .venv-stages build .venv-engine .venv-lock .venv-bench checkpoints state tests/node/node_modules
+	rm -rf .venv .venv-dev .venv-compiled .venv-stages build .venv-engine .venv-lock .venv-bench .venv-supply checkpoints state tests/node/node_modules

@@ -84,6 +84,7 @@ def build(
     if stored_keys is not None:
         keys.begin(stored_keys)
     usage = ledger.Unreported()
+    env.failed = metrics.failed
     registry = Registry(settings, env)
     store: Store
     if settings.redis.url is None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from gateway import supervision
 from gateway.errors import GatewayError, NotServed
 from gateway.wire.body import Fields
 
@@ -260,6 +261,13 @@ class BackendEnv:
         self.home = home
         self.services: Mapping[str, ServiceState] = services if services is not None else {}
         self.connect_s = connect_s
+        # Counts failures of tasks; whoever has metrics puts them here.
+        self.failed: supervision.Failed = supervision.uncounted
+
+    def supervise(self, name: str, work: supervision.Work) -> asyncio.Task[None]:
+        """Start a task that lives as long as the backend, which cancels it at its end: when it fails that is said, counted, and it is begun
+        again."""
+        return supervision.supervise(name, work, self.failed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from gateway.errors import Headers, InvalidRequest, LimitReached, Unavailable
 from gateway.plugin import BOUNDS, Call, Terms, Usage
 from gateway.serving import calls
 from gateway.serving.registry import Served
+from gateway.supervision import once
 from gateway.telemetry.metrics import LIMITED, Metrics
 from gateway.telemetry.record import Record
 
@@ -87,7 +88,7 @@ class RateLimit:
 
     def later(self, admitted: Admitted) -> asyncio.Task[None]:
         """Settle when late usage was told, or not in time."""
-        task = asyncio.get_running_loop().create_task(admitted.settle_late())
+        task = once("settlement", admitted.settle_late(), self.metrics.failed)
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         return task

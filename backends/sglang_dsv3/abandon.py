@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
@@ -20,8 +19,7 @@ from backends.sglang_dsv3.host import EngineHost, small
 from backends.sglang_dsv3.stream import EventStream
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Response, request
 from gateway.plugin import Call, Terms, Usage
-
-log = logging.getLogger("penstock.sglang")
+from gateway.supervision import Failed, once
 
 T = TypeVar("T")
 Late = asyncio.Future[Usage | None]
@@ -39,7 +37,8 @@ MAX_JSON_BYTES = 64 << 20
 class Abandoned:
     """Everything that goes on in the background after a reply was closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, failed: Failed) -> None:
+        self._failed = failed
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def aclose(self) -> None:
@@ -69,15 +68,10 @@ class Abandoned:
         return self._later(self._hear_whole(response, bytearray(begun), limit_s))
 
     def _later(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work)
+        task = once("stopping a generation", work, self._failed)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard)
         return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("stopping a generation failed: %r", error, exc_info=error)
 
     async def _hear(self, call: Call, terms: Terms, response: Response, source: EventStream | None, limit_s: float) -> Usage | None:
         """The end of a stream that was aborted."""

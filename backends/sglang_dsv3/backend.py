@@ -40,8 +40,9 @@ class SGLang(Backend):
         self._resolvers = _resolvers(config)
         self._resolving: asyncio.Task[None] | None = None
         self._options = Options()
-        self._abandoned = Abandoned()
+        self._abandoned = Abandoned(env.failed)
         self._allowed = frozenset(config.allow_parameters)
+        self._env = env
         self._connect_s = env.connect_s
 
     async def open(self) -> None:
@@ -55,11 +56,11 @@ class SGLang(Backend):
         for host in self._hosts.values():
             host.options = self._options
         if self._resolvers:
-            self._resolving = asyncio.create_task(self._resolve_forever())
+            self._resolving = self._env.supervise("names of hosts", self._resolve_forever)
 
     async def _resolve_forever(self) -> None:
         while True:
-            await asyncio.gather(*(resolver.ask() for resolver in self._resolvers))
+            asked = await asyncio.gather(*(resolver.ask() for resolver in self._resolvers), return_exceptions=True)
             before, self._hosts = self._hosts, dict(self._fixed)
             for config in (config for resolver in self._resolvers for config in resolver.hosts):
                 host = EngineHost("", 0, config, lambda name: None, self._config.canary)
@@ -70,6 +71,9 @@ class SGLang(Backend):
             for gone in before.values():
                 if gone.id not in self._hosts:
                     await gone.aclose()  # what is under way on it goes on
+            for problem in asked:
+                if problem is not None:  # which is ours, and no reason to leave out the other names
+                    raise problem
             await asyncio.sleep(self._config.dns_refresh_s)
 
     async def aclose(self) -> None:

@@ -15,6 +15,7 @@ from backends.sglang_dsv3.shapes import AgentStatus, Cards, Load, Loads, Machine
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response, Transport, request, to_host
 from gateway.errors import BadGateway
 from gateway.plugin import AttemptFailed, Gpu, ServiceState, Stats, Target
+from gateway.supervision import once
 
 PROBE_TIMEOUT_S = 2.0
 # How old what we know of a host's weights and size may be.
@@ -75,7 +76,7 @@ class EngineHost:
             raise ConnectFailed("it is not there yet")
         if self._transport is None or self._transport[0] != url:
             if self._transport is not None:
-                asyncio.get_running_loop().create_task(self._transport[1].aclose())
+                once("leaving an engine", self._transport[1].aclose())
             self._transport = (url, to_host(url, self.options))
         return self._transport[1]
 

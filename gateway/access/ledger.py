@@ -39,18 +39,18 @@ class Days:
 
     def __init__(self, zone: str) -> None:
         self._zone = ZoneInfo(zone)
-        self._until = 0.0
+        self._from = self._until = 0.0
         self._periods: dict[str, tuple[str, float]] = {}
 
     def at(self, now: float) -> Mapping[str, tuple[str, float]]:
         """`day` and `month` at that time (seconds since 1970): what they are called, and when they end."""
-        if now >= self._until or not self._periods:
+        if not self._from <= now < self._until:  # also where the clock was set back
             here = datetime.fromtimestamp(now, self._zone)
             day = here.replace(hour=0, minute=0, second=0, microsecond=0)
             month = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
             tomorrow = (day + timedelta(days=1)).timestamp()
             self._periods = {"day": (f"{day:%Y-%m-%d}", tomorrow), "month": (f"{day:%Y-%m}", month.timestamp())}
-            self._until = tomorrow
+            self._from, self._until = day.timestamp(), tomorrow
         return self._periods
 
 

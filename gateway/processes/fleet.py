@@ -20,6 +20,7 @@ from gateway.config import Settings
 from gateway.plugin import ServiceState
 from gateway.processes import children, protocol
 from gateway.processes.usage import Usage
+from gateway.supervision import supervise
 from gateway.telemetry import exposition, metrics
 from gateway.telemetry.metrics import Metrics, Snapshot
 
@@ -121,8 +122,8 @@ class Fleet:
 
     def start(self) -> None:
         """Start every worker; whoever ends is replaced, with back-off."""
-        ended = partial(_ended, self._counts)
-        self._keepers = [asyncio.create_task(children.keep(self._one_life, ended, self._stop)) for _ in range(self.settings.listen.workers)]
+        keep = partial(children.keep, self._one_life, partial(_ended, self._counts), self._stop)
+        self._keepers = [supervise("worker", keep, self._counts.own.failed) for _ in range(self.settings.listen.workers)]
 
     @property
     def retired(self) -> bool:

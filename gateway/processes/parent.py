@@ -11,11 +11,11 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway import lifeline
+from gateway import lifeline, supervision
 from gateway.admin import api
 from gateway.admin.audit import Audit
 from gateway.admin.contract import Reloaded
@@ -27,6 +27,7 @@ from gateway.processes.fleet import Fleet
 from gateway.processes.services import Observer
 from gateway.processes.tree import Plan, Tree
 from gateway.processes.view import View
+from gateway.supervision import once, supervise
 from gateway.telemetry import log, metrics
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Parent:
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._grace_s = 0.0
+        self._admin: http.Server | None = None
         self.serving = asyncio.Event()
 
     @property
@@ -92,56 +94,59 @@ class Parent:
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT; a second one is impatient. SIGHUP reloads."""
-        loop = asyncio.get_running_loop()
+        loop, failed = asyncio.get_running_loop(), self._tree.counts.own.failed
+        supervision.listen(failed)
         loop.add_signal_handler(signal.SIGTERM, lambda: self._stop(self.settings.timeouts.grace_s))
         loop.add_signal_handler(signal.SIGINT, lambda: self._stop(0.0))  # who presses Ctrl-C has no load balancer to wait for
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._background(self.reload("SIGHUP")))
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._background(once("reload", self.reload("SIGHUP"), failed)))
         if self._admin_listener is not None and self.settings.admin.key_hash is None:
             self._view.made_key_hash()  # so that it is there before anybody asks, and trouble is in the log from the start
         if self.settings.redis.url is None:
             self._tree.usage.read()
-        self._background(self._tree.usage.write_forever())
+        self._background(supervise("ledger", self._tree.usage.write_forever, failed))
         await self._tree.services.change(self._tree.plan.services)
-        self._background(self._announce(self._tree.grow(1, self.settings)))
-        admin = self._admin_api()
+        self._background(once("start", self._announce(self._tree.grow(1, self.settings)), failed))
+        admin = self._admin_listener is not None and supervise("admin API", self._serve_admin, failed)
         if (store := self._view.stored_keys()) is not None:
             store.open()
         await self._stopping.wait()
         await self._end()
         await self._tree.services.aclose()
-        if admin is not None:
-            await admin.retire(protocol.Retire(ready=False, grace_s=0.0, linger_s=0.0, limit_s=0.5))
-            await self._admin_served
+        if admin:
+            if self._admin is not None:
+                await self._admin.retire(protocol.Retire(ready=False, grace_s=0.0, linger_s=0.0, limit_s=0.5))
+            else:
+                admin.cancel()
+            await asyncio.gather(admin, return_exceptions=True)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tree.usage.write()
         await self._view.aclose()
 
-    def _background(self, work: Coroutine[Any, Any, object]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _background(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("unforeseen, in the parent: %r", error, exc_info=error)
+        task.add_done_callback(self._tasks.discard)
 
     async def _announce(self, fleet: Fleet) -> None:
         await fleet.serving()
         lifeline.tell_manager("READY=1")
         self.serving.set()
 
-    def _admin_api(self) -> http.Server | None:
-        if self._admin_listener is None:
-            return None
+    async def _serve_admin(self) -> None:
         from gateway.processes import http  # 0.1 s, during which the workers start already
 
         app = api.Api(self._view, Audit(self._home / "state"))
-        server = http.server(app, self.settings, Lifecycle(), lambda accepting: None, lifespan="off", proxy_headers=False)
-        self._admin_served = asyncio.create_task(server.serve(sockets=[self._admin_listener]))
-        return server
+        failed = self._tree.counts.own.failed
+        server = http.server(app, self.settings, Lifecycle(), lambda accepting: None, failed, lifespan="off", proxy_headers=False)
+        assert self._admin_listener is not None
+        self._admin = server
+        try:
+            await server.serve(sockets=[self._admin_listener.dup()])
+        finally:  # also where it has failed: the next one listens on a socket of its own
+            self._admin = None
+            for listening in getattr(server, "servers", ()):
+                listening.close()
 
     # Stopping
 
@@ -212,7 +217,7 @@ class Parent:
         log.setup(plan.settings.log.level, plan.settings.log.format)
         for old in self._tree.fleets[:-1]:
             if not old.retired:
-                self._background(self._replace(old))
+                self._background(once("end of a generation", self._replace(old), self._tree.counts.own.failed))
                 await old.closed(CLOSE_LIMIT_S)  # from here on every new connection meets the new settings
 
     async def _replace(self, old: Fleet) -> None:

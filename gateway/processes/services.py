@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.plugin import Service, ServiceState
 from gateway.processes import children
+from gateway.supervision import Failed, supervise, uncounted
 
 Observer = Callable[[str, ServiceState], None]
 MAX_STATE_LINE = 1 << 16
@@ -23,8 +24,9 @@ _USUAL_START_S = 30.0
 class Services:
     """Runs them, and changes to another set of them without touching those that stay as they are."""
 
-    def __init__(self, observe: Observer) -> None:
+    def __init__(self, observe: Observer, failed: Failed = uncounted) -> None:
         self._observe = observe
+        self._failed = failed
         self._running: dict[str, tuple[Service, asyncio.Task[None]]] = {}
         self.states: dict[str, ServiceState] = {}
 
@@ -38,7 +40,8 @@ class Services:
         for name, service in named.items():
             if name not in self._running:
                 self.states[name] = ServiceState()
-                task = asyncio.create_task(children.keep(partial(self._one_life, service), partial(self._ended, name), asyncio.Event()))
+                keep = partial(children.keep, partial(self._one_life, service), partial(self._ended, name), asyncio.Event())
+                task = supervise(f"service {name}", keep, self._failed)
                 self._running[name] = (service, task)
 
     async def aclose(self) -> None:

@@ -36,7 +36,7 @@ class Tree:
         self.fleets: list[Fleet] = []
         self.counts = Counts()
         self.usage = Usage(home, plan.settings.limits)
-        self.services = Services(self._service_changed)
+        self.services = Services(self._service_changed, self.counts.own.failed)
         self._home = home
         self._listener = listener
         self._observe = observe

@@ -30,6 +30,7 @@ class Usage:
         self._keep_days = rules.keep_days
         self._days = ledger.Days(rules.timezone)
         self._written = True
+        self._failed = False
         self.rows: ledger.Rows = {}
 
     def read(self) -> None:
@@ -71,8 +72,13 @@ class Usage:
         try:
             self._file.write(self.rows)
             self._written = True
+            if self._failed:
+                log.warning("the ledger can be written again")
+            self._failed = False
         except OSError as error:
-            log.error("the ledger cannot be written: %s", error)
+            if not self._failed:
+                log.error("the ledger cannot be written (%s); it is kept in memory until it can", error)
+            self._failed = True
 
     async def write_forever(self) -> None:
         """Every ten seconds: so much is lost at most when the machine goes down."""

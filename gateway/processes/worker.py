@@ -10,7 +10,9 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import uvloop
@@ -24,9 +26,12 @@ from gateway.plugin import BackendEnv, ServiceState
 from gateway.processes import http, protocol
 from gateway.processes.http import tls
 from gateway.serving.hostview import HostView
+from gateway.supervision import listen, once, supervise
 from gateway.telemetry import log, metrics
 
 REPORT_INTERVAL_S = 1.0
+# Bytes that the parent may leave unread before it is told no more by itself.
+MAX_UNREAD = 1 << 20
 
 
 class Worker:
@@ -54,6 +59,7 @@ class Worker:
             settings,
             self._lifecycle,
             lambda accepting: self._tell(protocol.Serving(accepting)),
+            self._metrics.failed,
             tls=tls.context(settings.listen.tls),
             lifespan="on",
             proxy_headers=bool(settings.security.trusted_proxies),
@@ -93,14 +99,18 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        self._start(once("end", work, self._metrics.failed))
+
     async def serve(self, listener: socket.socket) -> None:
         """Until the parent says so, by word or by SIGTERM, or is gone."""
         loop = asyncio.get_running_loop()
         at_once = protocol.Retire(ready=False, grace_s=0.0, linger_s=0.0, limit_s=self._settings.timeouts.drain_s)
-        loop.add_signal_handler(signal.SIGTERM, lambda: self._start(loop.create_task(self._server.retire(at_once))))
+        loop.add_signal_handler(signal.SIGTERM, lambda: self._begin(self._server.retire(at_once)))
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's Ctrl-C reaches us too; the parent answers it
-        self._start(loop.create_task(self._listen()))
-        self._start(loop.create_task(self._report_forever()))
+        listen(self._metrics.failed)
+        self._start(supervise("line to the parent", self._listen, self._metrics.failed))
+        self._start(supervise("report", self._report_forever, self._metrics.failed))
         _settle_garbage()
         try:
             await self._server.serve(sockets=[listener])
@@ -116,10 +126,18 @@ class Worker:
             due = time.monotonic() + REPORT_INTERVAL_S
             await asyncio.sleep(REPORT_INTERVAL_S)
             self._metrics.put(metrics.LOOP_LAG, max(0.0, time.monotonic() - due))
-            self._report()
+            # What a parent that stands still does not read must not gather here; what was counted is in the next one.
+            if self._writer.transport.get_write_buffer_size() < MAX_UNREAD:
+                self._report()
+
+    async def _line(self) -> bytes:
+        try:
+            return await self._reader.readline()
+        except OSError:  # the other end broke off in the middle
+            return b""
 
     async def _listen(self) -> None:
-        while data := await self._reader.readline():
+        while data := await self._line():
             message = protocol.to_worker(data)
             if isinstance(message, protocol.Services):
                 self._states.clear()
@@ -132,7 +150,7 @@ class Worker:
             elif isinstance(message, protocol.Drain):
                 self._gateway.drain(frozenset(message.targets))
             elif isinstance(message, protocol.Retire):
-                self._start(asyncio.get_running_loop().create_task(self._server.retire(message)))
+                self._begin(self._server.retire(message))
         # The parent is gone, and with it the engine and whoever would replace us: serving on would only look alive.
         os._exit(1)
 

@@ -20,6 +20,7 @@ from gateway.serving.balance.queue import Queue, Ticket
 from gateway.serving.balance.retries import Budget
 from gateway.serving.balance.settings import Health
 from gateway.serving.hostview import HostView
+from gateway.supervision import Failed, once, uncounted
 
 log = logging.getLogger("penstock.pool")
 
@@ -36,7 +37,16 @@ _SHOWN = 8
 class Pool:
     """A backend, the states of its targets, and the queue before them."""
 
-    def __init__(self, name: str, backend: Backend, health: Health, admission: Admission, retry: Retry, divided: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        backend: Backend,
+        health: Health,
+        admission: Admission,
+        retry: Retry,
+        divided: int = 1,
+        failed: Failed = uncounted,
+    ) -> None:
         self.name = name
         self.backend = backend
         self.endpoints = backend.endpoints()
@@ -47,6 +57,7 @@ class Pool:
         self._called: dict[Ticket, asyncio.Future[None]] = {}
         self._refreshed_at = float("-inf")
         self._verifying: set[asyncio.Task[None]] = set()
+        self._failed = failed
 
     def refresh(self, now: float | None = None) -> None:
         """Take the backend's snapshot of its targets."""
@@ -221,7 +232,7 @@ class Pool:
         if now - host.verified_at < VERIFY_INTERVAL_S:
             return
         host.verified_at = now
-        task = asyncio.get_running_loop().create_task(self._verify(host))
+        task = once("proof of a host", self._verify(host), self._failed)
         self._verifying.add(task)
         task.add_done_callback(self._verifying.discard)
 

@@ -114,12 +114,13 @@ class Registry:
     """All pools, and the models they serve."""
 
     def __init__(self, settings: Settings, env: BackendEnv) -> None:
+        self._env = env
         self._pools: dict[str, Pool] = {}
         self._models: dict[str, Served] = {}
         self._probes: list[asyncio.Task[None]] = []
         for name, (plugin, config, health) in configured(settings).items():
             backend = plugin.build(name, config, env)
-            self._pools[name] = Pool(name, backend, health, settings.admission, settings.retry, settings.listen.workers)
+            self._pools[name] = Pool(name, backend, health, settings.admission, settings.retry, settings.listen.workers, env.failed)
         self._created = int(time.time())
         for model, entry in settings.models.items():
             policy = policies.make(entry.balance, random.Random())  # noqa: S311
@@ -136,7 +137,7 @@ class Registry:
             if wrong:
                 raise ConfigErrors(wrong)
             for pool in self._pools.values():
-                self._probes.append(asyncio.create_task(pool.probe_forever(), name=f"probe {pool.name}"))
+                self._probes.append(self._env.supervise(f"probe {pool.name}", pool.probe_forever))
         except BaseException:
             await self.aclose()
             raise

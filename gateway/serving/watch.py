@@ -51,10 +51,12 @@ class Watches:
 
     def _look(self) -> None:
         now = time.monotonic()
-        for watch in list(self._all):
-            if watch.until <= now:
-                watch.look(now)
-        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._look) if self._all else None
+        try:
+            for watch in list(self._all):
+                if watch.until <= now:
+                    watch.look(now)
+        finally:  # what failed for one request is said by the loop, and must not be the last look at the others
+            self._timer = asyncio.get_running_loop().call_later(TICK_S, self._look) if self._all else None
 
 
 class Watch:

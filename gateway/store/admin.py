@@ -17,7 +17,7 @@ from gateway.config import Settings
 from gateway.store.connect import FORGETS, Client, Command, Script
 from gateway.store.keysync import KeySync, stored_keys
 from gateway.supervision import supervise
-from gateway.telemetry.metrics import STORED_KEYS, TASK_FAILURES, Metrics
+from gateway.telemetry.metrics import STORED_KEYS, Metrics
 
 log = logging.getLogger("penstock.store")
 
@@ -39,7 +39,7 @@ class AdminStore:
 
     def open(self) -> None:
         """Follow the stored keys from now on."""
-        self._following = supervise("stored keys", self._follow, lambda task: self._metrics.add(TASK_FAILURES, (task,)))
+        self._following = supervise("stored keys", self._follow, self._metrics.failed)
 
     async def _follow(self) -> None:
         if await self._client.forgets():

@@ -27,7 +27,7 @@ from gateway.store.memories import Memories
 from gateway.store.pipeline import Pipeline
 from gateway.store.writes import PendingWrites
 from gateway.supervision import supervise
-from gateway.telemetry.metrics import STORE_UP, TASK_FAILURES, Metrics
+from gateway.telemetry.metrics import STORE_UP, Metrics
 from gateway.telemetry.record import Record
 
 # A store that is down is asked oftener whether it is back than one that is not is told that we live.
@@ -67,7 +67,7 @@ class Shared:
         with contextlib.suppress(StoreFailed):
             await self.keysync.read()
         works = {"store pipeline": self.pipeline.run, "store heartbeat": self._live, "stored keys": self.keysync.run}
-        self._tasks = [supervise(name, work, lambda task: self._metrics.add(TASK_FAILURES, (task,))) for name, work in works.items()]
+        self._tasks = [supervise(name, work, self._metrics.failed) for name, work in works.items()]
 
     async def _live(self) -> None:
         while True:

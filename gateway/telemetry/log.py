@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 
@@ -70,7 +70,7 @@ class Bounded(logging.Filter):
         if getattr(record, "always", False):
             return True
         seen = self._seen.setdefault((record.name, str(record.msg)), [record.created, 0.0])
-        if record.created - seen[0] >= self._window_s:
+        if not 0 <= record.created - seen[0] < self._window_s:  # a clock may be set back
             left_out = int(seen[1]) - self._most
             seen[:] = [record.created, 0.0]
             if left_out > 0:
@@ -90,9 +90,40 @@ class _Text(logging.Formatter):
         return visible(super().formatMessage(record))
 
 
+class _Stderr(logging.Handler):
+    """Where the log goes. What cannot be written there (the disk is full, or a pipe is read no more) ends nothing; it is counted, and said
+    in one line as soon as that can be."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self.stream = stream
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.write(f"{self.format(record)}\n", 1)
+
+    def write(self, text: str, lines: int) -> None:
+        """Whole lines, so many of them, in one write."""
+        lock = self.lock
+        assert lock is not None
+        with lock:
+            try:
+                if self._lost:
+                    text = self._missing() + text
+                self.stream.write(text)
+                self.stream.flush()
+                self._lost = 0
+            except (OSError, ValueError):
+                self._lost += lines
+
+    def _missing(self) -> str:
+        words = "%d lines of the log could not be written"
+        return self.format(logging.LogRecord("penstock.log", logging.ERROR, "", 0, words, (self._lost,), None)) + "\n"
+
+
 def setup(level: str, format: str) -> None:
     """Send the gateway's log to standard error; `auto` means JSON unless that is a terminal."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr(sys.stderr)
     handler.addFilter(Bounded())
     readable = format == "text" or (format == "auto" and sys.stderr.isatty())
     handler.setFormatter(_Text() if readable else _Json())
@@ -119,15 +150,8 @@ def requests(records: Sequence[Record]) -> None:
             text = "".join([f"{_readable(record, offset)}\n" for record in records])
         else:
             text = _encoder.encode_lines([_line(record, offset) for record in records]).decode()
-        if isinstance(handler, logging.StreamHandler):
-            handler.acquire()
-            try:
-                handler.stream.write(text)
-                handler.flush()
-            except OSError:  # a log that cannot be written must not end a request
-                pass
-            finally:
-                handler.release()
+        if isinstance(handler, _Stderr):
+            handler.write(text, len(records))
 
 
 class _Clock:

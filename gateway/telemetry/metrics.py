@@ -211,6 +211,10 @@ class Metrics:
         # Of the last value in each bucket: its trace, the value, and when.
         self.exemplars: Exemplars = {}
 
+    def failed(self, task: str) -> None:
+        """A background task has failed: see `gateway.supervision`."""
+        self.add(TASK_FAILURES, (task,))
+
     def add(self, family: Family, labels: tuple[str, ...] = (), amount: float = 1.0) -> None:
         """Count something."""
         self._series(family, labels)[0] += amount

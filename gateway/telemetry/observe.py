@@ -7,6 +7,7 @@ observed together, which takes a third of what each alone would (docs/performanc
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
 
 from gateway.telemetry import log
@@ -14,9 +15,12 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.record import Record
 from gateway.telemetry.ring import Ring
 
+_log = logging.getLogger("penstock.tasks")
+
 # Records wait for at most so long, and so many of them.
 GATHER_S = 0.005
 GATHER_MOST = 64
+_TASK = "requests that have ended"
 
 
 class Tracer(Protocol):
@@ -59,10 +63,20 @@ class Observer:
         gathered, self._gathered = self._gathered, []
         lines = self._log_requests and log.requests_are_logged()
         for record in gathered:
-            self.metrics.request(record)
-            if self.tracer is not None:
-                self.tracer.finish(record)
-            record.call = None
-            self.ring.keep(record)
+            try:
+                self.metrics.request(record)
+                if self.tracer is not None:
+                    self.tracer.finish(record)
+                record.call = None
+                self.ring.keep(record)
+            except Exception:  # of one request: the others are observed all the same
+                self._failed()
         if lines:
-            log.requests(gathered)
+            try:
+                log.requests(gathered)
+            except Exception:
+                self._failed()
+
+    def _failed(self) -> None:
+        self.metrics.failed(_TASK)
+        _log.exception("the task '%s' has failed", _TASK)

@@ -164,8 +164,7 @@ class Tracer:
             if ("OTEL_SERVICE_NAME" not in os.environ)
             else Resource.create({"service.version": gateway.__version__})
         )
-        # Monotonic to wall-clock, once: a clock that is set back must not turn spans around.
-        self._offset = time.time() - time.monotonic()
+        self._offset = 0.0
 
     def finish(self, record: Record) -> None:
         """A request has ended: record it, if it is to be."""
@@ -191,6 +190,9 @@ class Tracer:
 
     def spans(self, record: Record) -> Iterator[ReadableSpan]:
         """The request's own, and one for each stretch in which time was spent on something else: waits and attempts."""
+        # Monotonic to wall-clock, once for all spans of a request: a clock that is set must neither turn them around nor leave those of
+        # later requests where it was.
+        self._offset = time.time() - time.monotonic()
         trace = int(record.trace.id, 16)
         server = SpanContext(trace, int(record.span or new_span(), 16), False, _SAMPLED)
         parent = SpanContext(trace, int(record.trace.parent, 16), True, _SAMPLED) if record.trace.parent else None

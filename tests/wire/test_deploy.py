@@ -199,6 +199,46 @@ def test_the_dockerfile_runs_nothing_but_our_own_scripts(compose: dict[str, Any]
     assert "latest" not in text
 
 
+def test_images_do_not_run_as_root() -> None:
+    stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
+    for stage in stages:
+        name = re.findall(r" AS (\w+)", stage)[0]
+        users = re.findall(r"^USER (.+)$", stage, re.MULTILINE)
+        assert users[-1:] == (["penstock"] if name != "base" else []), name
+        if users:  # nothing is installed or owned differently behind it
+            assert "RUN" not in stage.rpartition("\nUSER ")[2]
+    assert re.search(r"useradd --system --uid 10001 .* penstock$", stages[0], re.MULTILINE)
+
+
+def test_a_pod_is_confined() -> None:
+    for manifest in yaml.safe_load_all((DEPLOY / "kubernetes" / "penstock.yaml").read_text()):
+        pod = manifest["spec"]["template"]["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == 10001
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            confined = container["securityContext"]
+            assert confined["readOnlyRootFilesystem"] is True
+            assert confined["allowPrivilegeEscalation"] is False
+            assert confined["capabilities"] == {"drop": ["ALL"]}
+            writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+            assert writable == {"/opt/penstock/state", "/tmp"}, "all that the gateway writes to"
+            assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+
+
+@pytest.mark.parametrize("name", ["penstock", "penstock-engine"])
+def test_units_are_confined(name: str) -> None:
+    """By systemd's own judgement: 0 is all that there is, 10 nothing."""
+    unit = DEPLOY / "systemd" / f"{name}.service"
+    done = subprocess.run(["systemd-analyze", "security", "--offline=true", unit], capture_output=True, text=True, timeout=60, check=False)
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert found, done.stdout + done.stderr
+    assert float(found[1]) <= 3.0, done.stdout
+    assert done.stderr == "", "a setting that it does not know, or cannot read"
+
+
 @pytest.mark.slow
 def test_what_the_dockerfile_runs_works_in_a_clean_folder(tmp_path: Path, scripted_sglang: Rehearsal) -> None:
     clean = {name: value for name, value in environment().items() if name not in ("PENSTOCK_HOME", "PYTHONPATH", "VIRTUAL_ENV")}

@@ -31,6 +31,7 @@ from backends.sglang_dsv3.engine.monitor import Machine, Monitor
 from backends.sglang_dsv3.engine.supervise import Supervisor, served_name
 from gateway.errors import ConfigError
 from gateway.plugin import ServiceState
+from gateway.supervision import listen, once, supervise
 
 log = logging.getLogger("penstock.engine")
 
@@ -68,6 +69,7 @@ class Agent:
         self._going = False
         self._changing: asyncio.Task[None] | None = None
         self._followers: dict[str, str] = {}
+        self._failures: dict[str, int] = {}
         self.monitor = Monitor(config.gpus, Path(config.model_path) if config.model_path is not None else home)
         self.supervisor = Supervisor(f"engine-{config.port}", config, home, self._heard, config.port)
 
@@ -75,9 +77,13 @@ class Agent:
         self._since = time.monotonic()
         self._say(f"{state.state}{f', {state.detail}' if state.detail else ''}")
 
+    def _failed(self, task: str) -> None:
+        self._failures[task] = self._failures.get(task, 0) + 1
+
     async def run(self) -> int:
         """Until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
         loop = asyncio.get_running_loop()
+        listen(self._failed)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: self._begin(self._leave()))
         loop.add_signal_handler(signal.SIGHUP, lambda: self._begin(self._reload()))
@@ -92,7 +98,7 @@ class Agent:
         self._say(f"its status on http://{self._config.agent}")
         if self.monitor.note:
             self._say(f"{self.monitor.note}; the GPUs are not watched")
-        watching = asyncio.create_task(self._watch_followers())
+        watching = supervise("followers", self._watch_followers, self._failed)
         try:
             return await self.supervisor.run()
         finally:
@@ -104,7 +110,7 @@ class Agent:
             work.close()
             self.supervisor.stop()  # asked twice: no more patience
             return
-        self._changing = asyncio.get_running_loop().create_task(work)
+        self._changing = once("change", work, self._failed)
 
     async def _notice(self) -> None:
         """Gateways ask `/ready` every second or so: let each of them hear that we go before anything ends."""
@@ -182,6 +188,8 @@ class Agent:
         for state in _STATES:
             add("penstock_engine_state", "Which state the engine is in.", {"state": state}, float(state == status.state))
         add("penstock_engine_restarts", "How often it ended by itself.", {}, float(status.restarts))
+        for task, count in self._failures.items():
+            add("penstock_engine_task_failures", "Background tasks of the agent that failed.", {"task": task}, float(count))
         for row in monitor.series(status.machine):
             add(*row)
         return web.Response(text="\n".join(lines) + "\n", content_type="text/plain")

@@ -29,6 +29,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from gateway import lifeline
 from gateway.home import private, state_folder
 from gateway.lifeline import Backoff
 from gateway.plugin import ServiceState
+from gateway.supervision import supervise, uncounted
 
 # A start took 22 to 30 s (2026-11-23, 2 shared cores); the last one's own duration is better and is remembered.
 USUAL_START_S = 30.0
@@ -184,7 +186,8 @@ class Supervisor:
         started = time.monotonic()
         process = await self._spawn(launch.command(self.config, self._home, model, served_name(self.config), port, self._secrets()))
         progress = Progress(lambda words: self._tell("loading", words, url, remaining_s(usual_s, time.monotonic() - started)))
-        reading = asyncio.create_task(self._follow_log(process, progress.hear))
+        # An engine whose log nobody reads stands still when the pipe is full.
+        reading = supervise("log of the engine", partial(self._follow_log, process, progress.hear), uncounted)
         ready = asyncio.create_task(self._until_ready(url, started, progress))
         stop = asyncio.create_task(self._told())
         exited = asyncio.create_task(process.wait())
@@ -297,8 +300,16 @@ def remaining_s(usual_s: float, elapsed_s: float) -> float:
 
 
 class _PrivateLog(logging.handlers.RotatingFileHandler):
+    said = False
+
     def _open(self) -> io.TextIOWrapper:
         return open(self.baseFilename, "a", encoding=self.encoding, opener=private)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        """A full disk is said once, and keeps nobody from serving."""
+        if not self.said:
+            self.said = True
+            print(f"penstock: {self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
 
 
 def _engine_log(path: Path) -> logging.Logger:

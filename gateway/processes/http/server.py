@@ -22,6 +22,7 @@ from gateway.processes.http.bounds import LINGER_S, SPARE_DESCRIPTORS
 from gateway.processes.http.connection import Connection
 from gateway.processes.http.shared import Shared
 from gateway.processes.protocol import Retire
+from gateway.supervision import Failed, uncounted
 from gateway.wire.asgi import App
 
 log = logging.getLogger("penstock.worker")
@@ -39,11 +40,18 @@ class Server(uvicorn.Server):
     """uvicorn that leaves signals to the parent, says when it serves, and ends as it is told to."""
 
     def __init__(
-        self, config: uvicorn.Config, settings: Settings, life: Lifecycle, serving: Callable[[bool], None], tls: ssl.SSLContext | None
+        self,
+        config: uvicorn.Config,
+        settings: Settings,
+        life: Lifecycle,
+        serving: Callable[[bool], None],
+        failed: Failed,
+        tls: ssl.SSLContext | None,
     ) -> None:
         super().__init__(config)
         self._life = life
         self._serving = serving
+        self._failed = failed
         self._tls = tls
         self._head_s = settings.timeouts.head_s
         self._order: Retire | None = None
@@ -78,7 +86,11 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; whether to exit."""
         if counter % _TURNS == 0:
-            self._look()
+            try:
+                self._look()
+            except Exception:  # whatever it is, it is no reason to cut everybody off
+                self._failed("connections")
+                log.exception("the task 'connections' has failed")
         return self.should_exit
 
     def _look(self) -> None:
@@ -145,8 +157,15 @@ def _most() -> int:
 
 
 def server(
-    app: App, settings: Settings, life: Lifecycle, serving: Callable[[bool], None], tls: ssl.SSLContext | None = None, **more: Any
+    app: App,
+    settings: Settings,
+    life: Lifecycle,
+    serving: Callable[[bool], None],
+    failed: Failed = uncounted,
+    tls: ssl.SSLContext | None = None,
+    **more: Any,
 ) -> Server:
-    """A server of `app`, to be run with `serve(sockets=[...])`; `serving` is told when it accepts connections and when no more."""
+    """A server of `app`, to be run with `serve(sockets=[...])`; `serving` is told when it accepts connections and when no more, `failed`
+    what has failed in the background."""
     config = uvicorn.Config(app, loop="none", http=Connection, ws="none", log_config=None, **more)  # type: ignore[arg-type]
-    return Server(config, settings, life, serving, tls)
+    return Server(config, settings, life, serving, failed, tls)
