@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import importlib.util
 import ipaddress
+import logging
+import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -98,6 +100,8 @@ def serve(path: Path | None, host: str | None, port: int | None, workers: int | 
         plan = asyncio.run(load())
         settings = plan.settings
         log.setup(settings.log.level, settings.log.format)
+        for stranger in config.strangers(os.environ):
+            logging.getLogger("penstock.config").warning("%s", stranger)
         listener = parent.listen(settings.listen.host, settings.listen.port, "listen", settings.timeouts.client_s)
         address = config.admin_address(settings.listen)
         admin = parent.listen(*address, "listen.admin") if address is not None else None
@@ -121,7 +125,7 @@ async def _rehearse(loaded: config.Loaded, check: bool = False) -> list[str]:
     from middleware import rate_limit  # not before it is known that these names are ours
 
     settings = loaded.settings
-    notes: list[str] = []
+    notes = list(config.strangers(os.environ))
     wrong: list[ConfigError] = []
 
     async def files() -> list[str]:
@@ -281,6 +285,17 @@ def check(path: Path | None, as_json: bool, every: bool) -> None:
         for finding in findings:
             say(f"note: {finding}")
         say(f"ok: {path or 'the defaults'} can be served")
+
+
+@main.group("config")
+def configuration() -> None:
+    """What a configuration may hold."""
+
+
+@configuration.command("schema")
+def show_schema() -> None:
+    """The JSON schema of a configuration, for editors: a first line `# yaml-language-server: $schema=FILE` names the file it is kept in."""
+    say_json(msgspec.json.format(msgspec.json.encode(registry.schema())))
 
 
 for command in (
