@@ -44,8 +44,10 @@ class Auth:
         if not scheme:
             scheme, secret = b"bearer", header(scope, b"x-api-key") or b""  # what Anthropic's SDKs send, on whatever path
             if not secret:
-                raise InvalidKey(sent=False)
+                raise InvalidKey("no key was sent", sent=False)
         caller = self._keys.find(secret.strip())
-        if scheme.lower() != b"bearer" or caller is None:
-            raise InvalidKey
+        if scheme.lower() != b"bearer":
+            raise InvalidKey("what was sent is no bearer key")
+        if caller is None:
+            raise InvalidKey(self._keys.why_not(secret.strip()))
         return caller

@@ -25,6 +25,8 @@ STALE_S = 10.0
 # Of a new key: what it begins with, so that a scanner for leaked secrets knows it, and its random bytes.
 PREFIX = "sk-penstock-"
 _BYTES = 32
+# Of the hash of a key that nobody knows: enough to tell two of them apart, and too little to find the key.
+_SHOWN_DIGITS = 8
 
 
 class StoredKey(KeyEntry, kw_only=True, frozen=True):
@@ -199,6 +201,14 @@ class Keys:
             if hmac.compare_digest(digest, expected) and time.time() < min(until, caller.expires_at):
                 found = caller
         return found
+
+    def why_not(self, secret: bytes) -> str:
+        """What an operator should know of a key that was refused; its name where it was good once."""
+        digest = hashlib.sha256(secret).digest()
+        for expected, caller, _ in self._by_start.get(digest[:8], ()):
+            if hmac.compare_digest(digest, expected):
+                return f"the key '{caller.name}' {'has expired' if time.time() >= caller.expires_at else 'was replaced: it was rotated'}"
+        return f"no key is known whose SHA-256 begins with {digest.hex()[:_SHOWN_DIGITS]}"
 
 
 def new_secret() -> tuple[str, str]:

@@ -26,8 +26,11 @@ from gateway.telemetry.record import Record
 
 # Requests by how they ended. `lost`: they were open at a gateway that died, and what they used is not known.
 OUTCOMES = ("ok", "failed", "client_gone", "lost")
-# `estimated`: those completion tokens among the generated that no engine reported. `cost`: in thousand-millionths of the currency's unit.
-COLUMNS = (*OUTCOMES, "prompt", "cached", "generated", "delivered", "wasted_client", "wasted_host", "estimated", "cost")
+# `limited`: requests that a limit refused, which are none of those above. `estimated`: those completion tokens among the generated that no
+# engine reported. `cost`: in thousand-millionths of the currency's unit.
+COLUMNS = (*OUTCOMES, "limited", "prompt", "cached", "generated", "delivered", "wasted_client", "wasted_host", "estimated", "cost")
+# What such a request adds.
+LIMITED: Mapping[str, int] = {"limited": 1}
 # day, key, model -> counts by column
 Rows = dict[tuple[str, str, str], dict[str, int]]
 
@@ -125,7 +128,7 @@ def shown(rows: Rows) -> list[Used]:
 def _used(row: tuple[str, str, str], of: dict[str, int]) -> Used:
     requests = sum(of[name] for name in OUTCOMES)
     return Used(
-        *row, requests, of["ok"], of["failed"], of["client_gone"], of["lost"], of["prompt"], of["cached"], of["generated"],
+        *row, requests, of["ok"], of["failed"], of["client_gone"], of["lost"], of["limited"], of["prompt"], of["cached"], of["generated"],
         of["delivered"], of["wasted_client"], of["wasted_host"], of["estimated"], of["cost"] / rules.NANO,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ class Used(msgspec.Struct, frozen=True):
     failed: int
     client_gone: int
     lost: int
+    limited: int
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int

@@ -24,6 +24,7 @@ from gateway.errors import ConfigError, ConfigErrors
 from gateway.lifecycle import Lifecycle
 from gateway.processes import protocol
 from gateway.processes.fleet import Fleet
+from gateway.processes.outages import Outages
 from gateway.processes.services import Observer
 from gateway.processes.tree import Plan, Tree
 from gateway.processes.view import View
@@ -103,6 +104,7 @@ class Parent:
         self._background(self._tree.usage.write_forever())
         await self._tree.services.change(self._tree.plan.services)
         self._background(self._announce(self._tree.grow(1, self.settings)))
+        self._background(Outages(self._view.reported).run())
         admin = self._admin_api()
         if (store := self._view.stored_keys()) is not None:
             store.open()

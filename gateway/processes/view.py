@@ -89,7 +89,7 @@ class View:
             counts[metrics.WORKERS.name].setdefault(str(view.generation), [0.0])[0] += view.state != "starting"
         workers = float(sum(view.resident_bytes for view in views))
         counts[metrics.MEMORY.name] = {"parent": [float(lifeline.resident_bytes())], "workers": [workers]}
-        counts.update(exposition.of_hosts((row.backend, row.id, row.state, row.in_flight, row.stats) for row in self._hosts()))
+        counts.update(exposition.of_hosts((row.backend, row.id, row.state, row.in_flight, row.stats) for row in self.reported()))
         return counts
 
     def exemplars(self) -> metrics.Exemplars:
@@ -99,9 +99,10 @@ class View:
     async def hosts(self) -> Sequence[HostView]:
         """See `Operated`. What several workers know of a host is added up; of their states the gravest is shown."""
         await self.look()
-        return self._hosts()
+        return self.reported()
 
-    def _hosts(self) -> list[HostView]:
+    def reported(self) -> list[HostView]:
+        """The same as the workers have last reported it."""
         found: dict[tuple[str, str], HostView] = {}
         for worker in self._tree.fleets[-1].workers:
             for row in worker.report.hosts if worker.report is not None else ():
@@ -109,7 +110,13 @@ class View:
                 if before is not None:
                     capacity = None if row.capacity is None or before.capacity is None else row.capacity + before.capacity
                     graver = max(before, row, key=lambda view: GRAVITY.index(view.state))
-                    row = msgspec.structs.replace(graver, in_flight=before.in_flight + row.in_flight, capacity=capacity)
+                    row = msgspec.structs.replace(
+                        graver,
+                        in_flight=before.in_flight + row.in_flight,
+                        capacity=capacity,
+                        moved=before.moved + row.moved,
+                        broke=before.broke + row.broke,
+                    )
                 found[row.backend, row.id] = row
         return list(found.values())
 
@@ -118,7 +125,8 @@ class View:
         if target not in {row.id for row in await self.hosts()}:
             return False
         self._tree.drain(target, drained)
-        _log.info("target %s is %s", target, "drained by the operator" if drained else "back by the operator's word")
+        word = "drained by the operator" if drained else "back by the operator's word"
+        _log.info("host %s is %s", target, word, extra={"fields": {"host": target}})
         return True
 
     def effective(self) -> list[dict[str, Any]]:

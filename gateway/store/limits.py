@@ -159,6 +159,11 @@ class Limits:
         # Whoever waits for a slot, at whatever gateway, waits for this.
         self._pipeline.soon(0.0 if slots else GATHER_S)
 
+    def count(self, row: Row) -> None:
+        """See `Store`."""
+        ledger.add(self._writes.rows, row)
+        self._pipeline.soon(GATHER_S)
+
     def _undo(self, lease: Lease) -> None:
         """As if it had not been asked."""
         self._end(lease, [0.0] * len(lease.asks))

@@ -93,6 +93,10 @@ class Shared:
         """See `Store`."""
         self.limits.settle(lease, costs, row)
 
+    def count(self, row: Row) -> None:
+        """See `Store`."""
+        self.limits.count(row)
+
     def remember(self, record: Record) -> None:
         """What happened to a request, for whoever asks at whatever gateway."""
         self.memories.add(record)

@@ -57,12 +57,10 @@ class Observer:
             self._timer.cancel()
             self._timer = None
         gathered, self._gathered = self._gathered, []
-        lines = self._log_requests and log.requests_are_logged()
         for record in gathered:
             self.metrics.request(record)
             if self.tracer is not None:
                 self.tracer.finish(record)
             record.call = None
             self.ring.keep(record)
-        if lines:
-            log.requests(gathered)
+        log.requests(gathered, self._log_requests)

@@ -118,6 +118,10 @@ class Memory:
             self.correct(lease.asks, costs)
         self._count(row)
 
+    def count(self, row: Row) -> None:
+        """See `Store`."""
+        self._count(row)
+
     def correct(self, asks: Sequence[Ask], costs: Sequence[float]) -> None:
         """The true costs instead of the estimates: what is over becomes debt, what is under comes back."""
         now = self._now()
