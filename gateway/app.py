@@ -88,7 +88,8 @@ def build(
     store: Store
     if settings.redis.url is None:
         store = memory = Memory(count=usage.add)
-        memory.used(ledger.quotas(used or {}, ledger.Days(settings.limits.timezone)))
+        teams = {key.name: key.team for key in settings.keys if key.team is not None}
+        memory.used(ledger.quotas(used or {}, ledger.Days(settings.limits.timezone), teams))
     else:
         from gateway.store.shared import Shared  # 0.1 s that only a gateway with Redis has to spend
 

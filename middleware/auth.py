@@ -28,7 +28,8 @@ class Auth:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         record = Record.of(scope)
         if self._keys.required and scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
-            record.caller = self._caller(scope)
+            secret = _secret(scope)
+            record.caller = self._keys.find(secret) or await self._found_late(secret)
             record.key = record.caller.name
         else:
             record.caller = self._keys.nobody
@@ -38,16 +39,25 @@ class Auth:
                 )
         return self._app(scope, receive, send)
 
-    def _caller(self, scope: Scope) -> Caller:
-        """Whose key this is; raises InvalidKey, the same for one that is unknown, revoked or expired."""
-        scheme, _, secret = (header(scope, b"authorization") or b"").partition(b" ")
-        if not scheme:
-            scheme, secret = b"bearer", header(scope, b"x-api-key") or b""  # what Anthropic's SDKs send, on whatever path
-            if not secret:
-                raise InvalidKey("no key was sent", sent=False)
-        caller = self._keys.find(secret.strip())
-        if scheme.lower() != b"bearer":
-            raise InvalidKey("what was sent is no bearer key")
+    async def _found_late(self, secret: bytes) -> Caller:
+        """Whose key this is that is not known here: one that was made a moment ago, at whatever gateway, is good at once. Raises
+        InvalidKey, to a client the same for one that is unknown, revoked or expired."""
+        caller = None
+        if self._keys.refresh is not None:
+            await self._keys.refresh()
+            caller = self._keys.find(secret)
         if caller is None:
-            raise InvalidKey(self._keys.why_not(secret.strip()))
+            raise InvalidKey(self._keys.why_not(secret))
         return caller
+
+
+def _secret(scope: Scope) -> bytes:
+    """What is sent as a key; raises InvalidKey where nothing is."""
+    scheme, _, secret = (header(scope, b"authorization") or b"").partition(b" ")
+    if not scheme:
+        secret = header(scope, b"x-api-key") or b""  # what Anthropic's SDKs send, on whatever path
+        if not secret:
+            raise InvalidKey("no key was sent", sent=False)
+    elif scheme.lower() != b"bearer":
+        raise InvalidKey("what was sent is no bearer key")
+    return secret.strip()

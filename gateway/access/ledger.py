@@ -192,16 +192,18 @@ def forget(rows: Rows, days: int, today: str) -> None:
         del rows[row]
 
 
-def quotas(rows: Rows, days: Days) -> dict[str, float]:
-    """What the quotas of the present day and month had used, by the names that `keys.Caller` gives them."""
+def quotas(rows: Rows, days: Days, teams: Mapping[str, str]) -> dict[str, float]:
+    """What the quotas of the present day and month had used, by the names that `keys.Caller` gives them. `teams`: of keys."""
     found: dict[str, float] = {}
     for period, (name, _) in days.at(time.time()).items():
         for (day, key, model), of in rows.items():
             if day.startswith(name):
                 if period == "day":
                     tokens = of.get("prompt", 0) + of.get("generated", 0)
-                    for limit in (f"key/{key}/day", f"key/{key}/model/{model}/day", f"model/{model}/day"):
+                    counted = [f"key/{key}/day", f"key/{key}/model/{model}/day", f"model/{model}/day"]
+                    for limit in counted if key not in teams else (*counted, f"team/{teams[key]}/day"):
                         found[f"{limit}/{name}"] = found.get(f"{limit}/{name}", 0.0) + tokens
-                budget = f"key/{key}/budget/{name}"
-                found[budget] = found.get(budget, 0.0) + of.get("cost", 0)
+                for whose in (f"key/{key}", f"team/{teams[key]}") if key in teams else (f"key/{key}",):
+                    budget = f"{whose}/budget/{name}"
+                    found[budget] = found.get(budget, 0.0) + of.get("cost", 0)
     return found

@@ -25,3 +25,4 @@ class Used(msgspec.Struct, frozen=True):
     wasted_host_tokens: int
     estimated_tokens: int
     cost: float
+    team: str = ""

@@ -55,6 +55,7 @@ class Shared:
         # Nobody waits for memories.
         self.pipeline.parts = (self.writes, self.membership, self.limits, self.memories)
         self.keysync = KeySync(self.client, keys.learn, keys.confirmed, keys.known)
+        keys.refresh = self.keysync.fresh
         self._tasks: list[asyncio.Task[None]] = []
 
     def _clock(self) -> float:
