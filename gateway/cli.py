@@ -28,6 +28,7 @@ from gateway.home import home
 from gateway.plugin import BackendEnv, CommandEnv, Service, ServiceState
 from gateway.processes import init, parent
 from gateway.processes.tree import Plan
+from gateway.reach import unreached
 from gateway.serving import registry
 from gateway.telemetry import log
 from gateway.terminal import say, say_json, say_lines, say_table
@@ -267,16 +268,20 @@ def _refuse(error: ConfigError) -> NoReturn:
 @CONFIG_OPTION
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every value instead of lines.")
 @click.option("--all", "every", is_flag=True, help="Values that are left at their defaults, too.")
-def check(path: Path | None, as_json: bool, every: bool) -> None:
+@click.option("--reach", is_flag=True, help="Whatever is not there (a host, its agent, Redis, the collector) is a failure: exit code 1.")
+def check(path: Path | None, as_json: bool, every: bool, reach: bool) -> None:
     """Validate the configuration and print what it sets, each value with its origin, secrets masked."""
+    missing: list[str] = []
     try:
         loaded = _load(path)
         rows = registry.rows(loaded)
-        findings = asyncio.run(_rehearse(loaded, check=True))
+        findings = asyncio.run(_rehearse(loaded, check=not reach))
+        if reach:
+            missing = asyncio.run(_missing(loaded.settings))
     except ConfigError as error:
         _refuse(error)
     if as_json:
-        say_json(msgspec.json.encode({"values": rows, "findings": findings}))
+        say_json(msgspec.json.encode({"values": rows, "findings": findings, **({"unreached": missing} if reach else {})}))
     else:
         shown = [row for row in rows if every or row["origin"] != "default"]
         say_table(("key", "value", "origin"), [(row["key"], msgspec.json.encode(row["value"]).decode(), row["origin"]) for row in shown])
@@ -284,7 +289,15 @@ def check(path: Path | None, as_json: bool, every: bool) -> None:
             say(f"{len(rows) - len(shown)} more are left at their defaults (--all shows them)")
         for finding in findings:
             say(f"note: {finding}")
-        say(f"ok: {path or 'the defaults'} can be served")
+        for finding in missing:
+            say(f"penstock: not reached: {finding}", error=True)
+        if not missing:
+            say(f"ok: {path or 'the defaults'} can be served{', and all that it names is there' if reach else ''}")
+    sys.exit(1 if missing else 0)
+
+
+async def _missing(settings: config.Settings) -> list[str]:
+    return [finding async for finding in unreached(settings, BackendEnv(home()))]
 
 
 @main.group("config")

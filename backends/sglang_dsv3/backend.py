@@ -82,9 +82,14 @@ class SGLang(Backend):
             await host.aclose()
 
     async def check(self) -> list[str]:
-        """Hosts that cannot be reached or serve another architecture."""
+        """Hosts that cannot be reached or serve another architecture, and agents that do not answer."""
         findings: list[str] = []
         for host in self._hosts.values():
+            if host.config.agent is not None:
+                try:
+                    await host.agent("/status")
+                except (ConnectFailed, ConnectionLost, TimeoutError) as error:
+                    findings.append(f"the agent of {host.id} does not answer at {host.config.agent}: {error or type(error).__name__}")
             if not host.url:
                 continue
             try:
