@@ -11,6 +11,7 @@ from litestar import asgi
 from litestar.handlers import ASGIRouteHandler
 
 from gateway.access.keys import Keys
+from gateway.account import Accounts
 from gateway.errors import MethodNotAllowed, Unavailable, UnknownUrl
 from gateway.exchange import Exchanges
 from gateway.lifecycle import Lifecycle
@@ -39,11 +40,12 @@ class Route:
     below_answer: Any = None
 
 
-def table(registry: Registry, exchanges: Exchanges, lifecycle: Lifecycle, keys: Keys) -> Sequence[Route]:
+def table(registry: Registry, exchanges: Exchanges, accounts: Accounts, lifecycle: Lifecycle, keys: Keys) -> Sequence[Route]:
     """All of them."""
     return (
         *(Route("POST", endpoint.value, exchanges.of(endpoint), endpoint=endpoint) for endpoint in Endpoint),
         Route("GET", "/v1/models", _models(registry), below=True, answer=answers.ModelList, below_answer=answers.ModelInfo),
+        Route("GET", "/v1/usage", _usage(accounts), answer=answers.OwnUsage),
         Route("GET", "/livez", _livez, answer=answers.Health),
         Route("GET", "/readyz", _readyz(registry, lifecycle, keys), answer=answers.Health),
     )
@@ -85,6 +87,13 @@ def _models(registry: Registry) -> App:
         await _json(send, registry.model(name, allowed) if name else {"object": "list", "data": registry.models(allowed)})
 
     return models
+
+
+def _usage(accounts: Accounts) -> App:
+    async def usage(scope: Scope, receive: Receive, send: Send) -> None:
+        await _json(send, await accounts.of(Record.of(scope).caller))
+
+    return usage
 
 
 async def _livez(scope: Scope, receive: Receive, send: Send) -> None:

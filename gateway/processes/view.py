@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -14,6 +15,7 @@ import msgspec
 
 from gateway import lifeline
 from gateway.access import keys, ledger
+from gateway.access.limits.rules import StoreFailed
 from gateway.admin import secret
 from gateway.admin.contract import GRAVITY, Reloaded, WorkerView
 from gateway.config import Settings
@@ -44,6 +46,8 @@ class View:
         self._reload = reload
         self._numbers = itertools.count(1)
         self._stored: AdminStore | None = None
+        self._answering: set[asyncio.Task[None]] = set()
+        tree.asked = self._asked
 
     @property
     def settings(self) -> Settings:
@@ -166,6 +170,24 @@ class View:
             self._stored = AdminStore(self.settings, self._tree.counts.own)
             self._tree.stored_keys = self._stored.known
         return self._stored
+
+    def _asked(self, worker: Worker, question: protocol.Spent) -> None:
+        task = asyncio.get_running_loop().create_task(self._answer(worker, question))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, worker: Worker, question: protocol.Spent) -> None:
+        """Tell a worker what is in the ledger of one key."""
+        key, first, last = question.key, question.first, question.last
+        rows: dict[str, dict[str, int]] | None = None
+        with contextlib.suppress(StoreFailed):
+            if (stored := self.stored_keys()) is not None:
+                found = await stored.usage_of(key, list(self.settings.models), first, last)
+            else:
+                await self.look()  # so that what has just ended is in it
+                found = {place: row for place, row in self._tree.usage.rows.items() if place[1] == key and first <= place[0] <= last}
+            rows = ledger.packed(found)
+        worker.send(protocol.Ledger(question.number, rows))
 
     async def usage(self, first: str, last: str) -> ledger.Rows:
         """See `Operated`."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from gateway.access.keys import Keys
 from gateway.access.ledger import Days
-from gateway.access.limits.rules import Decision, Lease, Row, StoreFailed
+from gateway.access.limits.rules import Ask, Decision, Lease, Row, State, StoreFailed
 from gateway.config import Settings
 from gateway.store.connect import Client
 from gateway.store.keysync import KeySync
@@ -93,6 +93,10 @@ class Shared:
     def settle(self, lease: Lease, costs: Sequence[float], row: Row) -> None:
         """See `Store`."""
         self.limits.settle(lease, costs, row)
+
+    async def peek(self, asks: Sequence[Ask]) -> Sequence[State]:
+        """See `Store`."""
+        return await self.limits.peek(asks)
 
     def count(self, row: Row) -> None:
         """See `Store`."""

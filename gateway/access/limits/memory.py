@@ -118,6 +118,10 @@ class Memory:
             self.correct(lease.asks, costs)
         self._count(row)
 
+    async def peek(self, asks: Sequence[Ask]) -> Sequence[State]:
+        """See `Store`."""
+        return self.decide([Ask(ask.key, ask.limit, 0.0, ask.ends_s) for ask in asks]).states
+
     def count(self, row: Row) -> None:
         """See `Store`."""
         self._count(row)
