@@ -65,7 +65,7 @@ class Outages:
                 outage = self._out.setdefault(place, _Outage(now, self._well[place][0][1]))
                 if not outage.said and now > outage.since:
                     self._out[place] = outage._replace(said=True)
-                    cause, what = host.why.partition(";")[0] or host.state, _consequence(outage.before, host, hosts)
+                    cause, what = host.why.partition(";")[0].rstrip(".") or host.state, _consequence(outage.before, host, hosts)
                     log.warning("host %s is %s: %s; %s", host.id, host.state, cause, what, extra=_about(host, cause))
         present = {(host.backend, host.id) for host in hosts}
         for gone in [place for place in self._well if place not in present]:

@@ -141,7 +141,8 @@ class Attempt:
             self.result = cause
             self.ended_at = time.monotonic()
         if host is not None:
-            self._give_back(host, verdict, why or "no connection" if cause == "connect" else "")
+            nobody = "" if cause != "connect" else why.removeprefix("connect: ") or "no connection"
+            self._give_back(host, verdict, nobody)
 
 
 class Record:
