@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from gateway.serving.hostview import HostView
 
 log = logging.getLogger("penstock.hosts")
@@ -19,6 +21,8 @@ BEFORE_S = 5.0
 # States in which a host takes requests, and those that are an outage.
 WELL = frozenset(["ok", "full"])
 OUT = frozenset(["down", "ejected", "not ready"])
+# An outage only of a host that was well: of one that begins it is how it begins.
+LOADING = "not ready"
 
 Place = tuple[str, str]
 
@@ -36,7 +40,7 @@ class Outages:
 
     def __init__(self, hosts: Callable[[], Sequence[HostView]]) -> None:
         self._hosts = hosts
-        # How each host was lately when it was well, and when that was: what was never well has not gone down.
+        # How each host was lately when it was well, and when that was.
         self._well: dict[Place, list[tuple[float, HostView]]] = {}
         self._out: dict[Place, _Outage] = {}
 
@@ -56,20 +60,21 @@ class Outages:
                     passed_s, well = now - outage.since, _left(host, hosts, "take requests")
                     log.info("host %s is back after %.0f s; %s", host.id, passed_s, well, extra=_about(host, ""))
                 if outage is not None:
-                    self._well.pop(place)
+                    self._well.pop(place, None)
                 lately = self._well.setdefault(place, [])
                 lately.append((now, host))
                 while len(lately) > 1 and lately[1][0] <= now - BEFORE_S:
                     del lately[0]
-            elif host.state in OUT and place in self._well:
-                outage = self._out.setdefault(place, _Outage(now, self._well[place][0][1]))
+            elif host.state in OUT and (place in self._well or host.state != LOADING):
+                before = self._well[place][0][1] if place in self._well else msgspec.structs.replace(host, moved=0, broke=0)
+                outage = self._out.setdefault(place, _Outage(now, before))
                 if not outage.said and now > outage.since:
                     self._out[place] = outage._replace(said=True)
                     cause, what = host.why.partition(";")[0].rstrip(".") or host.state, _consequence(outage.before, host, hosts)
                     log.warning("host %s is %s: %s; %s", host.id, host.state, cause, what, extra=_about(host, cause))
         present = {(host.backend, host.id) for host in hosts}
-        for gone in [place for place in self._well if place not in present]:
-            self._well.pop(gone)
+        for gone in {*self._well, *self._out} - present:
+            self._well.pop(gone, None)
             self._out.pop(gone, None)
 
 

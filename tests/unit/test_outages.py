@@ -62,7 +62,7 @@ def test_it_is_said_once_at_the_second_look_with_all_that_left_shortly_before(sa
 def test_what_is_no_outage_is_not_said(said: list[logging.LogRecord]) -> None:
     outages = Outages(list)
     loading = "The engine is loading."
-    for at in range(5):  # never well so far; drained by the operator, who knows; a blink
+    for at in range(5):  # still loading; drained by the operator, who knows; a blink
         blink = host("c", "down", "x") if at == 2 else host("c")
         drained = host("b", "drained", "by the operator") if at else host("b")
         outages.look([host("a", "not ready", loading), drained, blink], float(at))
@@ -74,3 +74,10 @@ def test_what_is_no_outage_is_not_said(said: list[logging.LogRecord]) -> None:
     outages.look([host("c")], 9.0)  # it is not configured any more
     outages.look([host("a"), host("c")], 10.0)
     assert len(said) == 1
+
+
+def test_a_host_that_is_down_from_the_start_is_said_too(said: list[logging.LogRecord]) -> None:
+    outages = Outages(list)
+    for second in range(4):
+        outages.look([host("a", "down", "Connection refused", moved=3), host("z")], float(second))
+    assert [one.getMessage() for one in said] == ["host a is down: Connection refused; 3 streams moved, 1 of 2 hosts left"]

@@ -238,7 +238,8 @@ def test_what_fails_or_is_slow_is_kept_though_it_was_not_chosen(
         fine = ask(running)
         broken = ask(running, "[[refuse 503]] kept")
         late = ask(running, "[[tokens 40]] [[pace 0.01]]")
-        server, (attempt,) = sink.tree(broken.headers["x-trace-id"])
+        server, below = sink.tree(broken.headers["x-trace-id"])
+        attempt = next(span for span in below if span.kind == "CLIENT")
         assert (server.failed, server.attributes["penstock.outcome"], attempt.attributes["error.type"]) == (
             True,
             "overloaded",
