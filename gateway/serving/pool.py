@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 
 from gateway.access.keys import Caller
 from gateway.config import Admission, Retry
-from gateway.errors import GatewayError, Unavailable
+from gateway.errors import MAX_MESSAGE, GatewayError, Unavailable
+from gateway.masking import without_secrets
 from gateway.plugin import Backend, Target, Verdict
 from gateway.serving.balance.hosts import Host, Hosts, NoHost, Standing
 from gateway.serving.balance.policies import Policy
@@ -185,7 +186,8 @@ class Pool:
             now = time.monotonic()
             for host, answer in zip(asked, answers, strict=True):
                 why = repr(answer) if isinstance(answer, BaseException) else answer if isinstance(answer, str) else ""
-                self.hosts.probed(host, answer is True, now, why)
+                # It may quote a library that quotes a URL.
+                self.hosts.probed(host, answer is True, now, without_secrets(why[:MAX_MESSAGE]))
             for host in self.hosts.wedged(now):
                 self._suspect(host, now)
             self._call_all()
@@ -206,7 +208,7 @@ class Pool:
         try:
             well = await self.backend.verify(name)
         except Exception as error:
-            well, why = False, f" ({error!r})"
+            well, why = False, f" ({without_secrets(repr(error)[:MAX_MESSAGE])})"
         if not well:
             self.hosts.eject(host, f"wedged: it accepts requests and generates nothing{why}", time.monotonic())
 
