@@ -29,8 +29,10 @@ class Auth:
         record = Record.of(scope)
         if self._keys.required and scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
             secret = _secret(scope)
-            record.caller = self._keys.find(secret) or await self._found_late(secret)
-            record.key = record.caller.name
+            caller = self._keys.find(secret)
+            if caller is None:
+                return self._late(secret, scope, receive, send)
+            record.caller, record.key = caller, caller.name
         else:
             record.caller = self._keys.nobody
             if scope["method"] == "POST" and origin.cross_site(scope, self._origins, is_loopback):
@@ -39,16 +41,18 @@ class Auth:
                 )
         return self._app(scope, receive, send)
 
-    async def _found_late(self, secret: bytes) -> Caller:
-        """Whose key this is that is not known here: one that was made a moment ago, at whatever gateway, is good at once. Raises
-        InvalidKey, to a client the same for one that is unknown, revoked or expired."""
-        caller = None
+    async def _late(self, secret: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        """With a key that is not known here: one that was made a moment ago, at whatever gateway, is good at once. Raises InvalidKey, to a
+        client the same for one that is unknown, revoked or expired."""
+        caller: Caller | None = None
         if self._keys.refresh is not None:
             await self._keys.refresh()
             caller = self._keys.find(secret)
         if caller is None:
             raise InvalidKey(self._keys.why_not(secret))
-        return caller
+        record = Record.of(scope)
+        record.caller, record.key = caller, caller.name
+        await self._app(scope, receive, send)
 
 
 def _secret(scope: Scope) -> bytes:
