@@ -15,6 +15,7 @@ from gateway.access import ledger
 from gateway.access.keys import KeyList, Keys
 from gateway.access.limits.memory import Memory
 from gateway.access.limits.rules import Store
+from gateway.account import Accounts, Spent, nothing_spent
 from gateway.config import Settings
 from gateway.exchange import Exchanges
 from gateway.lifecycle import Lifecycle
@@ -65,11 +66,17 @@ class Gateway:
 
 
 def build(
-    settings: Settings, env: BackendEnv, lifecycle: Lifecycle, used: ledger.Rows | None = None, stored_keys: KeyList | None = None
+    settings: Settings,
+    env: BackendEnv,
+    lifecycle: Lifecycle,
+    used: ledger.Rows | None = None,
+    stored_keys: KeyList | None = None,
+    spent: Spent = nothing_spent,
 ) -> Gateway:
     """The whole gateway for one worker; does no I/O until its lifespan begins. Two of them in one process do not meet.
 
-    `used`: what the ledger counted this month, where no shared store knows it; `stored_keys`: as they are known so far, where one does.
+    `used`: what the ledger counted this month, where no shared store knows it; `stored_keys`: as they are known so far, where one does;
+    `spent`: whom to ask for the ledger of a key.
     """
     observer = Observer(settings.log.requests)
     metrics = observer.metrics
@@ -89,7 +96,8 @@ def build(
     store: Store
     if settings.redis.url is None:
         store = memory = Memory(count=usage.add)
-        memory.used(ledger.quotas(used or {}, ledger.Days(settings.limits.timezone)))
+        teams = {key.name: key.team for key in settings.keys if key.team is not None}
+        memory.used(ledger.quotas(used or {}, ledger.Days(settings.limits.timezone), teams))
     else:
         from gateway.store.shared import Shared  # 0.1 s that only a gateway with Redis has to spend
 
@@ -111,7 +119,8 @@ def build(
             if tracer is not None:
                 tracer.close()
 
-    table = routes.table(registry, exchanges, lifecycle, keys)
+    accounts = Accounts(rate_limit, list(settings.models), spent)
+    table = routes.table(registry, exchanges, accounts, lifecycle, keys)
     inner = Litestar(
         route_handlers=routes.handlers((*table, *openapi.routes(table))),
         lifespan=[lifespan],

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import importlib.util
 import ipaddress
+import logging
+import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,7 @@ from gateway.home import home
 from gateway.plugin import BackendEnv, CommandEnv, Service, ServiceState
 from gateway.processes import init, parent
 from gateway.processes.tree import Plan
+from gateway.reach import unreached
 from gateway.serving import registry
 from gateway.telemetry import log
 from gateway.terminal import say, say_json, say_lines, say_table
@@ -98,6 +101,8 @@ def serve(path: Path | None, host: str | None, port: int | None, workers: int | 
         plan = asyncio.run(load())
         settings = plan.settings
         log.setup(settings.log.level, settings.log.format)
+        for stranger in config.strangers(os.environ):
+            logging.getLogger("penstock.config").warning("%s", stranger)
         listener = parent.listen(settings.listen.host, settings.listen.port, "listen", settings.timeouts.client_s)
         address = config.admin_address(settings.listen)
         admin = parent.listen(*address, "listen.admin") if address is not None else None
@@ -121,7 +126,7 @@ async def _rehearse(loaded: config.Loaded, check: bool = False) -> list[str]:
     from middleware import rate_limit  # not before it is known that these names are ours
 
     settings = loaded.settings
-    notes: list[str] = []
+    notes = list(config.strangers(os.environ))
     wrong: list[ConfigError] = []
 
     async def files() -> list[str]:
@@ -263,16 +268,20 @@ def _refuse(error: ConfigError) -> NoReturn:
 @CONFIG_OPTION
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every value instead of lines.")
 @click.option("--all", "every", is_flag=True, help="Values that are left at their defaults, too.")
-def check(path: Path | None, as_json: bool, every: bool) -> None:
+@click.option("--reach", is_flag=True, help="Whatever is not there (a host, its agent, Redis, the collector) is a failure: exit code 1.")
+def check(path: Path | None, as_json: bool, every: bool, reach: bool) -> None:
     """Validate the configuration and print what it sets, each value with its origin, secrets masked."""
+    missing: list[str] = []
     try:
         loaded = _load(path)
         rows = registry.rows(loaded)
-        findings = asyncio.run(_rehearse(loaded, check=True))
+        findings = asyncio.run(_rehearse(loaded, check=not reach))
+        if reach:
+            missing = asyncio.run(_missing(loaded.settings))
     except ConfigError as error:
         _refuse(error)
     if as_json:
-        say_json(msgspec.json.encode({"values": rows, "findings": findings}))
+        say_json(msgspec.json.encode({"values": rows, "findings": findings, **({"unreached": missing} if reach else {})}))
     else:
         shown = [row for row in rows if every or row["origin"] != "default"]
         say_table(("key", "value", "origin"), [(row["key"], msgspec.json.encode(row["value"]).decode(), row["origin"]) for row in shown])
@@ -280,7 +289,26 @@ def check(path: Path | None, as_json: bool, every: bool) -> None:
             say(f"{len(rows) - len(shown)} more are left at their defaults (--all shows them)")
         for finding in findings:
             say(f"note: {finding}")
-        say(f"ok: {path or 'the defaults'} can be served")
+        for finding in missing:
+            say(f"penstock: not reached: {finding}", error=True)
+        if not missing:
+            say(f"ok: {path or 'the defaults'} can be served{', and all that it names is there' if reach else ''}")
+    sys.exit(1 if missing else 0)
+
+
+async def _missing(settings: config.Settings) -> list[str]:
+    return [finding async for finding in unreached(settings, BackendEnv(home()))]
+
+
+@main.group("config")
+def configuration() -> None:
+    """What a configuration may hold."""
+
+
+@configuration.command("schema")
+def show_schema() -> None:
+    """The JSON schema of a configuration, for editors: a first line `# yaml-language-server: $schema=FILE` names the file it is kept in."""
+    say_json(msgspec.json.format(msgspec.json.encode(registry.schema())))
 
 
 for command in (

@@ -120,7 +120,7 @@ class BackendConformance:
             assert Endpoint.CHAT in backend.endpoints()
             assert all(found.ready and found.weight > 0 for found in backend.targets())
             assert len({found.id for found in backend.targets()}) == len(backend.targets())
-            assert await backend.probe(target)
+            assert await backend.probe(target) is True
             assert await backend.verify(target)
             assert await backend.check() == []
 

@@ -80,17 +80,18 @@ class InvalidRequest(GatewayError):
 
 class InvalidKey(InvalidRequest):
     """No key (`sent` is False), or one that is malformed, unknown, revoked or expired: one answer for all these, so that nothing can be
-    learnt from it."""
+    learnt from it. `why` is for the operator."""
 
     status = 401
     code = "invalid_api_key"
 
-    def __init__(self, sent: bool = True) -> None:
+    def __init__(self, why: str | None = None, sent: bool = True) -> None:
         super().__init__(
             f"{'Incorrect API key' if sent else 'No API key'} provided. Send the key you were given as 'Authorization: Bearer KEY' "
             "or 'x-api-key: KEY'.",
             code=None if sent else "missing_api_key",
             headers=[(b"www-authenticate", b"Bearer")],
+            detail=why,
         )
 
 

@@ -6,7 +6,6 @@ read the body -> parse it into a Call -> who serves it -> admission, which gives
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable
 
 from gateway.config import Settings
@@ -23,8 +22,6 @@ from gateway.wire.asgi import CONNECTION, App, Connection, Receive, Scope, Send,
 from gateway.wire.memory import COUNTED_BYTES, BodyMemory
 from gateway.wire.structure import LARGE_BYTES
 from middleware.rate_limit import RateLimit
-
-log = logging.getLogger("penstock.exchange")
 
 
 class Exchanges:
@@ -88,7 +85,6 @@ class Exchanges:
                         await relay.Stream(exchange, self._dispatcher, self._timeouts, connection, send).run()
                     else:
                         await relay.whole(exchange, await self._dispatcher.begin(exchange), send)
-        except (AttemptFailed, GatewayError) as error:
+        except (AttemptFailed, GatewayError):
             if not record.status:
-                raise  # nothing has been sent: the errors middleware answers
-            log.info("%s ended early: %s", record.request_id, error)
+                raise  # nothing has been sent: the errors middleware answers, else the client was told and the record knows

@@ -301,13 +301,13 @@ class Backend(abc.ABC):
         """Problems an operator should know of before serving, one line each; may do I/O."""
         return []
 
-    async def probe(self, target: str) -> bool:
-        """Whether the target would take a request now; cheap, and costs no token."""
+    async def probe(self, target: str) -> bool | str:
+        """Whether the target would take a request now: True, or False, or in words why not; cheap, and costs no token."""
         return True
 
     async def verify(self, target: str) -> bool:
         """Whether the target generates: may cost a token and half a minute, and is asked only on suspicion, a few times a minute."""
-        return await self.probe(target)
+        return await self.probe(target) is True
 
     def resumable(self, call: Call) -> bool:
         """Whether an answer to this call could be continued on another target, as far as the call tells."""

@@ -12,6 +12,7 @@ from litestar import asgi
 from litestar.handlers import ASGIRouteHandler
 
 from gateway.access.keys import Keys
+from gateway.account import Accounts
 from gateway.errors import InvalidRequest, MethodNotAllowed, Unavailable, UnknownUrl
 from gateway.exchange import Exchanges
 from gateway.lifecycle import Lifecycle
@@ -43,7 +44,7 @@ class Route:
     anthropic: tuple[Any, Any] | None = None
 
 
-def table(registry: Registry, exchanges: Exchanges, lifecycle: Lifecycle, keys: Keys) -> Sequence[Route]:
+def table(registry: Registry, exchanges: Exchanges, accounts: Accounts, lifecycle: Lifecycle, keys: Keys) -> Sequence[Route]:
     """All of them."""
     return (
         *(Route("POST", endpoint.value, exchanges.of(endpoint), endpoint=endpoint) for endpoint in Endpoint),
@@ -58,6 +59,7 @@ def table(registry: Registry, exchanges: Exchanges, lifecycle: Lifecycle, keys: 
         ),
         Route("GET", "/v1/responses/{id}", _recalled(registry, cancel=False), answer=answers.Response),
         Route("POST", "/v1/responses/{id}/cancel", _recalled(registry, cancel=True), answer=answers.Response),
+        Route("GET", "/v1/usage", _usage(accounts), answer=answers.OwnUsage),
         Route("GET", "/livez", _livez, answer=answers.Health),
         Route("GET", "/readyz", _readyz(registry, lifecycle, keys), answer=answers.Health),
     )
@@ -120,6 +122,13 @@ def _recalled(registry: Registry, cancel: bool) -> App:
         await _sent(send, await registry.recall(record.path.split("/")[3], record.caller, cancel))
 
     return recalled
+
+
+def _usage(accounts: Accounts) -> App:
+    async def usage(scope: Scope, receive: Receive, send: Send) -> None:
+        await _json(send, await accounts.of(Record.of(scope).caller))
+
+    return usage
 
 
 async def _livez(scope: Scope, receive: Receive, send: Send) -> None:

@@ -28,8 +28,11 @@ class Auth:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         record = Record.of(scope)
         if self._keys.required and scope["path"] not in OPEN and not scope["path"].startswith(OPEN_BELOW):
-            record.caller = self._caller(scope)
-            record.key = record.caller.name
+            secret = _secret(scope)
+            caller = self._keys.find(secret)
+            if caller is None:
+                return self._late(secret, scope, receive, send)
+            record.caller, record.key = caller, caller.name
         else:
             record.caller = self._keys.nobody
             if scope["method"] == "POST" and origin.cross_site(scope, self._origins, is_loopback):
@@ -38,14 +41,27 @@ class Auth:
                 )
         return self._app(scope, receive, send)
 
-    def _caller(self, scope: Scope) -> Caller:
-        """Whose key this is; raises InvalidKey, the same for one that is unknown, revoked or expired."""
-        scheme, _, secret = (header(scope, b"authorization") or b"").partition(b" ")
-        if not scheme:
-            scheme, secret = b"bearer", header(scope, b"x-api-key") or b""  # what Anthropic's SDKs send, on whatever path
-            if not secret:
-                raise InvalidKey(sent=False)
-        caller = self._keys.find(secret.strip())
-        if scheme.lower() != b"bearer" or caller is None:
-            raise InvalidKey
-        return caller
+    async def _late(self, secret: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        """With a key that is not known here: one that was made a moment ago, at whatever gateway, is good at once. Raises InvalidKey, to a
+        client the same for one that is unknown, revoked or expired."""
+        caller: Caller | None = None
+        if self._keys.refresh is not None:
+            await self._keys.refresh()
+            caller = self._keys.find(secret)
+        if caller is None:
+            raise InvalidKey(self._keys.why_not(secret))
+        record = Record.of(scope)
+        record.caller, record.key = caller, caller.name
+        await self._app(scope, receive, send)
+
+
+def _secret(scope: Scope) -> bytes:
+    """What is sent as a key; raises InvalidKey where nothing is."""
+    scheme, _, secret = (header(scope, b"authorization") or b"").partition(b" ")
+    if not scheme:
+        secret = header(scope, b"x-api-key") or b""  # what Anthropic's SDKs send, on whatever path
+        if not secret:
+            raise InvalidKey("no key was sent", sent=False)
+    elif scheme.lower() != b"bearer":
+        raise InvalidKey("what was sent is no bearer key")
+    return secret.strip()

@@ -1,4 +1,4 @@
-"""Any exception becomes one OpenAI-shaped answer; what only the operator may know goes into the log."""
+"""Any exception becomes one OpenAI-shaped answer; what only the operator may know goes into the record."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from gateway.errors import ClientGone, Unavailable, as_gateway_error, render
+from gateway.telemetry.log import about
 from gateway.telemetry.record import Record
 from gateway.wire.asgi import App, Receive, Scope, Send
 
@@ -33,10 +34,8 @@ class Errors:
             if isinstance(error, ClientGone):
                 record.status = error.status
                 return
-            if error is not raised:
-                log.error("%s: unforeseen", record.request_id, exc_info=raised)
-            elif error.detail:
-                log.warning("%s: %s", record.request_id, error.detail)
+            if error is not raised:  # of all else the request's own line says why
+                log.error("%s: unforeseen", record.request_id, exc_info=raised, extra=about(record))
             if not record.status:
                 await _answer(error, record, send)
         else:

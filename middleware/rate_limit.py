@@ -135,11 +135,9 @@ class Admitted:
         states, refused = decision.states, decision.refused
         if states:  # none where limits are open
             record.headers += headers(asks, states)
+            record.limits = [(ask.limit, ask.cost, states[number]) for number, ask in enumerate(asks)]
         if refused is not None:
-            limits.metrics.add(LIMITED, (refused.unit, model))
-            raise _refusal(refused, decision, asks)
-        if states:
-            record.limits = [(ask.limit.label, ask.cost, states[number][0]) for number, ask in enumerate(asks)]
+            raise self._refused(refused, _refusal(refused, decision, asks))
         self._lease = lease
         mode = self._served.entry.continuation
         kept = call.stream and mode != "off" and limits.continuations and self._served.pool.backend.resumable(call)
@@ -148,18 +146,26 @@ class Admitted:
     def _ask(self, limit: Limit, prompt: int, completion: int) -> Ask:
         if limit.kind == RATE:
             if prompt > limit.burst:
-                raise LimitReached(
+                too_large = (
                     f"Request too large for {limit.whose} on {_UNITS[limit.unit]}: at most {limit.burst:.0f} at once, "
-                    f"and the prompt has about {prompt}.",
-                    type="tokens",
-                    should_retry=False,
+                    f"and the prompt has about {prompt}."
                 )
+                raise self._refused(limit, LimitReached(too_large, type="tokens", should_retry=False))
             return Ask(limit.key, limit, min(float(prompt + completion), limit.burst))
         now = time.time()
         name, end = self._limits.days.at(now)[limit.period]
         money = limit.unit is Unit.MONEY
         cost = ledger.cost(self._limits.prices[self._model], prompt, 0, completion) if money else prompt + completion
         return Ask(f"{limit.key}/{name}", limit, float(cost), end - now)
+
+    def _refused(self, limit: Limit, error: LimitReached) -> LimitReached:
+        """Count it, and note which limit it was."""
+        limits, record = self._limits, self._record
+        key = record.caller.name
+        record.refused_by = limit
+        limits.metrics.add(LIMITED, (limit.unit, self._model, key))
+        limits.store.count(Row(limits.days.at(time.time())["day"][0], key, self._model, ledger.LIMITED))
+        return error
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """The answer has ended: charge what it really took. Where that is not known yet, in the background."""

@@ -9,6 +9,7 @@ import openapi
 from gateway import config, routes
 from gateway.access.keys import Keys
 from gateway.access.limits.memory import Memory
+from gateway.account import Accounts, nothing_spent
 from gateway.exchange import Exchanges
 from gateway.home import home
 from gateway.lifecycle import Lifecycle
@@ -24,8 +25,9 @@ def main() -> int:
     """Write the document, or with `--check` say whether it is what the code serves."""
     settings = config.load(environment={}).settings
     registry = Registry(settings, BackendEnv(home()))
-    exchanges = Exchanges(registry, settings, RateLimit(settings, Memory(), Metrics()))
-    made = openapi.text(routes.table(registry, exchanges, Lifecycle(), Keys(settings)))
+    rate_limit = RateLimit(settings, Memory(), Metrics())
+    exchanges, accounts = Exchanges(registry, settings, rate_limit), Accounts(rate_limit, list(settings.models), nothing_spent)
+    made = openapi.text(routes.table(registry, exchanges, accounts, Lifecycle(), Keys(settings)))
     if "--check" not in sys.argv[1:]:
         FILE.write_bytes(made)
         return 0

@@ -18,6 +18,7 @@ redis-server redis-server limits are measured in memory and in a real Redis
 valgrind valgrind counts the instructions of each stage of a request
 strace strace counts the system calls of a request"
 missing=""
+waited=0
 while read -r command package why; do
   if ! command -v "$command" >/dev/null; then
     echo "penstock: needs Debian package '$package': $why"
@@ -27,6 +28,13 @@ done <<<"$needed"
 [ -z "$missing" ] && exit 0
 sudo=""
 [ "$(id -u)" = 0 ] || sudo=sudo
-$sudo apt-get update -qq
+# On the first boot of a cloud machine somebody else installs already. apt waits for dpkg's locks where it is told to, for that of the package
+# lists it does not.
+until said=$($sudo apt-get update -qq 2>&1); do
+  case $said in *"Could not get lock"* | *"is another process using it"*) ;; *) echo "$said" >&2; exit 100 ;; esac
+  [ $((waited += 1)) -le "${APT_WAIT_S:-600}" ] || { echo "$said" >&2; exit 100; }
+  [ $waited -gt 1 ] || echo "penstock: waiting for another apt-get to end"
+  sleep 1
+done
 # shellcheck disable=SC2086
-DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $missing
+DEBIAN_FRONTEND=noninteractive $sudo apt-get -o "DPkg::Lock::Timeout=${APT_WAIT_S:-600}" install -y -qq --no-install-recommends $missing

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Write the tables of docs/configuration.md from the structs that hold the settings, or with --check say whether they are what it makes."""
+"""Write the tables of docs/configuration.md and deploy/penstock.schema.json from the structs that hold the settings, or with --check say
+whether they are what it makes."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from gateway.config import strict
 from gateway.serving import registry
 from gateway.serving.balance.hosts import Health
 
-FILE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+ROOT = Path(__file__).resolve().parents[1]
+FILE = ROOT / "docs" / "configuration.md"
+SCHEMA = ROOT / "deploy" / "penstock.schema.json"
 _HEAD = ("| key | default | accepted | meaning |", "|---|---|---|---|")
 Row = tuple[str, str, str, str]
 
@@ -33,7 +36,7 @@ def core() -> Iterator[str]:
             continue
         struct = _struct(field.type)
         assert struct is not None
-        plural = {"models": "models.NAME.", "keys": "keys.N."}
+        plural = {"models": "models.NAME.", "keys": "keys.N.", "teams": "teams.N."}
         yield _sentence(struct)
         yield from table(_fields(struct, plural.get(field.encode_name, f"{field.encode_name}.")))
 
@@ -150,13 +153,16 @@ def render() -> str:
 
 def main() -> int:
     """Write, or check."""
-    text = render()
+    built_in = {kind: registry.plugins()[kind].config for kind in sorted(BUILT_IN)}
+    schema = msgspec.json.format(msgspec.json.encode(config.schema(built_in, Health))).decode() + "\n"
+    made = {FILE: render(), SCHEMA: schema}
     if "--check" in sys.argv[1:]:
-        if text != FILE.read_text():
-            print("docs/configuration.md is old: run `make fix`")
-            return 1
-        return 0
-    FILE.write_text(text)
+        old = [file for file, text in made.items() if not file.exists() or file.read_text() != text]
+        for file in old:
+            print(f"{file.relative_to(ROOT)} is old: run `make fix`")
+        return 1 if old else 0
+    for file, text in made.items():
+        file.write_text(text)
     return 0
 
 

@@ -13,7 +13,7 @@ from backends.sglang_dsv3 import recall, resume
 from backends.sglang_dsv3.abandon import Abandoned
 from backends.sglang_dsv3.config import Config, key_in, verify_files
 from backends.sglang_dsv3.exact import Progress
-from backends.sglang_dsv3.host import EngineHost
+from backends.sglang_dsv3.host import PROBE_TIMEOUT_S, EngineHost
 from backends.sglang_dsv3.reply import Nowhere, SGLangReply
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, tls
 from gateway.plugin import Backend, BackendEnv, Call, Endpoint, Reply, Target, Terms, Usage
@@ -90,9 +90,14 @@ class SGLang(Backend):
         return await recall.recall(self._hosts.values(), id, model, cancel)
 
     async def check(self) -> list[str]:
-        """Hosts that cannot be reached or serve another architecture."""
+        """Hosts that cannot be reached or serve another architecture, and agents that do not answer."""
         findings: list[str] = []
         for host in self._hosts.values():
+            if host.config.agent is not None:
+                try:
+                    await host.agent("/status")
+                except (ConnectFailed, ConnectionLost, TimeoutError) as error:
+                    findings.append(f"the agent of {host.id} does not answer at {host.config.agent}: {error or type(error).__name__}")
             if not host.url:
                 continue
             try:
@@ -113,19 +118,24 @@ class SGLang(Backend):
         found = [host.target() for host in self._hosts.values()]
         return found or [Target("unresolved", ready=False, reason=resolver.problem) for resolver in self._resolvers]
 
-    async def probe(self, target: str) -> bool:
+    async def probe(self, target: str) -> bool | str:
         """`GET /ready`: flags only, costs no token; 503 while starting or draining."""
         host = self._hosts.get(target)
         if host is None:
-            return False
+            return "it is gone"
         try:
             up = await host.ready()
-        except (ConnectFailed, ConnectionLost, TimeoutError, msgspec.DecodeError):
+        except TimeoutError:
             host.lost()
-            return False
+            return f"no answer to its probe within {PROBE_TIMEOUT_S:g} s"
+        except (ConnectFailed, ConnectionLost, msgspec.DecodeError) as error:
+            host.lost()
+            return str(error)
         with contextlib.suppress(ConnectFailed, ConnectionLost, TimeoutError, msgspec.DecodeError):
             await host.look()
-        return up
+        if up:
+            return True
+        return "its engine says that it takes no requests" if host.config.agent is None else "its agent says that it takes no requests"
 
     async def verify(self, target: str) -> bool:
         """`GET /health_generate`: generates a token, and is the only question that a hung scheduler does not answer."""

@@ -7,14 +7,14 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import msgspec
 
 from gateway import config
 from gateway.access.limits import rules
 from gateway.access.limits.rules import Limit, Unit
-from gateway.config import KeyEntry, Limits, Settings, checks, verify_key
+from gateway.config import Budget, KeyEntry, Limits, Settings, checks, verify_key
 from gateway.config.tree import KeyHash
 from gateway.errors import ConfigError
 
@@ -25,6 +25,8 @@ STALE_S = 10.0
 # Of a new key: what it begins with, so that a scanner for leaked secrets knows it, and its random bytes.
 PREFIX = "sk-penstock-"
 _BYTES = 32
+# Of the hash of a key that nobody knows: enough to tell two of them apart, and too little to find the key.
+_SHOWN_DIGITS = 8
 
 
 class StoredKey(KeyEntry, kw_only=True, frozen=True):
@@ -78,7 +80,7 @@ class Caller:
     """A key ready for use: who it is, what it may, and its limits by model."""
 
     __slots__ = ("_by_model", "_entry", "_limits", "_models", "expires_at", "max_grammar_bytes", "max_n", "max_prompt_bytes",
-                 "max_tokens", "models", "name", "priority", "salt")  # fmt: skip
+                 "max_tokens", "models", "name", "priority", "salt", "team")  # fmt: skip
 
     def __init__(self, entry: KeyEntry | None, settings: Settings) -> None:
         entry = entry or KeyEntry(name="", hash="")
@@ -92,6 +94,8 @@ class Caller:
         isolated = entry.name and settings.limits.isolate_prefix_cache
         # Whoever shares a prefix cache can tell by its speed what others have asked. The name would do; its hash cannot be guessed at.
         self.salt = hashlib.sha256(f"penstock:{entry.name}:{entry.hash}".encode()).hexdigest()[:32] if isolated else ""
+        # One that is not configured any more has no limits to share.
+        self.team = next((team for team in settings.teams if team.name == entry.team), None)
         self._limits, self._models = settings.limits, settings.models
         self._by_model: dict[str, tuple[Limit, ...]] = {}
 
@@ -106,13 +110,19 @@ class Caller:
         entry, burst_s = self._entry, self._limits.burst_s
         if self.name:
             yield from compiled(f"key/{self.name}", f"key '{self.name}'", entry, burst_s)
-            if entry.budget is not None:
-                money = entry.budget.amount * rules.NANO
-                yield rules.quota(f"key/{self.name}/budget", f"key '{self.name}'", Unit.MONEY, money, entry.budget.per)
+            yield from _spending(f"key/{self.name}", f"key '{self.name}'", entry.budget)
             if model in entry.per_model:
                 whose = f"key '{self.name}' on model '{model}'"
                 yield from compiled(f"key/{self.name}/model/{model}", whose, entry.per_model[model], burst_s)
+        if self.team is not None:
+            yield from compiled(f"team/{self.team.name}", f"team '{self.team.name}'", self.team, burst_s)
+            yield from _spending(f"team/{self.team.name}", f"team '{self.team.name}'", self.team.budget)
         yield from compiled(f"model/{model}", f"model '{model}'", self._models[model].limits, burst_s)
+
+
+def _spending(key: str, whose: str, budget: Budget | None) -> Iterable[Limit]:
+    if budget is not None:
+        yield rules.quota(f"{key}/budget", whose, Unit.MONEY, budget.amount * rules.NANO, budget.per)
 
 
 def compiled(key: str, whose: str, limits: Limits, burst_s: float) -> Iterable[Limit]:
@@ -134,6 +144,8 @@ class Keys:
         self._settings = settings
         self._confirmed_at = time.monotonic()
         self._lost = 0
+        # Where keys are stored: has what was stored up to now learnt, before a key is said to be unknown.
+        self.refresh: Callable[[], Awaitable[None]] | None = None
         self.known = KeyList()
         self.required = settings.keys_required()
         self.nobody = Caller(None, settings)
@@ -199,6 +211,14 @@ class Keys:
             if hmac.compare_digest(digest, expected) and time.time() < min(until, caller.expires_at):
                 found = caller
         return found
+
+    def why_not(self, secret: bytes) -> str:
+        """What an operator should know of a key that was refused; its name where it was good once."""
+        digest = hashlib.sha256(secret).digest()
+        for expected, caller, _ in self._by_start.get(digest[:8], ()):
+            if hmac.compare_digest(digest, expected):
+                return f"the key '{caller.name}' {'has expired' if time.time() >= caller.expires_at else 'was replaced: it was rotated'}"
+        return f"no key is known whose SHA-256 begins with {digest.hex()[:_SHOWN_DIGITS]}"
 
 
 def new_secret() -> tuple[str, str]:

@@ -26,8 +26,11 @@ from gateway.telemetry.record import Record
 
 # Requests by how they ended. `lost`: they were open at a gateway that died, and what they used is not known.
 OUTCOMES = ("ok", "failed", "client_gone", "lost")
-# `estimated`: those completion tokens among the generated that no engine reported. `cost`: in thousand-millionths of the currency's unit.
-COLUMNS = (*OUTCOMES, "prompt", "cached", "generated", "delivered", "wasted_client", "wasted_host", "estimated", "cost")
+# `limited`: requests that a limit refused, which are none of those above. `estimated`: those completion tokens among the generated that no
+# engine reported. `cost`: in thousand-millionths of the currency's unit.
+COLUMNS = (*OUTCOMES, "limited", "prompt", "cached", "generated", "delivered", "wasted_client", "wasted_host", "estimated", "cost")
+# What such a request adds.
+LIMITED: Mapping[str, int] = {"limited": 1}
 # day, key, model -> counts by column
 Rows = dict[tuple[str, str, str], dict[str, int]]
 
@@ -125,7 +128,7 @@ def shown(rows: Rows) -> list[Used]:
 def _used(row: tuple[str, str, str], of: dict[str, int]) -> Used:
     requests = sum(of[name] for name in OUTCOMES)
     return Used(
-        *row, requests, of["ok"], of["failed"], of["client_gone"], of["lost"], of["prompt"], of["cached"], of["generated"],
+        *row, requests, of["ok"], of["failed"], of["client_gone"], of["lost"], of["limited"], of["prompt"], of["cached"], of["generated"],
         of["delivered"], of["wasted_client"], of["wasted_host"], of["estimated"], of["cost"] / rules.NANO,
     )  # fmt: skip
 
@@ -189,16 +192,18 @@ def forget(rows: Rows, days: int, today: str) -> None:
         del rows[row]
 
 
-def quotas(rows: Rows, days: Days) -> dict[str, float]:
-    """What the quotas of the present day and month had used, by the names that `keys.Caller` gives them."""
+def quotas(rows: Rows, days: Days, teams: Mapping[str, str]) -> dict[str, float]:
+    """What the quotas of the present day and month had used, by the names that `keys.Caller` gives them. `teams`: of keys."""
     found: dict[str, float] = {}
     for period, (name, _) in days.at(time.time()).items():
         for (day, key, model), of in rows.items():
             if day.startswith(name):
                 if period == "day":
                     tokens = of.get("prompt", 0) + of.get("generated", 0)
-                    for limit in (f"key/{key}/day", f"key/{key}/model/{model}/day", f"model/{model}/day"):
+                    counted = [f"key/{key}/day", f"key/{key}/model/{model}/day", f"model/{model}/day"]
+                    for limit in counted if key not in teams else (*counted, f"team/{teams[key]}/day"):
                         found[f"{limit}/{name}"] = found.get(f"{limit}/{name}", 0.0) + tokens
-                budget = f"key/{key}/budget/{name}"
-                found[budget] = found.get(budget, 0.0) + of.get("cost", 0)
+                for whose in (f"key/{key}", f"team/{teams[key]}") if key in teams else (f"key/{key}",):
+                    budget = f"{whose}/budget/{name}"
+                    found[budget] = found.get(budget, 0.0) + of.get("cost", 0)
     return found

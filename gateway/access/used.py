@@ -16,6 +16,7 @@ class Used(msgspec.Struct, frozen=True):
     failed: int
     client_gone: int
     lost: int
+    limited: int
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
@@ -24,3 +25,4 @@ class Used(msgspec.Struct, frozen=True):
     wasted_host_tokens: int
     estimated_tokens: int
     cost: float
+    team: str = ""

@@ -222,7 +222,7 @@ def _table(process: Operated, kept: Audit) -> list[Route]:
         ("/admin/keys", {"GET": keys.show, "POST": keys.create}, key),
         ("/admin/stored-keys", {"GET": keys.export, "POST": keys.take}, None),
         ("/admin/stored-keys/restore", {"POST": keys.restore}, None),
-        ("/admin/keys/(?P<name>[^/]+)", {"DELETE": keys.revoke}, key),
+        ("/admin/keys/(?P<name>[^/]+)", {"PATCH": keys.edit, "DELETE": keys.revoke}, key),
         ("/admin/keys/(?P<name>[^/]+)/rotate", {"POST": keys.rotate}, key),
         ("/admin/usage", {"GET": usage.handler(process)}, None),
         ("/admin/requests/(?P<id>[^/]+)", {"GET": explain}, None),

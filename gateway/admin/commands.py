@@ -11,7 +11,11 @@ from typing import Any
 import click
 import msgspec
 
+from gateway.admin import keytable
 from gateway.admin.client import KEY_VARIABLE, Client, refuse
+from gateway.admin.keytable import Made
+from gateway.admin.used import Used
+from gateway.errors import ConfigError
 from gateway.terminal import say, say_json, say_lines, say_table
 
 # The gateway reads 64 kB of a request; this leaves room for what is around the keys.
@@ -38,71 +42,103 @@ def asks(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def keys() -> None:
-    """Make, list, rotate and revoke clients' keys (with Redis)."""
+    """Make, list, change, rotate and revoke clients' keys (with Redis)."""
+
+
+def _limits(command: Callable[..., None]) -> Callable[..., None]:
+    """Options for what a key may; the command gets them as `wanted`, fields of a key."""
+
+    @click.option("--rpm", type=float, help="Requests a minute.")
+    @click.option("--tpm", type=float, help="Tokens a minute.")
+    @click.option("--max-in-flight", type=int, help="Requests at once.")
+    @click.option("--tokens-per-day", type=int, help="Tokens a calendar day.")
+    @click.option("--team", help="One of the configuration's teams, whose limits it shares.")
+    @click.option("--model", "models", multiple=True, help="A model it may use; all without it. May be repeated.")
+    @click.option("--expires", help="ISO 8601 date and time.")
+    @click.option("--priority", type=int, help="Class in the queue, 0 (first) to 9.")
+    @click.option("--set", "more", multiple=True, metavar="NAME=JSON", help="Any other field of a key, such as budget='{\"amount\": 50}'.")
+    @functools.wraps(command)
+    def with_limits(
+        rpm: float | None, tpm: float | None, max_in_flight: int | None, tokens_per_day: int | None, models: tuple[str, ...],
+        team: str | None, expires: str | None, priority: int | None, more: tuple[str, ...], **others: Any,
+    ) -> None:  # fmt: skip
+        given = {
+            "rpm": rpm, "tpm": tpm, "max_in_flight": max_in_flight, "tokens_per_day": tokens_per_day, "models": list(models) or None,
+            "team": team, "expires": expires, "priority": priority,
+        }  # fmt: skip
+        wanted: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+        for pair in more:
+            field, _, value = pair.partition("=")
+            try:
+                wanted[field] = msgspec.json.decode(value)
+            except msgspec.DecodeError:
+                wanted[field] = value
+        command(wanted=wanted, **others)
+
+    return with_limits
 
 
 @keys.command("create")
 @click.argument("name")
-@click.option("--rpm", type=float, help="Requests a minute.")
-@click.option("--tpm", type=float, help="Tokens a minute.")
-@click.option("--max-in-flight", type=int, help="Requests at once.")
-@click.option("--tokens-per-day", type=int, help="Tokens a calendar day.")
-@click.option("--model", "models", multiple=True, help="A model it may use; all without it. May be repeated.")
-@click.option("--expires", help="ISO 8601 date and time.")
-@click.option("--priority", type=int, help="Class in the queue, 0 (first) to 9.")
-@click.option("--set", "more", multiple=True, metavar="NAME=JSON", help="Any other field of a key, such as budget='{\"amount\": 50}'.")
+@_limits
 @asks
-def create(
-    client: Client,
-    name: str,
-    models: tuple[str, ...],
-    more: tuple[str, ...],
-    **fields: Any,
-) -> None:
-    """Make a key. It is shown this once."""
-    wanted = {"name": name, **{field: value for field, value in fields.items() if value is not None}}
-    if models:
-        wanted["models"] = list(models)
-    for pair in more:
-        field, _, value = pair.partition("=")
-        try:
-            wanted[field] = msgspec.json.decode(value)
-        except msgspec.DecodeError:
-            wanted[field] = value
-    made = msgspec.json.decode(client.ask("POST", "/admin/keys", wanted))
+def create(client: Client, name: str, wanted: dict[str, Any]) -> None:
+    """Make a key. It is shown this once, and good at once."""
+    made = msgspec.json.decode(client.ask("POST", "/admin/keys", {"name": name, **wanted}))
     _once(made["key"])
+
+
+@keys.command("edit")
+@click.argument("name")
+@_limits
+@click.option(
+    "--unset", multiple=True, metavar="FIELD", help="A field to take away, such as rpm: then there is no such limit. May be repeated."
+)
+@asks
+def edit(client: Client, name: str, wanted: dict[str, Any], unset: tuple[str, ...]) -> None:
+    """Change what a key may; the key itself stays as it is, and what is not named too."""
+    change = {**wanted, **{field.replace("-", "_"): None for field in unset}}
+    if not change:
+        refuse("nothing is to be changed: --rpm, --tpm and so on say what, --unset takes a limit away")
+    row = msgspec.json.decode(client.ask("PATCH", f"/admin/keys/{segment(name)}", change))
+    say(f"penstock: '{name}' is changed: {'  '.join(f'{field}={value}' for field, value in _fields(row)) or 'no limits'}")
 
 
 @keys.command("list")
 @click.option("--json", "as_json", is_flag=True, help="As the gateway gives them.")
 @asks
 def list_keys(client: Client, as_json: bool) -> None:
-    """Every key, what it used today and what it may; never the key itself."""
+    """Every key, when it was used last, what it used today, how much of its limits that is, and what it may; never the key itself."""
     content = client.ask("GET", "/admin/keys")
     if as_json:
         say_json(content)
         return
-    today = _today(client)
+    used = Used(client)
     say_table(
-        ("key", "origin", "requests", "tokens", "cost", "today; may"),
+        ("key", "origin", "last use", "requests", "limited", "tokens", "cost", "share", "today; may"),
         [
-            (row["name"], row["origin"], *today.get(row["name"], (0, 0, 0.0)), "  ".join(f"{name}={value}" for name, value in _fields(row)))
+            (
+                row["name"], row["origin"], used.last(row["name"]), *used.today(row["name"]), used.share(row),
+                "  ".join(f"{name}={value}" for name, value in _fields(row)),
+            )
             for row in msgspec.json.decode(content)["keys"]
         ],
-    )
+    )  # fmt: skip
 
 
 @keys.command("show")
 @click.argument("name")
 @asks
 def show_key(client: Client, name: str) -> None:
-    """One key: what it may, and what it used today."""
+    """One key: what it may, when it was used last, what it used today and how much of its limits that is."""
     row = next((row for row in msgspec.json.decode(client.ask("GET", "/admin/keys"))["keys"] if row["name"] == name), None)
     if row is None:
         refuse(f"There is no key '{name}'.")
-    requests, tokens, cost = _today(client).get(name, (0, 0, 0.0))
-    rows = [("name", name), ("origin", row["origin"]), *_fields(row), ("today", f"{requests} requests, {tokens} tokens, cost {cost:.4f}")]
-    for field, value in rows:
+    used = Used(client)
+    requests, limited, tokens, cost = used.today(name)
+    today = f"{requests} requests, {limited} refused by limits, {tokens} tokens, cost {cost:.4f}"
+    rows = [("name", name), ("origin", row["origin"]), *_fields(row), ("last use", used.last(name) or "-"), ("today", today)]
+    for field, value in [*rows, *used.shares(row)]:
         say(f"{field:<18} {value}")
 
 
@@ -113,12 +149,6 @@ def _fields(row: dict[str, Any]) -> list[tuple[str, str]]:
         for field, value in row.items()
         if field not in ("name", "origin", "created") and value != 0
     ]
-
-
-def _today(client: Client) -> dict[str, tuple[int, int, float]]:
-    """Of each key: requests, tokens (of prompt and completion), cost."""
-    rows = msgspec.json.decode(client.ask("GET", "/admin/usage?by=key"))["usage"]
-    return {row["key"]: (row["requests"], row["prompt_tokens"] + row["generated_tokens"], row["cost"]) for row in rows}
 
 
 @keys.command("rotate")
@@ -152,19 +182,44 @@ def export(client: Client) -> None:
 @click.argument("file", type=click.File("rb"))
 @asks
 def take(client: Client, file: Any) -> None:
-    """Store keys that were exported. All are looked at before the first is stored; those that are there already stay as they are."""
+    """Store keys that were exported, or make one for each line of a table (FILE.csv, columns as the fields of a key), which are shown this
+    once. All are looked at before the first is stored; those that are there already stay as they are."""
+    content = file.read()
+    made: list[Made] = []
     try:
-        rows = msgspec.json.decode(file.read(), type=dict[str, list[Any]])["keys"]
-    except (msgspec.DecodeError, KeyError) as error:
-        refuse(f"{file.name} is not what `penstock keys export` writes: {error}")
-    done = dict[str, int]()
+        if file.name.endswith(".csv"):
+            made = keytable.read(content.decode("utf-8-sig").splitlines(), file.name)
+        rows = [key.entry for key in made] or msgspec.json.decode(content, type=dict[str, list[Any]])["keys"]
+    except ConfigError as error:
+        refuse(str(error))
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
+        refuse(f"{file.name} is not what `penstock keys export` writes, nor a table that is called .csv: {error}")
+    secrets = {key.entry["name"]: key.secret for key in made}
+    done = {"imported": 0, "kept": 0}
     for check in (True, False):
+        start = 0
         for some in _in_parts(rows):
-            answer = client.ask("POST", "/admin/stored-keys", {"keys": some, "check": check})
-            found = msgspec.json.decode(answer, type=dict[str, list[str]])
-            if not check:
-                done = {what: done.get(what, 0) + len(names) for what, names in found.items()}
-    say(f"penstock: {done.get('imported', 0)} keys were imported, {done.get('kept', 0)} were there already")
+            found = _stored(client, some, check, [f"{file.name}:{key.line}" for key in made[start : start + len(some)]])
+            start += len(some)
+            if check:
+                continue
+            for what, names in found.items():
+                done[what] += len(names)
+            for name in found["imported"]:
+                if name in secrets:
+                    say(f"{name},{secrets[name]}")
+    say(f"penstock: {done['imported']} keys were imported, {done['kept']} were there already", error=bool(made))
+
+
+def _stored(client: Client, rows: list[Any], check: bool, lines: list[str]) -> dict[str, list[str]]:
+    """What became of some keys. Where they are from a table a refusal names its line."""
+    answer = client.ask("POST", "/admin/stored-keys", {"keys": rows, "check": check}, (400,))
+    found: dict[str, Any] = msgspec.json.decode(answer)
+    if "error" in found:
+        message = str(found["error"]["message"])
+        index, _, rest = message.removeprefix("keys.").partition(".")
+        refuse(f"{lines[int(index)]}: {rest}" if lines and index.isdecimal() else message)
+    return found
 
 
 def _in_parts(rows: list[Any]) -> Iterator[list[Any]]:
@@ -214,23 +269,24 @@ def explain(client: Client, request_id: str, as_json: bool) -> None:
 @click.command()
 @click.option("--from", "first", help="First day, such as 2026-11-01; today without it.")
 @click.option("--to", "last", help="Last day.")
-@click.option("--by", help="What to tell apart: key, model, day, separated by commas.")
+@click.option("--by", help="What to tell apart: key, model, day, team, separated by commas.")
 @click.option("--csv", "as_csv", is_flag=True, help="A table for a spreadsheet.")
 @asks
 def usage(client: Client, first: str | None, last: str | None, by: str | None, as_csv: bool) -> None:
-    """What was used, by key, model and day."""
+    """What was used, by key, model, day and team."""
     query = {"from": first, "to": last, "by": by, "format": "csv" if as_csv else None}
     asked = urllib.parse.urlencode({name: value for name, value in query.items() if value is not None})
     content = client.ask("GET", f"/admin/usage?{asked}")
     if as_csv:
         say_lines(content.decode().rstrip("\n"))
         return
+    shown = ("day", "team", "key", "model") if "team" in (by or "").split(",") else ("day", "key", "model")
     say_table(
-        ("day", "key", "model", "requests", "prompt", "cached", "delivered", "wasted", "cost"),
+        (*shown, "requests", "limited", "prompt", "cached", "delivered", "wasted", "cost"),
         [
             (
-                row["day"], row["key"], row["model"], row["requests"], row["prompt_tokens"], row["cached_tokens"], row["delivered_tokens"],
-                row["wasted_client_tokens"] + row["wasted_host_tokens"], f"{row['cost']:.4f}",
+                *(row[place] for place in shown), row["requests"], row["limited"], row["prompt_tokens"], row["cached_tokens"],
+                row["delivered_tokens"], row["wasted_client_tokens"] + row["wasted_host_tokens"], f"{row['cost']:.4f}",
             )
             for row in msgspec.json.decode(content)["usage"]
         ],

@@ -1,4 +1,4 @@
-"""Keys are made, listed, rotated and revoked. A key is shown once, when it is made; what is kept is its hash."""
+"""Keys are made, listed, changed, rotated and revoked. A key is shown once, when it is made; what is kept is its hash."""
 
 from __future__ import annotations
 
@@ -69,16 +69,38 @@ class Keys:
             if name in tree:
                 raise InvalidRequest(f"'{name}' is the gateway's to set.", param=name, code="invalid_value")
         secret, digest = keys.new_secret()
-        settings = self._owner.settings
-        try:
-            entry = keys.checked(config.convert({**tree, "hash": digest, "created": time.time()}, StoredKey, ""), settings)
-        except ConfigError as error:
-            raise InvalidRequest(f"{error.path.lstrip('.') or 'key'}: {error.problem}", param=error.path.lstrip(".") or None) from None
+        entry = self._checked({**tree, "hash": digest, "created": time.time()})
         await self._refuse_lost(entry.name)
-        if entry.name in {key.name for key in settings.keys} or not await from_store(stored.create(entry)):
+        if entry.name in {key.name for key in self._owner.settings.keys} or not await from_store(stored.create(entry)):
             raise InvalidRequest(f"There is a key '{entry.name}' already.", status=409, code="name_taken", param="name")
         log.info("key '%s' was made", entry.name)
         return as_json({"key": secret, **keys.shown(entry, "stored")}, 201)
+
+    async def edit(self, request: Request) -> Answer:
+        """A key with other limits; what is null is as if it had never been set. The key itself stays as it is."""
+        stored, name = self._stored(), request.parts["name"]
+        change = _object(request.content)
+        for field in ("name", *_OURS):
+            if field in change:
+                raise InvalidRequest(f"'{field}' of a key cannot be changed.", param=field, code="invalid_value")
+        if not change:
+            raise InvalidRequest("Nothing is to be changed: name at least one field of the key.", code="invalid_value")
+        found = await self._found(stored, name)
+        # A field that is not known must reach the check, also where it is null.
+        known = set(StoredKey.__struct_fields__)
+        tree = {**msgspec.to_builtins(found), **change}
+        tree = {field: value for field, value in tree.items() if value is not None or field not in known}
+        entry = self._checked(tree)
+        if not await from_store(stored.put(entry)):
+            raise _unknown(name)
+        log.info("key '%s' was changed: %s", name, ", ".join(sorted(change)))
+        return as_json(keys.shown(entry, "stored"))
+
+    def _checked(self, tree: dict[str, Any]) -> StoredKey:
+        try:
+            return keys.checked(config.convert(tree, StoredKey, ""), self._owner.settings)
+        except ConfigError as error:
+            raise InvalidRequest(f"{error.path.lstrip('.') or 'key'}: {error.problem}", param=error.path.lstrip(".") or None) from None
 
     async def rotate(self, request: Request) -> Answer:
         """A new secret for a key; the former one works on for a while."""

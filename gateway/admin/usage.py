@@ -7,15 +7,20 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Protocol
 
+import msgspec
+
 from gateway.access import ledger
 from gateway.access.ledger import Rows
 from gateway.access.limits.rules import Row
-from gateway.admin.handler import Answer, Handler, Request, as_json, from_store
-from gateway.config import Settings
+from gateway.access.used import Used
+from gateway.admin.handler import Answer, Handler, Request, StoredKeys, as_json, from_store
+from gateway.config import KeyEntry, Settings
 from gateway.errors import InvalidRequest
 
 _PLACES = ("day", "key", "model")
-_ACCEPTED = ("from", "to", "key", "model", "by", "format")
+_GROUPS = (*_PLACES, "team")
+_ACCEPTED = ("from", "to", "key", "model", "team", "by", "format")
+_JOIN = "\x1f"
 MAX_DAYS = 4000
 
 
@@ -25,6 +30,9 @@ class Keeper(Protocol):
     @property
     def settings(self) -> Settings:
         """Those in force."""
+
+    def stored_keys(self) -> StoredKeys | None:
+        """The keys that were made while gateways run; None without Redis."""
 
     async def usage(self, first: str, last: str) -> Rows:
         """The ledger of these days, both included."""
@@ -46,14 +54,17 @@ def handler(keeper: Keeper) -> Handler:
                 f"'from' must not be after 'to', nor more than {MAX_DAYS} days before it.", param="from", code="invalid_value"
             )
         by = query.get("by", ",".join(_PLACES)).split(",")
-        if not set(by) <= set(_PLACES):
-            raise InvalidRequest(f"'by' takes {', '.join(_PLACES)}, separated by commas.", param="by", code="invalid_value")
+        if not set(by) <= set(_GROUPS):
+            raise InvalidRequest(f"'by' takes {', '.join(_GROUPS)}, separated by commas.", param="by", code="invalid_value")
+        teams = await _teams(keeper) if "team" in by or "team" in query else {}
         found: Rows = {}
         for (day, key, model), counts in (await from_store(keeper.usage(first, last))).items():
-            if query.get("key", key) == key and query.get("model", model) == model:
-                place = (day if "day" in by else "", key if "key" in by else "", model if "model" in by else "")
-                ledger.add(found, Row(*place, counts))
-        rows = ledger.shown(found)
+            team = teams.get(key, "")
+            if query.get("key", key) == key and query.get("model", model) == model and query.get("team", team) == team:
+                # A key is in one team, so that both fit where the key stands.
+                who = f"{team if 'team' in by else ''}{_JOIN}{key if 'key' in by else ''}"
+                ledger.add(found, Row(day if "day" in by else "", who, model if "model" in by else "", counts))
+        rows = [_told_apart(row) for row in ledger.shown(found)]
         if query.get("format", "json") == "csv":
             return 200, b"text/csv; charset=utf-8", ledger.as_csv(rows)
         if query.get("format", "json") != "json":
@@ -61,6 +72,21 @@ def handler(keeper: Keeper) -> Handler:
         return as_json({"from": first, "to": last, "usage": rows})
 
     return show
+
+
+async def _teams(keeper: Keeper) -> dict[str, str]:
+    """The team of every key that there is; of one that was revoked nobody knows it."""
+    entries: list[KeyEntry] = list(keeper.settings.keys)
+    stored = keeper.stored_keys()
+    if stored is not None:
+        usable, _ = await from_store(stored.keys())
+        entries += [*usable.values(), *(await from_store(stored.lost())).values()]
+    return {entry.name: entry.team for entry in entries if entry.team is not None}
+
+
+def _told_apart(row: Used) -> Used:
+    team, _, key = row.key.partition(_JOIN)
+    return msgspec.structs.replace(row, key=key, team=team)
 
 
 def _day(query: Mapping[str, str], name: str, otherwise: str) -> str:

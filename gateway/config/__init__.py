@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from gateway.config.checks import instant
 from gateway.config.document import leaves
+from gateway.config.environment import strangers
 from gateway.config.loader import Loaded, load
 from gateway.config.rules import admin_address, is_loopback, key_problems, verify_files, verify_key
+from gateway.config.schema import schema
 from gateway.config.strict import convert, problems
 from gateway.config.tree import (
     Admin,
@@ -37,5 +39,5 @@ from gateway.masking import masked, without_secrets
 __all__ = [
     "Admin", "Admission", "Budget", "Cors", "KeyEntry", "LimitRules", "Limits", "Listen", "Loaded", "Log", "ModelEntry", "Price", "Redis",
     "Retry", "Security", "Settings", "Timeouts", "Tls", "Tracing", "admin_address", "convert", "instant", "is_loopback", "key_problems",
-    "leaves", "load", "masked", "problems", "verify_files", "verify_key", "without_secrets",
+    "leaves", "load", "masked", "problems", "schema", "strangers", "verify_files", "verify_key", "without_secrets",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from gateway.config import checks
-from gateway.config.tree import KeyEntry, Listen, Settings
+from gateway.config.tree import KeyEntry, Listen, Settings, Team
 from gateway.errors import ConfigError, ConfigErrors
 from gateway.masking import shown
 
@@ -70,6 +70,15 @@ def _models(settings: Settings) -> Problems:
             taken[alias] = model
 
 
+def _teams(settings: Settings) -> Problems:
+    names: set[str] = set()
+    for index, team in enumerate(settings.teams):
+        yield from _budget(team, f"teams.{index}", settings)
+        if team.name in names:
+            yield ConfigError(f"teams.{index}.name", f"'{team.name}' is used twice")
+        names.add(team.name)
+
+
 def _keys(settings: Settings) -> Problems:
     names: set[str] = set()
     for index, key in enumerate(settings.keys):
@@ -86,7 +95,14 @@ def key_problems(key: KeyEntry, path: str, settings: Settings) -> Problems:
         for name in names:
             if name not in accepted:
                 yield ConfigError(f"{path}.{where}", f"no model is called '{shown('', name)}'{_nearest(name, accepted)}")
-    if key.budget is not None and all(model.price is None for model in settings.models.values()):
+    teams = [team.name for team in settings.teams]
+    if key.team is not None and key.team not in teams:
+        yield ConfigError(f"{path}.team", f"no team is called '{shown('', key.team)}'{_nearest(key.team, teams)}")
+    yield from _budget(key, path, settings)
+
+
+def _budget(one: KeyEntry | Team, path: str, settings: Settings) -> Problems:
+    if one.budget is not None and all(model.price is None for model in settings.models.values()):
         yield ConfigError(f"{path}.budget", "no model has a price, so nothing would ever be spent: set models.NAME.price")
 
 
@@ -124,10 +140,11 @@ class Rule(NamedTuple):
 
 
 RULES = (
-    Rule({"listen", "keys", "redis", "security", "models"}, _listen),
+    Rule({"listen", "keys", "teams", "redis", "security", "models"}, _listen),
     Rule({"listen", "admin"}, _admin),
     Rule({"models"}, _models),
-    Rule({"keys", "models"}, _keys),
+    Rule({"teams", "models"}, _teams),
+    Rule({"keys", "teams", "models"}, _keys),
     Rule({"security"}, _security),
     Rule({"redis"}, _redis),
 )

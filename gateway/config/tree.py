@@ -202,11 +202,19 @@ class Budget(Section, frozen=True):
     per: Annotated[Literal["day", "month"], Meta(description="by which calendar period")] = "month"
 
 
+class Team(Limits, frozen=True, kw_only=True):
+    """Keys that share limits and a budget, beside each one's own."""
+
+    name: Annotated[Name, Meta(description="what its keys say as `team`")]
+    budget: Annotated[Budget | None, Meta(description="money that they may spend together")] = None
+
+
 class KeyEntry(Limits, frozen=True, kw_only=True):
     """A client's key. What is kept of it is its SHA-256."""
 
     name: Annotated[Name, Meta(description="whose it is; as logs, metrics and the ledger call it")]
     hash: Annotated[KeyHash, Meta(description="SHA-256 of what the client sends as `Authorization: Bearer`")]
+    team: Annotated[Name | None, Meta(description="one of `teams`, whose limits it shares")] = None
     models: Annotated[list[str] | None, Meta(description="names it may use", extra={"default": "all"})] = None
     per_model: Annotated[dict[str, Limits], Meta(description="limits on one model beside those of the key")] = {}
     max_n: Annotated[Count | None, Meta(description="the most choices that a request may ask for")] = None
@@ -367,6 +375,7 @@ class Settings(Section, frozen=True):
     admission: Admission = Admission()
     affinity: Affinity = Affinity()
     keys: list[KeyEntry] = []
+    teams: list[Team] = []
     limits: LimitRules = LimitRules()
     redis: Redis = Redis()
     tracing: Tracing = Tracing()
@@ -380,11 +389,8 @@ class Settings(Section, frozen=True):
 
     def limited(self) -> bool:
         """Whether there is any limit or budget."""
-        every = [
-            *self.keys,
-            *(model.limits for model in self.models.values()),
-            *(own for key in self.keys for own in key.per_model.values()),
-        ]
+        by_model = [own for key in self.keys for own in key.per_model.values()]
+        every = [*self.keys, *self.teams, *(model.limits for model in self.models.values()), *by_model]
         return any(
             value is not None for limits in every for value in (limits.rpm, limits.tpm, limits.max_in_flight, limits.tokens_per_day)
-        ) or any(key.budget is not None for key in self.keys)
+        ) or any(budget is not None for budget in [*(key.budget for key in self.keys), *(team.budget for team in self.teams)])

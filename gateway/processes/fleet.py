@@ -101,6 +101,7 @@ class Fleet:
         counts: Counts,
         usage: Usage,
         stored_keys: Callable[[], KeyList],
+        asked: Callable[[Worker, protocol.Spent], None],
     ) -> None:
         self.generation = generation
         self.settings = settings
@@ -111,6 +112,7 @@ class Fleet:
         self._usage = usage
         self._drained: list[str] = []
         self._stored_keys = stored_keys
+        self._asked = asked
         self.workers: set[Worker] = set()
         # Whether every worker has been accepting connections at the same time, and whether none does now.
         self._all_serve = asyncio.Event()
@@ -203,6 +205,9 @@ class Fleet:
         if isinstance(message, protocol.Serving):
             worker.serving = message.accepting
             self._count_serving()
+            return
+        if isinstance(message, protocol.Spent):
+            self._asked(worker, message)
             return
         if isinstance(message, protocol.Report):
             worker.report = message

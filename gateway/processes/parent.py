@@ -24,6 +24,7 @@ from gateway.errors import ConfigError, ConfigErrors
 from gateway.lifecycle import Lifecycle
 from gateway.processes import protocol
 from gateway.processes.fleet import Fleet
+from gateway.processes.outages import Outages
 from gateway.processes.services import Observer
 from gateway.processes.tree import Plan, Tree
 from gateway.processes.view import View
@@ -106,6 +107,7 @@ class Parent:
         self._background(supervise("ledger", self._tree.usage.write_forever, failed))
         await self._tree.services.change(self._tree.plan.services)
         self._background(once("start", self._announce(self._tree.grow(1, self.settings)), failed))
+        self._background(supervise("outages", Outages(self._view.reported).run, failed))
         admin = self._admin_listener is not None and supervise("admin API", self._serve_admin, failed)
         if (store := self._view.stored_keys()) is not None:
             store.open()

@@ -53,6 +53,22 @@ class Found(msgspec.Struct, tag="found", frozen=True):
     record: dict[str, Any] | None
 
 
+class Spent(msgspec.Struct, tag="spent", frozen=True):
+    """Worker to parent: what is in the ledger of this key from one day to another, both included?"""
+
+    number: int
+    key: str
+    first: str
+    last: str
+
+
+class Ledger(msgspec.Struct, tag="ledger", frozen=True):
+    """Parent to worker: this; None where the store that keeps it does not answer."""
+
+    number: int
+    rows: dict[str, dict[str, int]] | None
+
+
 class Retire(msgspec.Struct, tag="retire", frozen=True):
     """Parent to worker: end. Times in seconds, one after the other.
 
@@ -96,10 +112,10 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     exemplars: Exemplars = {}
 
 
-ToWorker = Hello | Services | Ask | Find | Retire | Drain
-ToParent = Serving | Report | Found
-_to_worker = msgspec.json.Decoder(Hello | Services | Ask | Find | Retire | Drain)
-_to_parent = msgspec.json.Decoder(Serving | Report | Found)
+ToWorker = Hello | Services | Ask | Find | Ledger | Retire | Drain
+ToParent = Serving | Report | Found | Spent
+_to_worker = msgspec.json.Decoder(Hello | Services | Ask | Find | Ledger | Retire | Drain)
+_to_parent = msgspec.json.Decoder(Serving | Report | Found | Spent)
 _encoder = msgspec.json.Encoder()
 
 

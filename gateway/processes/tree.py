@@ -11,6 +11,7 @@ import msgspec
 from gateway.access.keys import KeyList
 from gateway.config import Loaded, Settings
 from gateway.plugin import Service, ServiceState
+from gateway.processes import protocol
 from gateway.processes.fleet import Counts, Fleet, Worker
 from gateway.processes.services import Observer, Services
 from gateway.processes.usage import Usage
@@ -43,6 +44,8 @@ class Tree:
         self._drained: set[str] = set()
         # The stored keys as they are known here, for workers to come.
         self.stored_keys: Callable[[], KeyList] = KeyList
+        # Who answers workers that ask for the ledger.
+        self.asked: Callable[[Worker, protocol.Spent], None] = lambda worker, question: None
 
     @property
     def workers(self) -> list[Worker]:
@@ -51,11 +54,15 @@ class Tree:
 
     def grow(self, generation: int, settings: Settings) -> Fleet:
         """Start a further fleet with these settings, beside those there are."""
-        fleet = Fleet(generation, settings, self._home, self._listener, self.services.states, self.counts, self.usage, self._known_keys)
+        states, asked = self.services.states, self._asked
+        fleet = Fleet(generation, settings, self._home, self._listener, states, self.counts, self.usage, self._known_keys, asked)
         fleet.drain(sorted(self._drained))
         self.fleets.append(fleet)
         fleet.start()
         return fleet
+
+    def _asked(self, worker: Worker, question: protocol.Spent) -> None:
+        self.asked(worker, question)
 
     def _known_keys(self) -> KeyList:
         return self.stored_keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -14,6 +15,7 @@ import msgspec
 
 from gateway import lifeline
 from gateway.access import keys, ledger
+from gateway.access.limits.rules import StoreFailed
 from gateway.admin import secret
 from gateway.admin.contract import GRAVITY, Reloaded, WorkerView
 from gateway.config import Settings
@@ -44,6 +46,8 @@ class View:
         self._reload = reload
         self._numbers = itertools.count(1)
         self._stored: AdminStore | None = None
+        self._answering: set[asyncio.Task[None]] = set()
+        tree.asked = self._asked
 
     @property
     def settings(self) -> Settings:
@@ -89,7 +93,7 @@ class View:
             counts[metrics.WORKERS.name].setdefault(str(view.generation), [0.0])[0] += view.state != "starting"
         workers = float(sum(view.resident_bytes for view in views))
         counts[metrics.MEMORY.name] = {"parent": [float(lifeline.resident_bytes())], "workers": [workers]}
-        counts.update(exposition.of_hosts((row.backend, row.id, row.state, row.in_flight, row.stats) for row in self._hosts()))
+        counts.update(exposition.of_hosts((row.backend, row.id, row.state, row.in_flight, row.stats) for row in self.reported()))
         return counts
 
     def exemplars(self) -> metrics.Exemplars:
@@ -99,9 +103,10 @@ class View:
     async def hosts(self) -> Sequence[HostView]:
         """See `Operated`. What several workers know of a host is added up; of their states the gravest is shown."""
         await self.look()
-        return self._hosts()
+        return self.reported()
 
-    def _hosts(self) -> list[HostView]:
+    def reported(self) -> list[HostView]:
+        """The same as the workers have last reported it."""
         found: dict[tuple[str, str], HostView] = {}
         for worker in self._tree.fleets[-1].workers:
             for row in worker.report.hosts if worker.report is not None else ():
@@ -109,7 +114,13 @@ class View:
                 if before is not None:
                     capacity = None if row.capacity is None or before.capacity is None else row.capacity + before.capacity
                     graver = max(before, row, key=lambda view: GRAVITY.index(view.state))
-                    row = msgspec.structs.replace(graver, in_flight=before.in_flight + row.in_flight, capacity=capacity)
+                    row = msgspec.structs.replace(
+                        graver,
+                        in_flight=before.in_flight + row.in_flight,
+                        capacity=capacity,
+                        moved=before.moved + row.moved,
+                        broke=before.broke + row.broke,
+                    )
                 found[row.backend, row.id] = row
         return list(found.values())
 
@@ -118,7 +129,8 @@ class View:
         if target not in {row.id for row in await self.hosts()}:
             return False
         self._tree.drain(target, drained)
-        _log.info("target %s is %s", target, "drained by the operator" if drained else "back by the operator's word")
+        word = "drained by the operator" if drained else "back by the operator's word"
+        _log.info("host %s is %s", target, word, extra={"fields": {"host": target}})
         return True
 
     def effective(self) -> list[dict[str, Any]]:
@@ -158,6 +170,24 @@ class View:
             self._stored = AdminStore(self.settings, self._tree.counts.own)
             self._tree.stored_keys = self._stored.known
         return self._stored
+
+    def _asked(self, worker: Worker, question: protocol.Spent) -> None:
+        task = asyncio.get_running_loop().create_task(self._answer(worker, question))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, worker: Worker, question: protocol.Spent) -> None:
+        """Tell a worker what is in the ledger of one key."""
+        key, first, last = question.key, question.first, question.last
+        rows: dict[str, dict[str, int]] | None = None
+        with contextlib.suppress(StoreFailed):
+            if (stored := self.stored_keys()) is not None:
+                found = await stored.usage_of(key, list(self.settings.models), first, last)
+            else:
+                await self.look()  # so that what has just ended is in it
+                found = {place: row for place, row in self._tree.usage.rows.items() if place[1] == key and first <= place[0] <= last}
+            rows = ledger.packed(found)
+        worker.send(protocol.Ledger(question.number, rows))
 
     async def usage(self, first: str, last: str) -> ledger.Rows:
         """See `Operated`."""

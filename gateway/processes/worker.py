@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import resource
 import signal
@@ -20,6 +21,7 @@ import uvloop
 from gateway import app, lifeline
 from gateway.access import ledger
 from gateway.access.keys import KeyList
+from gateway.access.limits.rules import StoreFailed
 from gateway.config import Settings
 from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv, ServiceState
@@ -32,6 +34,8 @@ from gateway.telemetry import log, metrics
 REPORT_INTERVAL_S = 1.0
 # Bytes that the parent may leave unread before it is told no more by itself.
 MAX_UNREAD = 1 << 20
+# How long the parent may take to say what is in the ledger.
+LEDGER_LIMIT_S = 5.0
 
 
 class Worker:
@@ -52,7 +56,10 @@ class Worker:
         self._states: dict[str, ServiceState] = {}
         self._host_states: dict[tuple[str, str], str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._gateway = app.build(settings, BackendEnv(home, self._states, settings.timeouts.connect_s), self._lifecycle, used, stored_keys)
+        self._numbers = itertools.count(1)
+        self._questions: dict[int, asyncio.Future[ledger.Rows]] = {}
+        env = BackendEnv(home, self._states, settings.timeouts.connect_s)
+        self._gateway = app.build(settings, env, self._lifecycle, used, stored_keys, self._spent)
         self._metrics = self._gateway.observer.metrics
         self._server = http.server(
             self._gateway,
@@ -68,6 +75,27 @@ class Worker:
 
     def _tell(self, message: protocol.ToParent) -> None:
         self._writer.write(protocol.line(message))
+
+    async def _spent(self, key: str, first: str, last: str) -> ledger.Rows:
+        """What the parent knows of it; raises StoreFailed or TimeoutError."""
+        number = next(self._numbers)
+        answer: asyncio.Future[ledger.Rows] = asyncio.get_running_loop().create_future()
+        self._questions[number] = answer
+        self._tell(protocol.Spent(number, key, first, last))
+        try:
+            async with asyncio.timeout(LEDGER_LIMIT_S):
+                return await answer
+        finally:
+            del self._questions[number]
+
+    def _answered(self, message: protocol.Ledger) -> None:
+        answer = self._questions.get(message.number)
+        if answer is None or answer.done():  # nobody waits for it any more
+            return
+        if message.rows is None:
+            answer.set_exception(StoreFailed("it does not answer"))
+        else:
+            answer.set_result(ledger.unpacked(message.rows))
 
     def _report(self, number: int = 0) -> None:
         waiting = self._gateway.waiting()
@@ -147,6 +175,8 @@ class Worker:
             elif isinstance(message, protocol.Find):
                 self._gateway.observer.flush()
                 self._tell(protocol.Found(message.number, self._gateway.observer.ring.find(message.name)))
+            elif isinstance(message, protocol.Ledger):
+                self._answered(message)
             elif isinstance(message, protocol.Drain):
                 self._gateway.drain(frozenset(message.targets))
             elif isinstance(message, protocol.Retire):

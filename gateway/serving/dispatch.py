@@ -1,8 +1,8 @@
 """The attempt loop: a place at a host, one attempt, and either an answer that has begun or an honest word why not.
 
 Until an answer has begun (the commit point) nothing has reached the client, and another host may be tried: each once, within the
-request's deadline, and where the first host has worked on the prompt already, within the retry budget. After it an answer that breaks may
-be continued elsewhere, where the backend finds that sound.
+request's deadline, and within the retry budget where the first host was there at all. After it an answer that breaks may be continued
+elsewhere, where the backend finds that sound.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from gateway.config import Settings
 from gateway.errors import GatewayError, GatewayTimeout, Unavailable
 from gateway.plugin import AttemptFailed, Call, Reply, Target, Terms, Verdict
 from gateway.serving.balance.affinity import UNBOUND, Affinity
-from gateway.serving.balance.hosts import Host, NoHost
+from gateway.serving.balance.hosts import BUSY_S, Host, NoHost
 from gateway.serving.balance.policies import First
+from gateway.serving.pool import Pool
 from gateway.serving.registry import Served
 from gateway.serving.watch import Watch
+from gateway.telemetry.log import about
 from gateway.telemetry.record import QUEUE, RETRY, Attempt, Record
 
 log = logging.getLogger("penstock.dispatch")
@@ -27,8 +29,8 @@ log = logging.getLogger("penstock.dispatch")
 PREFILL_TOKENS_PER_S = 1000.0
 # For asking whether there is anybody, without taking a turn in the model's own policy.
 _ANY = First()
-# Causes of failures after which the host has not worked on the prompt: trying another one repeats nothing.
-_NOTHING_DONE = frozenset(["connect", "busy"])
+# When to come again, at the soonest, where every host that could be asked was busy: twice as long as they are left alone.
+BUSY_AGAIN_S = 2 * BUSY_S
 
 
 class Exchange:
@@ -83,12 +85,11 @@ class Dispatcher:
             record.enter(QUEUE)
             host = await pool.host(served.policy, bound, tried, record.caller, self._timeouts.queue_s)
             if not isinstance(host, Host):
-                raise not_ready(pool.waiting_for()) if last is None else _exhausted(last.error, len(record.attempts)) from last
-            charged = last is not None and not continues and last.cause not in _NOTHING_DONE and last.verdict is not Verdict.OK
+                raise not_ready(pool.waiting_for()) if last is None else _exhausted(last.error, record, pool) from last
+            charged = last is not None and not continues and last.cause != "connect" and last.verdict is not Verdict.OK
             if last is not None and charged and not pool.budget.withdraw(prompt_tokens, time.monotonic()):
                 pool.end(host, None)
-                log.warning("%s: the retry budget is spent", record.request_id)
-                raise _exhausted(last.error, 2) from last
+                raise _over_budget(last, pool) from last
             target = host.target
             tried.add(target.id)
             attempt = Attempt(record, host, pool.end, target.id, target.weights, continues, record.enter(RETRY))
@@ -101,10 +102,13 @@ class Dispatcher:
                 return attempt
             except AttemptFailed as failure:
                 last = failure
-                attempt.end(failure.verdict, failure.cause)
+                why = reason(failure, target.id)
+                attempt.end(failure.verdict, failure.cause, why)
                 if failure.verdict is Verdict.CLIENT_FAULT:
                     raise failure.error from failure
-                log.warning("attempt %d of %s on %s: %s", len(record.attempts), record.request_id, target.id, failure)
+                # Whether anybody will notice is not known yet; if so, the request's own line is an error.
+                number, request = len(record.attempts), record.request_id
+                log.info("attempt %d of %s on %s failed: %s", number, request, target.id, why, extra=about(record, target.id, why))
             except GatewayError:  # the backend cannot take such a call
                 attempt.end(None, "refused")
                 raise
@@ -137,8 +141,7 @@ class Dispatcher:
         again = pool.backend.resume(exchange.call, exchange.terms, reply, delivered)
         if again is None:
             return None
-        record.continuations += 1
-        if isinstance(again, Reply):
+        if isinstance(again, Reply):  # only closing words are missing: nothing goes on elsewhere
             closing = Attempt(record, None, pool.end, broken.target, broken.weights, True, time.monotonic())
             closing.reply = again
             return closing
@@ -148,12 +151,14 @@ class Dispatcher:
         exchange.tried = {host.target.id for host in pool.hosts if host.target.id == broken.target or host.target.weights != broken.weights}
         exchange.watch.begin_by(time.monotonic() + self._timeouts.request_s)
         try:
-            return await self._attempts(exchange, again, True)
+            attempt = await self._attempts(exchange, again, True)
+            record.continuations += 1
+            return attempt
         except asyncio.CancelledError:
             if not exchange.watch.was_too_late():
                 raise
         except GatewayError as error:
-            log.warning("%s cannot be continued: %s", record.request_id, error)
+            log.info("%s cannot be continued: %s", record.request_id, error, extra=about(record, broken.target, str(error)))
         finally:
             exchange.watch.begun()
         return None
@@ -168,8 +173,36 @@ def not_ready(target: Target | None) -> GatewayError:
     return Unavailable(target.reason or "The engine is not ready.", code="engine_unavailable", retry_after_s=target.retry_after_s)
 
 
-def _exhausted(error: GatewayError, attempts: int) -> GatewayError:
-    """The last error; once several targets were tried the client's own retries would only multiply the attempts."""
-    if attempts > 1:
+def reason(failure: AttemptFailed, target: str) -> str:
+    """Why an attempt failed, for people who are told of which host beside it."""
+    return str(failure).replace(f"{target}: ", "")
+
+
+def _exhausted(error: GatewayError, record: Record, pool: Pool) -> GatewayError:
+    """What a client is told when nobody is left to be asked. Where a host was only busy it is worth coming again, whatever the others had;
+    else, once several were tried, the client's own retries would only multiply the attempts."""
+    if _was_busy(record):
+        return _overloaded(error, pool)
+    if len(record.attempts) > 1:
         error.should_retry = False
     return error
+
+
+def _over_budget(last: AttemptFailed, pool: Pool) -> GatewayError:
+    """The same when there is somebody left, and no budget to ask. What an attempt has cost would be spent again by a client that comes
+    again, so it must not; a host that was busy has done nothing for it, so it may."""
+    error = last.error
+    error.detail = f"{error.detail or error.message}; the retry budget is spent"
+    if last.cause == "busy":
+        return _overloaded(error, pool)
+    error.should_retry = False
+    return error
+
+
+def _was_busy(record: Record) -> bool:
+    return any(attempt.result == "busy" for attempt in record.attempts)
+
+
+def _overloaded(error: GatewayError, pool: Pool) -> GatewayError:
+    again_s = max(pool.queue.retry_after_s(), BUSY_AGAIN_S)
+    return Unavailable("The engine is at capacity.", code="engine_overloaded", retry_after_s=again_s, detail=error.detail or error.message)

@@ -22,3 +22,6 @@ class HostView(msgspec.Struct, frozen=True):
     capacity: int | None
     stats: Stats | None = None
     details: dict[str, Any] = {}
+    # Of streams that it has left in the middle: how many went on elsewhere, and how many ended.
+    moved: int = 0
+    broke: int = 0

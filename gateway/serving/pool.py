@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 
 from gateway.access.keys import Caller
 from gateway.config import Admission, Retry
-from gateway.errors import GatewayError, Unavailable
+from gateway.errors import MAX_MESSAGE, GatewayError, Unavailable
+from gateway.masking import without_secrets
 from gateway.plugin import ABILITIES, Backend, Target, Verdict
 from gateway.serving.balance.affinity import Affinity
 from gateway.serving.balance.breaker import State
@@ -30,6 +31,7 @@ REFRESH_S = 0.1
 VERIFY_INTERVAL_S = 15.0
 # One that was called and found nothing for it stands in line again after so long.
 AGAIN_S = 0.05
+ALL_DRAINED = "All hosts are drained by the operator."
 # Of so many hosts a request's record says how they stood.
 _SHOWN = 8
 
@@ -155,19 +157,21 @@ class Pool:
                 break
         return found
 
-    def end(self, host: Host, verdict: Verdict | None, connected: bool = True) -> None:
+    def end(self, host: Host, verdict: Verdict | None, nobody: str = "") -> None:
         """A request there is over; see `Hosts.end`."""
         now = time.monotonic()
-        self.hosts.end(host, verdict, now, connected)
+        self.hosts.end(host, verdict, now, nobody)
         if self.queue.waiting or host.capacity is not None:
             self.queue.freed(now)
             self._call_all()
 
     def waiting_for(self) -> Target | None:
-        """The target that will be ready first, when none is."""
+        """The target that will be ready first, when none is; where an operator has drained all of them, one that says so."""
         self.refresh()
-        targets = [host.target for host in self.hosts if not host.drained] or [host.target for host in self.hosts]
-        return min(targets, key=lambda target: target.retry_after_s, default=None)
+        hosts = list(self.hosts)
+        if hosts and all(host.drained for host in hosts):
+            return Target("", ready=False, reason=ALL_DRAINED)
+        return min((host.target for host in hosts if not host.drained), key=lambda target: target.retry_after_s, default=None)
 
     def available(self) -> bool:
         """Whether any target would take a request now, or in a while: full is not down."""
@@ -203,12 +207,15 @@ class Pool:
                     host.capacity,
                     target.stats,
                     target.details,
+                    host.moved,
+                    host.broke,
                 )
             )
         return rows
 
     async def probe_forever(self) -> None:
-        """Ask every ready target once an interval, and whoever looks wedged for a proof; one log line per change."""
+        """Ask every ready target once an interval, and whoever looks wedged for a proof. What comes of it is said in the log by the parent,
+        once for all workers."""
         while True:
             self.refresh()
             asked = [host for host in self.hosts if host.target.ready]
@@ -216,10 +223,9 @@ class Pool:
             answers = await asyncio.gather(*(self.backend.probe(host.target.id) for host in asked), return_exceptions=True)
             now = time.monotonic()
             for host, answer in zip(asked, answers, strict=True):
-                up = answer is True
-                if host.up != up:
-                    log.info("target %s is %s", host.target.id, "back" if up else "down")
-                self.hosts.probed(host, up, now)
+                why = repr(answer) if isinstance(answer, BaseException) else answer if isinstance(answer, str) else ""
+                # It may quote a library that quotes a URL.
+                self.hosts.probed(host, answer is True, now, without_secrets(why[:MAX_MESSAGE]))
             self.refresh(now)
             for host, ours in zip(asked, before, strict=True):
                 self.hosts.told(host, max(ours, host.in_flight))
@@ -237,15 +243,15 @@ class Pool:
         task.add_done_callback(self._verifying.discard)
 
     async def _verify(self, host: Host) -> None:
-        log.warning("target %s streams nothing while others do; asking it for a token", host.target.id)
+        name = host.target.id
+        log.info("host %s streams nothing while others do; asking it for a token", name, extra={"fields": {"host": name}})
+        why = ""
         try:
-            well = await self.backend.verify(host.target.id)
+            well = await self.backend.verify(name)
         except Exception as error:
-            log.warning("target %s: the probe that generates failed: %r", host.target.id, error)
-            well = False
+            well, why = False, f" ({without_secrets(repr(error)[:MAX_MESSAGE])})"
         if not well:
-            self.hosts.eject(host, "wedged: it accepts requests and generates nothing", time.monotonic())
-            log.error("target %s is wedged and taken out", host.target.id)
+            self.hosts.eject(host, f"wedged: it accepts requests and generates nothing{why}", time.monotonic())
 
     async def aclose(self) -> None:
         """Stop asking, and close the backend."""

@@ -16,6 +16,7 @@ import msgspec
 
 from gateway.access.keys import Caller
 from gateway.config import Loaded, ModelEntry, Settings, leaves, masked, problems
+from gateway.config import schema as settings_schema
 from gateway.errors import ConfigError, ConfigErrors, GatewayError, NoSuchResponse, NotServed, UnknownModel
 from gateway.masking import shown
 from gateway.plugin import ENTRY_POINT_GROUP, BackendEnv, Endpoint, Plugin, Service, Target
@@ -73,6 +74,11 @@ def configured(settings: Settings) -> dict[str, Configured]:
     if wrong:
         raise ConfigErrors(wrong)
     return result
+
+
+def schema() -> dict[str, Any]:
+    """The whole configuration as a JSON schema, sections of every installed plugin included."""
+    return settings_schema({kind: plugin.config for kind, plugin in sorted(plugins().items())}, Health)
 
 
 def rows(loaded: Loaded) -> list[dict[str, Any]]:

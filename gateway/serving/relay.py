@@ -12,8 +12,9 @@ from gateway import errors
 from gateway.config import Timeouts
 from gateway.errors import GatewayError, Unavailable
 from gateway.plugin import AttemptFailed, Reply, Verdict
-from gateway.serving.dispatch import Dispatcher, Exchange
+from gateway.serving.dispatch import Dispatcher, Exchange, reason
 from gateway.serving.kept import Kept
+from gateway.telemetry.log import about
 from gateway.telemetry.record import CLIENT, GENERATE, Attempt
 from gateway.wire.asgi import Connection, Send
 
@@ -41,7 +42,6 @@ async def whole(exchange: Exchange, attempt: Attempt, send: Send) -> None:
     """A JSON answer."""
     reply = attempt.reply
     assert reply is not None
-    exchange.record.enter(CLIENT)
     try:
         headers = [(b"content-type", reply.content_type), (b"content-length", b"%d" % len(reply.body))]
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
@@ -86,13 +86,19 @@ class Stream:
                 except (AttemptFailed, asyncio.CancelledError) as error:
                     failure = watch.as_failure(error, "The engine stopped sending in the middle of the answer.")
                     watch.to_client()
-                    attempt.end(failure.verdict, failure.cause)
+                    host, why = attempt.host, reason(failure, attempt.target)
+                    attempt.end(failure.verdict, failure.cause, why)
                     resumed = await self._resume(attempt, reply)
                     if resumed is None:
+                        if host is not None:
+                            host.broke += 1
                         raise failure from None
-                    log.warning("%s goes on at %s after %s", record.request_id, resumed.target, failure)
+                    if resumed.host is not None:  # else there are only closing words to come, which are no host's
+                        if host is not None:
+                            host.moved += 1
+                        self._say_moved(attempt.target, resumed.target, why)
+                        await send({"type": "http.response.body", "body": _CONTINUED, "more_body": True})
                     attempt = resumed
-                    await send({"type": "http.response.body", "body": _CONTINUED, "more_body": True})
         except BaseException as error:
             last = errors.event(_reason(error), record.request_id, record.shape, _next_number(self._last))
             raise
@@ -102,6 +108,11 @@ class Stream:
                 attempt.end(None, "given up")
             if record.status and watch.reason != "client gone":
                 await send({"type": "http.response.body", "body": last})
+
+    def _say_moved(self, before: str, after: str, why: str) -> None:
+        """Nobody but the operator has noticed."""
+        record = self._exchange.record
+        log.info("%s goes on at %s: %s has left it (%s)", record.request_id, after, before, why, extra=about(record, after, why))
 
     async def _begin_and_keep_alive(self) -> Attempt:
         """The same as `Dispatcher.begin`, with comments for the client while it takes long: from the first of them on the answer is a 200,

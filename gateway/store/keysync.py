@@ -11,6 +11,7 @@ until an operator puts back what was lost, or gives it up: `restore`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -29,6 +30,8 @@ log = logging.getLogger("penstock.store")
 
 # A revoked key stops working within twice this.
 INTERVAL_S = 0.75
+# How often at most the list is read for keys that are not known, and how long whoever brings one waits for it.
+FRESH_S, _FRESH_LIMIT_S = 0.1, 0.5
 # A reading that takes longer is given up, whatever keeps it.
 _LIMIT_S = 2 * SOCKET_TIMEOUT_S
 # How often something may be changed by others while a restoration is decided on; so many names are said in one line.
@@ -69,6 +72,9 @@ class KeySync:
         self._read_at = time.monotonic()
         self._old = False
         self._one_at_a_time = asyncio.Lock()
+        # When the last reading began that somebody asked for, and that reading.
+        self._asked_at = float("-inf")
+        self._asking: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """For ever."""
@@ -85,6 +91,25 @@ class KeySync:
         if age_s > keys.STALE_S and not self._old:
             self._old = True
             log.log(self._level, "the stored keys were last read %.0f s ago (%s): a key revoked since then still works", age_s, error)
+
+    async def fresh(self) -> None:
+        """Know what was stored up to now, for whoever meets a key that is not known. However many ask, the store is asked once in FRESH_S.
+        What cannot be read stays unknown."""
+        came_at = time.monotonic()
+        while self._asked_at < came_at:
+            if self._asking is None:
+                self._asking = asyncio.get_running_loop().create_task(self._ask_soon())
+            await asyncio.shield(self._asking)
+
+    async def _ask_soon(self) -> None:
+        try:
+            await asyncio.sleep(max(0.0, self._asked_at + FRESH_S - time.monotonic()))
+            self._asked_at = time.monotonic()
+            with contextlib.suppress(StoreFailed, TimeoutError):
+                async with asyncio.timeout(_FRESH_LIMIT_S):
+                    await self.read()
+        finally:
+            self._asking = None
 
     async def read(self) -> None:
         """Once. Raises StoreFailed."""

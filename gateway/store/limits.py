@@ -159,6 +159,26 @@ class Limits:
         # Whoever waits for a slot, at whatever gateway, waits for this.
         self._pipeline.soon(0.0 if slots else GATHER_S)
 
+    async def peek(self, asks: Sequence[Ask]) -> Sequence[State]:
+        """See `Store`."""
+        free = [Ask(ask.key, ask.limit, 0.0, ask.ends_s) for ask in asks]
+        if self._pipeline.up and not self._pipeline.late:
+            lease = Lease("", "", "", free)
+            lease.ledger_row = ""  # nothing is open by it
+            answer = (await self._client.run([self._question(lease)]))[0]
+            if isinstance(answer, Exception):
+                raise answer
+            return list(zip(answer[2::2], answer[3::2], strict=True))
+        if self._choice != "local":
+            raise StoreFailed("it does not answer")
+        self._recall(free)
+        return self._memory.decide(free).states
+
+    def count(self, row: Row) -> None:
+        """See `Store`."""
+        ledger.add(self._writes.rows, row)
+        self._pipeline.soon(GATHER_S)
+
     def _undo(self, lease: Lease) -> None:
         """As if it had not been asked."""
         self._end(lease, [0.0] * len(lease.asks))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from gateway.access.keys import Keys
 from gateway.access.ledger import Days
-from gateway.access.limits.rules import Decision, Lease, Row, StoreFailed
+from gateway.access.limits.rules import Ask, Decision, Lease, Row, State, StoreFailed
 from gateway.config import Settings
 from gateway.store.connect import Client
 from gateway.store.keysync import KeySync
@@ -55,6 +55,7 @@ class Shared:
         # Nobody waits for memories.
         self.pipeline.parts = (self.writes, self.membership, self.limits, self.memories)
         self.keysync = KeySync(self.client, keys.learn, keys.confirmed, keys.known)
+        keys.refresh = self.keysync.fresh
         self._tasks: list[asyncio.Task[None]] = []
 
     def _clock(self) -> float:
@@ -92,6 +93,14 @@ class Shared:
     def settle(self, lease: Lease, costs: Sequence[float], row: Row) -> None:
         """See `Store`."""
         self.limits.settle(lease, costs, row)
+
+    async def peek(self, asks: Sequence[Ask]) -> Sequence[State]:
+        """See `Store`."""
+        return await self.limits.peek(asks)
+
+    def count(self, row: Row) -> None:
+        """See `Store`."""
+        self.limits.count(row)
 
     def remember(self, record: Record) -> None:
         """What happened to a request, for whoever asks at whatever gateway."""

@@ -18,6 +18,7 @@ class Phases(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     connect: float = 0.0
     first_token: float = 0.0
     generate: float = 0.0
+    answer: float = 0.0
     client: float = 0.0
 
 
@@ -35,10 +36,11 @@ class Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     outcome: str
     ms: float
     error: str = ""
+    cause: str = ""
     key: str = ""
     model: str = ""
     stream: bool | None = None
-    target: str | None = None
+    host: str = ""
     attempts: int | None = None
     id: str | None = None
     phases_ms: Phases | None = None

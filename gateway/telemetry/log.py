@@ -11,12 +11,16 @@ from typing import Any, TextIO
 import msgspec
 
 from gateway.telemetry.lines import Line, Phases
-from gateway.telemetry.record import Record
+from gateway.telemetry.record import PROBES, Record
 from gateway.wire.visible import visible
 
 _encoder = msgspec.json.Encoder()
 _requests = logging.getLogger("penstock.request")
 _KINDS = 1000
+# What every line has.
+_OWN = frozenset(["time", "level", "logger", "message"])
+# Fields that a readable line shows where its words do not.
+_SHOWN = ("request_id", "host", "cause", "key", "model")
 # What the line of a request says, beside time, level, logger and message; docs/observability.md shows this table.
 FIELDS = {
     "request_id": "the client's own, or ours",
@@ -27,7 +31,7 @@ FIELDS = {
     "id": "the answer's id, by which `penstock explain` finds it",
     "model": "as the client called it",
     "stream": "whether it asked for events",
-    "target": "the host that answered, or was asked last",
+    "host": "the one that answered, or was asked last",
     "attempts": "how many hosts were asked",
     "continuations": "how often an answer that had begun went on elsewhere",
     "first_event_ms": "until the answer began",
@@ -37,6 +41,7 @@ FIELDS = {
     "key": "the key's name",
     "outcome": "how it ended: see the table of outcomes",
     "error": "the error's own code, where there is one",
+    "cause": "why it ended so, where there is more to say",
 }
 
 
@@ -83,11 +88,25 @@ class Bounded(logging.Filter):
 
 
 class _Text(logging.Formatter):
+    """What stands in a line's fields and not in its words is set behind them."""
+
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
-        return visible(super().formatMessage(record))
+        line = super().formatMessage(record)
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        for name in _SHOWN:
+            value = str(fields.get(name, ""))
+            if value and value not in line:
+                line += f" {name}={value}"
+        return visible(line)
+
+
+def about(record: Record, host: str = "", cause: str = "") -> dict[str, Any]:
+    """What a line about a request says beside its words: the `extra` of a logger's call."""
+    known = {"request_id": record.request_id, "host": host, "cause": cause, "key": record.key, "model": record.model}
+    return {"fields": {name: value for name, value in known.items() if value}}
 
 
 class _Stderr(logging.Handler):
@@ -135,22 +154,29 @@ def setup(level: str, format: str) -> None:
         logger.propagate = False
 
 
-def requests_are_logged() -> bool:
-    """Whether anybody wants a line for each request."""
-    return _requests.isEnabledFor(logging.INFO)
-
-
-def requests(records: Sequence[Record]) -> None:
-    """One line for each request that has ended, all of them in one write."""
-    now = time.time()
-    offset = now - time.monotonic()
+def requests(records: Sequence[Record], every: bool) -> None:
+    """One line for each request that has ended, all of them in one write: an error where its client saw something go wrong, else for
+    information, of a probe for whoever looks for faults of ours. Without `every` errors alone, and of these no more than of other lines."""
+    level = _requests.getEffectiveLevel()
+    if not every or level > logging.INFO:
+        records = [record for record in records if record.outcome != "ok" and record.failed]
+    silent: frozenset[str] = frozenset() if level <= logging.DEBUG else PROBES
+    if level > logging.ERROR:
+        return
+    offset = time.time() - time.monotonic()
+    if not every:
+        for record in records:
+            if record.path not in silent:
+                fields = msgspec.to_builtins(_line(record, offset))
+                _requests.error("%s", fields["message"], extra={"fields": {name: fields[name] for name in fields if name not in _OWN}})
+        return
     for handler in _requests.handlers or logging.getLogger("penstock").handlers:
         readable = not isinstance(handler.formatter, _Json)
         if readable:
-            text = "".join([f"{_readable(record, offset)}\n" for record in records])
+            text = "".join([f"{_readable(record, offset)}\n" for record in records if record.path not in silent])
         else:
-            text = _encoder.encode_lines([_line(record, offset) for record in records]).decode()
-        if isinstance(handler, _Stderr):
+            text = _encoder.encode_lines([_line(record, offset) for record in records if record.path not in silent]).decode()
+        if text and isinstance(handler, _Stderr):
             handler.write(text, len(records))
 
 
@@ -192,7 +218,19 @@ def _message(record: Record) -> str:
 
 
 def _readable(record: Record, offset: float) -> str:
-    return visible(f"{time.strftime('%H:%M:%S', time.localtime(offset + record.ended_at))} I {_message(record)}")
+    at = time.strftime("%H:%M:%S", time.localtime(offset + record.ended_at))
+    line = f"{at} {'E' if record.outcome != 'ok' and record.failed else 'I'} {_message(record)}"
+    if record.key:
+        line = f"{line} key={record.key}"
+    if record.model:
+        line = f"{line} model={record.model}"
+    if record.attempts:
+        line = f"{line} host={record.attempts[-1].target}"
+    if record.first_event_at and record.stream:
+        line = f"{line} first={(record.first_event_at - record.started_at) * 1e3:.1f}"
+    if record.why:
+        line = f"{line} cause={record.why}"
+    return visible(line)
 
 
 def _line(record: Record, offset: float) -> Line:
@@ -200,7 +238,7 @@ def _line(record: Record, offset: float) -> Line:
     asks = bool(record.model)
     return Line(
         _clock.stamp(offset + record.ended_at),
-        "info",
+        "error" if record.outcome != "ok" and record.failed else "info",
         "penstock.request",
         _message(record),
         record.request_id,
@@ -210,10 +248,11 @@ def _line(record: Record, offset: float) -> Line:
         record.outcome,
         _rounded(record.ended_at - started_at),
         record.error,
+        record.why,
         record.key,
         record.model,
         record.stream if asks else None,
-        record.target if asks else None,
+        record.attempts[-1].target if record.attempts else "",
         len(record.attempts) if asks else None,
         record.call_id if asks else None,
         Phases(*[_rounded(spent) for spent in record.phases]) if asks else None,

@@ -84,7 +84,7 @@ PREFIX_TOKENS = Family(
 MOVES = Family("penstock_conversation_moves_total", "counter", "Conversations that went on at another host.", ("model", "host"))
 MOVED_TOKENS = Family("penstock_conversation_moved_tokens_total", "counter", "Tokens prefilled again for that.", ("model", "host"))
 USED = Family("penstock_usage_tokens_total", "counter", "Tokens by key, as the ledger counts them.", ("key", "model", "kind"))
-LIMITED = Family("penstock_limited_total", "counter", "Requests refused by a limit.", ("limit", "model"))
+LIMITED = Family("penstock_limited_total", "counter", "Requests refused by a limit, by whose key.", ("limit", "model", "key"))
 STORE_FAILURES = Family("penstock_store_failures_total", "counter", "Times that the shared store stopped answering.")
 STORE_LATE = Family(
     "penstock_store_late_total", "counter", "Answers of the shared store that were late: what came up meanwhile was decided by the worker."
@@ -108,7 +108,7 @@ LOST = Family("penstock_lost_requests_total", "counter", "Requests that were ope
 PHASE = Family(
     "penstock_phase_seconds",
     "histogram",
-    "Where time was spent: queue, retry, connect, first_token (the engine's queue and prefill), generate, client (not reading).",
+    "Where time was spent: queue, retry, connect, first_token (the engine's queue and prefill), generate, answer (JSON), client.",
     ("phase", "model", "host", "outcome"),
     _PHASE_S,
 )

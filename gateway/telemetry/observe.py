@@ -61,7 +61,6 @@ class Observer:
             self._timer.cancel()
             self._timer = None
         gathered, self._gathered = self._gathered, []
-        lines = self._log_requests and log.requests_are_logged()
         for record in gathered:
             try:
                 self.metrics.request(record)
@@ -71,11 +70,10 @@ class Observer:
                 self.ring.keep(record)
             except Exception:  # of one request: the others are observed all the same
                 self._failed()
-        if lines:
-            try:
-                log.requests(gathered)
-            except Exception:
-                self._failed()
+        try:
+            log.requests(gathered, self._log_requests)
+        except Exception:
+            self._failed()
 
     def _failed(self) -> None:
         self.metrics.failed(_TASK)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from gateway.access.limits.rules import Limit, State
 from gateway.errors import ClientGone, GatewayError, Headers
 from gateway.plugin import AttemptFailed, Call, Reply, Usage, Verdict
 from gateway.serving.balance.affinity import UNBOUND, Affinity
@@ -28,8 +29,11 @@ MAX_ID = 128
 MAX_MODEL = 256
 MAX_URL = 2048
 
+# Paths of what asks whether we live, again and again: no line in the log, no span.
+PROBES = frozenset({"/livez", "/readyz"})
+
 # What a request's time goes by, one after the other, each moment in one of them, so that they add up to the whole.
-PHASES = ("read", "limits", "queue", "retry", "connect", "first_token", "generate", "client")
+PHASES = ("read", "limits", "queue", "retry", "connect", "first_token", "generate", "answer", "client")
 # Their numbers; Final, so that compiled code does not look them up.
 READ: Final = 0
 LIMITS: Final = 1
@@ -38,7 +42,8 @@ RETRY: Final = 3
 CONNECT: Final = 4
 FIRST_TOKEN: Final = 5
 GENERATE: Final = 6
-CLIENT: Final = 7
+ANSWER: Final = 7
+CLIENT: Final = 8
 
 # How a request ended, in the words that the log, metrics, spans, the ledger and `explain` share; docs/observability.md shows this table.
 OUTCOMES = {
@@ -76,7 +81,7 @@ class Attempt:
         self,
         record: Record,
         host: Host | None,
-        give_back: Callable[[Host, Verdict | None, bool], None],
+        give_back: Callable[[Host, Verdict | None, str], None],
         target: str,
         weights: str,
         continues: bool,
@@ -106,7 +111,8 @@ class Attempt:
         self.reply: Reply | None = None
 
     def begun(self) -> None:
-        """The answer has begun: what the attempt took was no retry, but connecting, and waiting for the first event (or the whole body)."""
+        """The answer has begun: what the attempt took was no retry, but connecting, and waiting for the first event; or for the whole of a
+        JSON answer, of which nobody can say when its first token was there."""
         record, reply = self._record, self.reply
         assert record is not None
         assert reply is not None
@@ -114,15 +120,17 @@ class Attempt:
         self.connected_at = reply.connected_at or self.started_at
         self.first_at = now
         record.phase = CONNECT
-        record.enter(FIRST_TOKEN, self.connected_at)
-        record.enter(GENERATE, now)
+        stream = record.stream
+        record.enter(FIRST_TOKEN if stream else ANSWER, self.connected_at)
+        record.enter(GENERATE if stream else CLIENT, now)
         if not record.first_event_at:
             record.first_event_at = now
         if self.placement is not None:
             self.placement.begun()
 
-    def end(self, verdict: Verdict | None, cause: str = "ok") -> None:
-        """Close the reply, give the host's place back with what this end says of it (None: nothing), and note it all. Idempotent."""
+    def end(self, verdict: Verdict | None, cause: str = "ok", why: str = "") -> None:
+        """Close the reply, give the host's place back with what this end says of it (None: nothing), and note it all. `why`: the cause in
+        words, where there is more to say. Idempotent."""
         reply, host, record = self.reply, self.host, self._record
         self.reply = self.host = self._record = None
         if record is None:
@@ -142,7 +150,8 @@ class Attempt:
         if self.placement is not None:
             self._learn(self.placement, record, usage)
         if host is not None:
-            self._give_back(host, verdict, cause != "connect")
+            nobody = "" if cause != "connect" else why.removeprefix("connect: ") or "no connection"
+            self._give_back(host, verdict, nobody)
 
     def _learn(self, placement: Placement, record: Record, usage: Usage | None) -> None:
         """Engines count several choices, and an answer that goes on, in ways of their own."""
@@ -161,8 +170,8 @@ class Record:
     __slots__ = (
         "affinity", "attempts", "call", "call_id", "caller", "client", "continuations", "cost", "delivered", "ended_at", "error",
         "events", "finishes", "first_event_at", "headers", "ignored", "key", "largest_gap_s", "late", "limits", "mark", "method", "model",
-        "outcome", "path", "phase", "phases", "point", "prefilled", "request_id", "route", "served", "settling", "shape", "span",
-        "started_at", "status", "stream", "trace", "url", "usage",
+        "outcome", "path", "phase", "phases", "point", "prefilled", "refused_by", "request_id", "route", "served", "settling", "shape",
+        "span", "started_at", "status", "stream", "trace", "url", "usage", "why",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, sampling: int = 0) -> None:
@@ -206,9 +215,10 @@ class Record:
         self.ignored: list[str] = []
         # What every answer says: by exchange of a parameter that was probably meant otherwise, by middleware/rate_limit of its limits.
         self.headers: Headers = []
-        # By middleware/rate_limit: what its limits were and took (words, reserved, left), and at
+        # By middleware/rate_limit: its limits, what it asked of each and how that stood then, and which of them was in its way; and at
         # its settlement what it costs and how many completion tokens reached the client; while that waits for an engine's word, a task.
-        self.limits: Sequence[tuple[str, float, float]] = ()
+        self.limits: Sequence[tuple[Limit, float, State]] = ()
+        self.refused_by: Limit | None = None
         self.cost = 0.0
         self.delivered = 0
         self.settling: asyncio.Task[None] | None = None
@@ -225,9 +235,10 @@ class Record:
         # By relay, of a stream: blocks of events that were sent, and the longest time the engine took for the next.
         self.events = 0
         self.largest_gap_s = 0.0
-        # By `end`: one of OUTCOMES, and the error's own code.
+        # By `end`: one of OUTCOMES, the error's own code, and in words what people should know of it (never what a client has sent).
         self.outcome = ""
         self.error = ""
+        self.why = ""
 
     @staticmethod
     def of(scope: Scope) -> Record:
@@ -260,7 +271,7 @@ class Record:
     def end(self, error: BaseException | None) -> None:
         """How it ended; the first word counts, since what comes after an end is only its consequence."""
         if not self.outcome:
-            self.outcome, self.error = _outcome(error, self.first_event_at > 0)
+            self.outcome, self.error, self.why = _outcome(error, self.first_event_at > 0)
 
     @property
     def target(self) -> str:
@@ -290,24 +301,26 @@ class Record:
         return "refused" if self.outcome in _REFUSED else "failed"
 
 
-def _outcome(error: BaseException | None, begun: bool) -> tuple[str, str]:
-    """One of OUTCOMES, and the error's own code."""
+def _outcome(error: BaseException | None, begun: bool) -> tuple[str, str, str]:
+    """One of OUTCOMES, the error's own code, and why."""
     if error is None:
-        return "ok", ""
+        return "ok", "", ""
     if isinstance(error, ClientGone):
-        return "client_gone", ""
+        return "client_gone", "", ""
     if isinstance(error, asyncio.CancelledError):
-        return "shutdown", ""
+        return "shutdown", "", ""
     if isinstance(error, AttemptFailed):
         if begun:
-            return ("timeout" if error.cause == "timeout" else "cut"), error.cause
+            return ("timeout" if error.cause == "timeout" else "cut"), error.cause, str(error)
         error = error.error
     if not isinstance(error, GatewayError):
-        return "internal_error", type(error).__name__
+        return "internal_error", type(error).__name__, f"{type(error).__name__}, see the log"
     code = error.code or ""
     if code == "engine_overloaded":
-        return "overloaded", code
-    return _BY_STATUS.get(error.status, "refused" if error.status < 500 else "internal_error"), code
+        return "overloaded", code, error.detail or error.message
+    outcome = _BY_STATUS.get(error.status, "refused" if error.status < 500 else "internal_error")
+    # What is said of a client's own fault may quote what it has sent.
+    return outcome, code, error.detail or ("" if outcome == "refused" else error.message)
 
 
 def _family(scope: Scope) -> Shape:

@@ -27,7 +27,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 import gateway
 from gateway.config import Tracing, without_secrets
 from gateway.telemetry.metrics import SPANS, Metrics, operation
-from gateway.telemetry.record import LIMITS, PHASES, QUEUE, Attempt, Record
+from gateway.telemetry.record import LIMITS, PHASES, PROBES, QUEUE, Attempt, Record
 from gateway.wire.trace import new_span
 
 log = logging.getLogger("penstock.telemetry")
@@ -39,8 +39,6 @@ _QUEUE = 2048
 _MAX_CONTENT = 64 << 10
 _SCOPE = InstrumentationScope("penstock", gateway.__version__)
 _SAMPLED, _NOT = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
-# Probes of load balancers say nothing.
-_UNTRACED = frozenset({"/livez", "/readyz"})
 # What spans say, by their kind; docs/observability.md shows this table, and a test holds every span against it.
 ATTRIBUTES = {
     "http.request.method": "SERVER",
@@ -70,7 +68,7 @@ ATTRIBUTES = {
     "gen_ai.response.id": "CLIENT",
     "gen_ai.response.model": "CLIENT",
     "gen_ai.response.finish_reasons": "CLIENT, the attempt that ended the answer",
-    "gen_ai.response.time_to_first_chunk": "CLIENT: seconds",
+    "gen_ai.response.time_to_first_chunk": "CLIENT, of a stream: seconds",
     "gen_ai.usage.input_tokens": "CLIENT, the attempt that ended the answer",
     "gen_ai.usage.output_tokens": "CLIENT",
     "gen_ai.usage.cache_read.input_tokens": "CLIENT, where the engine says",
@@ -168,7 +166,7 @@ class Tracer:
 
     def finish(self, record: Record) -> None:
         """A request has ended: record it, if it is to be."""
-        if record.route in _UNTRACED:
+        if record.route in PROBES:
             return
         if not record.trace.sampled:
             slow = self._settings.slow_s is not None and record.ended_at - record.started_at >= self._settings.slow_s
@@ -253,7 +251,8 @@ class Tracer:
             found["error.type"] = attempt.result
         if attempt.first_at:
             found["gen_ai.response.id"], found["gen_ai.response.model"] = record.call_id, record.model
-            found["gen_ai.response.time_to_first_chunk"] = attempt.first_at - attempt.started_at
+            if record.stream:
+                found["gen_ai.response.time_to_first_chunk"] = attempt.first_at - attempt.started_at
         if number == len(record.attempts) - 1 and attempt.first_at:
             if record.finishes:
                 found["gen_ai.response.finish_reasons"] = list(record.finishes)

@@ -207,6 +207,42 @@ class AnthropicModels(Struct):
     last_id: str | None
 
 
+class LimitLeft(Struct):
+    """One limit of the key that asks, of its team or of a model. Of a rate `left` is what may be used at once; null where it is not known
+    (requests in flight, or while the store of limits does not answer)."""
+
+    limit: Literal["rpm", "tpm", "max_in_flight", "tokens_per_day", "budget"]
+    of: str
+    per: Literal["minute", "day", "month", "now"]
+    amount: float
+    left: float | None = None
+    unused_in_s: float | None = None
+
+
+class DayUsed(Struct):
+    """What the key that asks has used of one model on one day."""
+
+    day: str
+    model: str
+    requests: int
+    limited: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    delivered_tokens: int
+    cost: float
+
+
+class OwnUsage(Struct):
+    """What the key that asks may use, what is left of it, and what it has used in the last month."""
+
+    object: Literal["usage"]
+    key: str
+    team: str | None
+    limits: list[LimitLeft]
+    days: list[DayUsed]
+
+
 class Health(Struct):
     """The gateway's own state."""
 

@@ -287,7 +287,7 @@ def test_whatever_happens_in_flight_returns_to_zero_and_the_ejected_are_not_pick
             hosts.begin(host, now)
             flying.append(host)
         if len(flying) > 3:
-            hosts.end(flying.pop(0), verdict, now, connected)
+            hosts.end(flying.pop(0), verdict, now, "" if connected else "refused")
         ejected = sum(host.target.weight for host in hosts if host.breaker.state is not State.CLOSED)
         assert ejected <= 5
     for host in flying:

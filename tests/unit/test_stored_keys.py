@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 
 from gateway import config
 from gateway.access import keys
-from gateway.access.keys import Keys, StoredKey, hashed
+from gateway.access.keys import KeyList, Keys, StoredKey, hashed
 from gateway.access.limits.memory import Memory
-from gateway.access.limits.rules import SECOND, Ask
+from gateway.access.limits.rules import SECOND, Ask, StoreFailed
 from gateway.errors import ConfigError
-from gateway.store.keysync import stored_keys
+from gateway.store.connect import Client
+from gateway.store.keysync import KeySync, stored_keys
 
 SETTINGS = config.load(
     environment={},
@@ -135,3 +137,33 @@ def test_whatever_can_be_read_can_be_used(tree: dict[str, Any]) -> None:
         asks = [Ask(limit.key, limit, 1.0 if limit.each else min(1000.0, limit.burst or 1000.0), 60.0) for limit in caller.limits(model)]
         decision = Memory(now=lambda: SECOND).decide(asks)
         assert all(math.isfinite(value) for state in decision.states for value in state)
+
+
+def test_however_many_unknown_keys_come_the_store_is_asked_a_few_times_a_second_and_after_each_of_them() -> None:
+    """Whoever comes while a reading is under way may have been made after it began, so that the next one is waited for."""
+
+    class Counted(KeySync):
+        begun = ended = 0
+
+        async def read(self) -> None:
+            self.begun += 1
+            await asyncio.sleep(0.01)
+            self.ended += 1
+            if self.begun % 2:
+                raise StoreFailed("which is nobody's matter here")
+
+    async def work() -> None:
+        sync = Counted(Client(SETTINGS.redis), lambda keys: None, lambda lost: None, KeyList())
+
+        async def one(number: int) -> None:
+            await asyncio.sleep(number / 2000)
+            came = sync.begun
+            await sync.fresh()
+            assert sync.ended > came, "what was read began after it came"
+
+        began = asyncio.get_running_loop().time()
+        await asyncio.gather(*(one(number) for number in range(400)))
+        passed_s = asyncio.get_running_loop().time() - began
+        assert sync.begun <= passed_s / 0.1 + 2
+
+    asyncio.run(work())

@@ -547,6 +547,7 @@ def test_nor_do_a_gateways(tmp_path: Path, words: str) -> None:
     counts = dict.fromkeys(
         (
             "requests",
+            "limited",
             "prompt_tokens",
             "cached_tokens",
             "generated_tokens",
@@ -561,7 +562,7 @@ def test_nor_do_a_gateways(tmp_path: Path, words: str) -> None:
     rows: dict[str, Any] = {
         "/admin/keys": {"keys": [{"name": ESCAPES, "origin": ESCAPES, "metadata": {ESCAPES: ESCAPES}}]},
         "/admin/hosts": {"hosts": [{"weight": 1, "priority": 0, "in_flight": 0, "capacity": None, **of_hosts}]},
-        "/admin/usage": {"usage": [{"day": ESCAPES, "key": ESCAPES, "model": ESCAPES, **counts}]},
+        "/admin/usage": {"to": "2026-11-28", "usage": [{"day": ESCAPES, "key": ESCAPES, "model": ESCAPES, **counts}]},
     }
 
     def hostile(asked: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:

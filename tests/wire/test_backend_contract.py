@@ -69,7 +69,7 @@ class TestSGLang(BackendConformance):
 
     def test_open_succeeds_and_send_fails_honestly_with_every_host_down(self) -> None:
         async def work(backend: Backend, target: str) -> None:
-            assert not await backend.probe(target)
+            assert await backend.probe(target) is not True, "or in words why not"
             assert "does not answer" in (await backend.check())[0]
             with pytest.raises(AttemptFailed) as failed:
                 await begun(backend, target, chat("hi"))
@@ -99,7 +99,7 @@ class TestSGLang(BackendConformance):
             assert backend.targets()[0].stats is None, "nobody has asked yet"
             scripted_sglang.behave(loads=loads)
             try:
-                assert await backend.probe(target)
+                assert await backend.probe(target) is True
             finally:
                 scripted_sglang.behave(loads=None)
             found = backend.targets()[0]
@@ -131,7 +131,7 @@ class TestSGLang(BackendConformance):
         status = {"state": "ready", "detail": "", "machine": machine}
 
         async def work(backend: Backend, target: str) -> None:
-            assert await backend.probe(target)
+            assert await backend.probe(target) is True
             found = backend.targets()[0]
             stats = found.stats
             assert stats is not None

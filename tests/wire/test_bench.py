@@ -41,7 +41,7 @@ def test_penstock_with_everything_on_has_everything_on(folder: Path) -> None:
                 ]
 
             until("every request has its line", lambda: len(lines()) >= sum(WEIGHTS))
-            assert set(Counter(line["target"] for line in lines())) == {f"127.0.0.1:{port}" for port in above.ports}
+            assert set(Counter(line["host"] for line in lines())) == {f"127.0.0.1:{port}" for port in above.ports}
             until("spans arrive", lambda: len(sink.spans) >= 2 * sum(WEIGHTS), 20)
             workers = [child for child in psutil.Process(peer.pid).children() if "gateway.processes.worker" in command(child)]
             assert len(workers) == 1

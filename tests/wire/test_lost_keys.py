@@ -110,6 +110,7 @@ def test_what_is_lost_on_purpose_is_given_up_at_every_gateway(scripted_sglang: R
         one, two = (stack.enter_context(alone(scripted_sglang, store, tmp_path / name)) for name in ("1", "2"))
         secret = create(one, "alice")
         until("both know it", lambda: [ask(to, secret).status for to in (one, two)] == [200, 200], 10)
+        until("their parents too", lambda: [metric(to, 'penstock_stored_keys{state="usable"}') for to in (one, two)] == [1, 1], 10)
         store.client().flushall()
         until("both have noticed", lambda: [metric(to, LOST) for to in (one, two)] == [1, 1], 10)
         assert [ask(to, secret).status for to in (one, two)] == [200, 200]

@@ -113,8 +113,9 @@ STATUSES = {
     "aborted, stream": Case("[[abort 0]]", STREAM, raises=("InternalServerError", 503, "engine_aborted"), attempts=2),
     "504": Case("[[stall]]", raises=("InternalServerError", 504, "engine_timeout"), attempts=2),
     "504, stream": Case("[[stall 0]]", STREAM, raises=("InternalServerError", 504, "engine_timeout"), attempts=2),
-    "503 on every host: x-should-retry": Case(
-        "[[refuse 503]]", {"model": "pair"}, raises=("InternalServerError", 503, "engine_overloaded"), attempts=2
+    "503 on every host": Case("[[refuse 503]]", {"model": "pair"}, raises=("InternalServerError", 503, "engine_overloaded"), attempts=4),
+    "500 on every host: x-should-retry": Case(
+        "[[refuse 500]]", {"model": "pair"}, raises=("InternalServerError", 502, "engine_error"), attempts=2
     ),
     "a second try helps": Case("[[refuse 503]] [[times 1]]", attempts=2, found={"finish": "stop"}),
     "a second try helps, stream": Case("[[first-error 503]] [[times 1]]", STREAM, attempts=2, found={"finish": "stop"}),

@@ -11,6 +11,7 @@ of a body that nobody reads; how long a silence may last is the caller's to deci
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -96,7 +97,8 @@ class Http1:
         except TimeoutError:
             raise ConnectFailed(f"no connection within {connect_s:g} s") from None
         except OSError as error:
-            raise ConnectFailed(error.strerror or str(error)) from None
+            number = error.errno or 0  # a name that is not resolved has others, below 0
+            raise ConnectFailed(os.strerror(number) if number > 0 else error.strerror or str(error)) from None
         return connection
 
     def put_back(self, connection: Connection) -> None:

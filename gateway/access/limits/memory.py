@@ -118,6 +118,14 @@ class Memory:
             self.correct(lease.asks, costs)
         self._count(row)
 
+    async def peek(self, asks: Sequence[Ask]) -> Sequence[State]:
+        """See `Store`."""
+        return self.decide([Ask(ask.key, ask.limit, 0.0, ask.ends_s) for ask in asks]).states
+
+    def count(self, row: Row) -> None:
+        """See `Store`."""
+        self._count(row)
+
     def correct(self, asks: Sequence[Ask], costs: Sequence[float]) -> None:
         """The true costs instead of the estimates: what is over becomes debt, what is under comes back."""
         now = self._now()

@@ -164,5 +164,11 @@ class Store(Protocol):
     def settle(self, lease: Lease, costs: Sequence[float], row: Row) -> None:
         """The true costs, in the order of the lease's asks. Never fails and never waits."""
 
+    async def peek(self, asks: Sequence[Ask]) -> Sequence[State]:
+        """How rates and quotas stand (no slots); nothing is taken. Raises StoreFailed."""
+
+    def count(self, row: Row) -> None:
+        """For the ledger alone: nothing was taken. Never fails and never waits."""
+
     async def aclose(self) -> None:
         """Write what is owed, and let go."""

@@ -41,8 +41,8 @@ class Host:
     """One target and its state. `share` is its weight as the policy shall see it now."""
 
     __slots__ = (
-        "breaker", "busy_until", "capacity", "drained", "in_flight", "last_event_at", "limit", "others", "recovered_at", "reported",
-        "share", "target", "told_at", "up", "verified_at", "why",
+        "breaker", "broke", "busy_until", "capacity", "drained", "in_flight", "last_event_at", "limit", "moved", "others", "recovered_at",
+        "reported", "share", "target", "told_at", "up", "verified_at", "why",
     )  # fmt: skip
 
     def __init__(self, target: Target, breaker: Breaker) -> None:
@@ -63,6 +63,9 @@ class Host:
         self.last_event_at = 0.0
         self.verified_at = float("-inf")
         self.why = ""
+        # Of streams that it has left in the middle: how many went on elsewhere, and how many ended.
+        self.moved = 0
+        self.broke = 0
 
     def standing(self) -> Standing:
         """How it stands, to be put into words when somebody asks: a request's record holds that of every host there was."""
@@ -204,16 +207,16 @@ class Hosts:
             host.last_event_at = now  # silence counts from here
         host.in_flight += 1
 
-    def end(self, host: Host, verdict: Verdict | None, now: float, connected: bool = True) -> None:
-        """It is over. `verdict` None: it says nothing (the client left). `connected` False: nobody is there at all."""
+    def end(self, host: Host, verdict: Verdict | None, now: float, nobody: str = "") -> None:
+        """It is over. `verdict` None: it says nothing (the client left). `nobody`: why nobody was there at all."""
         host.in_flight -= 1
         if verdict is not Verdict.OK or host.breaker.state is not State.CLOSED:
             self._settled_until = 0.0
         if verdict is Verdict.BUSY:
             host.busy_until = now + BUSY_S
         elif verdict is Verdict.SICK:
-            if not connected:
-                host.up, host.why = False, "no connection"
+            if nobody:
+                host.up, host.why = False, nobody
             if host.breaker.outcome(True, now) and self._may_be_ejected(host):
                 self.eject(host, "too many failures", now)
         elif verdict is Verdict.OK:
@@ -222,14 +225,14 @@ class Hosts:
             if was is State.PROBATION:
                 host.recovered_at = now
 
-    def probed(self, host: Host, up: bool, now: float) -> None:
-        """What its probe said."""
+    def probed(self, host: Host, up: bool, now: float, why: str = "") -> None:
+        """What its probe said, and why it is not up where that is known."""
         if up != host.up:
             self._settled_until = 0.0
         if up and not host.up:
             host.recovered_at = now
         host.up = up
-        host.why = "" if up else host.why or "its probe fails"
+        host.why = "" if up else why or host.why or "its probe fails"
 
     def eject(self, host: Host, why: str, now: float) -> None:
         """Open its breaker, whatever the counts say."""
