@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from backends.sglang_dsv3 import environment
 from gateway.errors import ConfigError, ConfigErrors
 from gateway.plugin import Endpoint
 from gateway.wire import address
@@ -30,6 +31,8 @@ GENERATIVE = (
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Count = Annotated[int, Meta(ge=1, le=(1 << 31) - 1, extra={"accepted": "1 or more"})]
 Text = Annotated[str, Meta(min_length=1, max_length=1024)]
+# A word of SGLang's own. Which there are is asked of the SGLang that is installed where the engine runs (`engine.known`).
+Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z", extra={"accepted": "what the installed SGLang knows"})]
 File = Annotated[str, Meta(min_length=1, max_length=4096)]
 Problems = Iterator[ConfigError]
 
@@ -88,11 +91,18 @@ class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         Meta(description="what it computes in", extra={"default": "SGLang's, `bfloat16` on the CPU"}),
     ] = None
     quantization: Annotated[
-        Literal["fp8", "w8a8_int8", "w8a8_fp8", "w4afp8", "modelopt_fp4", "mxfp4", "awq", "quark"] | None,
-        Meta(description="leave it out for the official FP8 checkpoint", extra={"default": "what the checkpoint says"}),
+        Word | None, Meta(description="leave it out for the official FP8 checkpoint", extra={"default": "what the checkpoint says"})
     ] = None
     kv_cache_dtype: Annotated[
-        Literal["auto", "fp8_e5m2", "fp8_e4m3", "bf16"] | None, Meta(description="of the KV cache", extra={"default": "`auto`"})
+        Word | None,
+        Meta(
+            description="of the KV cache; `fp8_e4m3` halves it, at some accuracy; SGLang chooses for V3.2 and V4",
+            extra={"default": "`auto`"},
+        ),
+    ] = None
+    attention_backend: Annotated[
+        Word | None,
+        Meta(description="whose attention kernels; V3.2 takes `dsa` and V4 `dsv4` by themselves", extra={"default": "SGLang's"}),
     ] = None
     context_length: Annotated[
         Count | None, Meta(description="prompt and answer together", extra={"default": "the model's, 4096 on the CPU"})
@@ -111,11 +121,75 @@ class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     ] = None
     stream_interval: Annotated[Count, Meta(description="tokens (not seconds) between two flushes of a stream")] = 1
     tool_call_parser: Annotated[
-        Literal["deepseekv3", "deepseekv31", "deepseekv32"] | None, Meta(description="how the model writes tool calls")
+        Word | None, Meta(description="how the model writes tool calls: V3 `deepseekv3`, V3.1 `deepseekv31`, and so on")
     ] = None
-    reasoning_parser: Annotated[Literal["deepseek-r1", "deepseek-v3"] | None, Meta(description="how the model writes what it thinks")] = (
-        None
-    )
+    reasoning_parser: Annotated[
+        Word | None,
+        Meta(description="how the model writes what it thinks: R1 `deepseek-r1`, V3.1 and V3.2 `deepseek-v3`, V4 `deepseek-v4`"),
+    ] = None
+    speculative_algorithm: Annotated[
+        Word | None,
+        Meta(
+            description="`EAGLE` drafts with the checkpoint's own MTP layer (V3, R1, V3.2, V4; V4.1: `DSPARK`): fewer steps a token for "
+            "few requests, less throughput for many, and memory for the layer"
+        ),
+    ] = None
+    speculative_num_steps: Annotated[
+        Count | None, Meta(description="drafting steps; 3 for low latency, 1 for many requests", extra={"default": "SGLang's"})
+    ] = None
+    speculative_eagle_topk: Annotated[
+        Count | None, Meta(description="branches of a draft; V4 takes 1 alone", extra={"default": "SGLang's"})
+    ] = None
+    speculative_num_draft_tokens: Annotated[
+        Count | None, Meta(description="tokens verified at once; with one branch the steps and one", extra={"default": "SGLang's"})
+    ] = None
+    attn_dp_size: Annotated[
+        Count | None,
+        Meta(
+            description="DP attention: so many groups of ranks with a KV cache each instead of the same one on all; for throughput with "
+            "large batches, slower for few requests, and attention weights are held once a group",
+            extra={"default": "off"},
+        ),
+    ] = None
+    ep_size: Annotated[
+        Count | None, Meta(description="expert parallelism: ranks that experts are spread over, whole", extra={"default": "off"})
+    ] = None
+    moe_a2a_backend: Annotated[
+        Word | None,
+        Meta(
+            description="how tokens travel to experts: `deepep` (Hopper, Blackwell), `megamoe` (V4 on Blackwell)", extra={"default": "none"}
+        ),
+    ] = None
+    moe_runner_backend: Annotated[
+        Word | None,
+        Meta(
+            description="whose expert kernels; FP4 experts: `flashinfer_mxfp4` on Blackwell, `marlin` on Hopper",
+            extra={"default": "SGLang's"},
+        ),
+    ] = None
+    eplb: Annotated[
+        bool, Meta(description="experts are moved between ranks by how much they are asked; needs `ep_size`; pauses while they move")
+    ] = False
+    ep_num_redundant_experts: Annotated[
+        Count | None, Meta(description="copies of busy experts, in GPU memory; needs `ep_size`", extra={"default": "none"})
+    ] = None
+    hicache: Annotated[bool, Meta(description="prefixes that leave the GPU's cache are kept in host memory")] = False
+    hicache_size: Annotated[
+        Count | None, Meta(description="GB of host memory for each rank; needs `hicache`", extra={"default": "twice the GPU's cache"})
+    ] = None
+    hicache_write_policy: Annotated[
+        Word | None, Meta(description="when they are written; needs `hicache`", extra={"default": "SGLang's"})
+    ] = None
+    hicache_storage_backend: Annotated[
+        Word | None, Meta(description="where they go beyond host memory; needs `hicache`", extra={"default": "nowhere"})
+    ] = None
+    deterministic: Annotated[
+        bool, Meta(description="the same answer whatever else is in the batch; slower, and not with every attention backend")
+    ] = False
+    env: Annotated[
+        dict[str, str],
+        Meta(description="further environment variables of SGLang, NCCL and their like; no secrets, and none that is set here"),
+    ] = {}
     otlp_endpoint: Annotated[HostPort | None, Meta(description="`HOST:PORT` of an OTLP collector (gRPC) for SGLang's own spans")] = None
     host: Annotated[str, Meta(description="where SGLang listens"), Check(_host_name)] = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65535, description="its port; a host with `launch: local` takes any free one")] = 30000
@@ -144,6 +218,22 @@ class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             yield ConfigError("node_rank", f"must be 0 to {self.nnodes - 1} with nnodes {self.nnodes}, is {self.node_rank}")
         if self.nnodes > 1 and self.dist_init_addr is None:
             yield ConfigError("dist_init_addr", "is missing: several nodes need it, HOST:PORT of node 0, the same on each")
+        yield from self._together()
+        yield from environment.problems(self.env)
+
+    def _together(self) -> Problems:
+        """Settings that mean nothing, or another thing, without another."""
+        for needed, names in (
+            ("speculative_algorithm", ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")),
+            ("ep_size", ("eplb", "ep_num_redundant_experts")),
+            ("hicache", ("hicache_size", "hicache_write_policy", "hicache_storage_backend")),
+        ):
+            for name in names:
+                if getattr(self, name) and not getattr(self, needed):
+                    yield ConfigError(name, f"does nothing without {needed}")
+        for name in ("attn_dp_size", "ep_size"):
+            if (size := getattr(self, name)) is not None and self.ranks % size:
+                yield ConfigError(name, f"is {size}, which does not divide the {self.ranks} ranks (tp_size)")
 
     @property
     def ranks(self) -> int:

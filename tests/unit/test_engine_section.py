@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from backends.sglang_dsv3.engine import checkpoint, monitor, symptoms
+from backends.sglang_dsv3.config import Engine
+from backends.sglang_dsv3.engine import checkpoint, known, monitor, symptoms
 from backends.sglang_dsv3.engine.monitor import Gpu, Monitor
 from backends.sglang_dsv3.engine.supervise import Progress
 from tests.support.processes import ROOT, environment
@@ -22,9 +24,27 @@ EXAMPLES = ROOT / "deploy" / "engine"
 GOLDEN = ROOT / "tests" / "data" / "engine"
 
 
+KNOWN = GOLDEN / "known-0.5.23.json"
+RECORDED = msgspec.json.decode(KNOWN.read_bytes(), type=known.Known)
+
+
+def installed(home: Path) -> Path:
+    """A home whose engine environment has been asked what it knows: the recorded answer of SGLang 0.5.23."""
+    packages = home / ".venv-engine" / "lib" / "python3.11" / "site-packages"
+    (packages / "sglang-0.5.23.dist-info").mkdir(parents=True, exist_ok=True)
+    python = home / ".venv-engine" / "bin" / "python"
+    python.parent.mkdir(exist_ok=True)
+    python.touch()
+    file = known.kept_at(home)
+    assert file is not None
+    file.write_bytes(KNOWN.read_bytes())
+    return home
+
+
 def engine(*arguments: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gateway", "engine", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=folder, env=environment(**env))
+    home = env if "PENSTOCK_HOME" in env else {"PENSTOCK_HOME": str(installed(folder / "home")), **env}
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=folder, env=environment(**home))
 
 
 def configured(folder: Path, **section: Any) -> Path:
@@ -34,7 +54,7 @@ def configured(folder: Path, **section: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["4xB300", "4xMI325X", "8xH200", "2x8xH100", "2x8xH100-node1"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in GOLDEN.glob("*.txt")))
 def test_the_command_line_of_known_hosts_is_what_it_was(tmp_path: Path, name: str) -> None:
     """`tests/engine/test_plugin.py` asks the installed SGLang whether it knows each of them."""
     rank = {"PENSTOCK__BACKENDS__DSV3__ENGINE__NODE_RANK": "1"} if name.endswith("-node1") else {}
@@ -50,6 +70,13 @@ def test_the_command_line_of_known_hosts_is_what_it_was(tmp_path: Path, name: st
     assert shown.stdout == (GOLDEN / f"{name}.txt").read_text()
 
 
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_start_file_says_only_what_sglang_knows(tmp_path: Path, path: Path) -> None:
+    assert (GOLDEN / f"{path.stem}.txt").exists(), "it has no golden command line"
+    shown = engine("-c", str(path), "--show-command", folder=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+
+
 def test_the_engines_key_is_on_no_command_line(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("sk-engine-secret")
     path = configured(tmp_path, model_path="/models/x", gpus=[0], api_key_file=str(tmp_path / "key"))
@@ -61,9 +88,25 @@ def test_the_engines_key_is_on_no_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"quantization": "fp9"}, "engine.quantization: 'fp9' is not accepted; one of: fp8, w8a8_int8, w8a8_fp8"),
+        ({"quantization": "fp9"}, "engine.quantization: 'fp9' is not known to SGLang 0.5.23; one of: awq, fp8, mxfp8"),
         ({"quantization": "fp9"}, "did you mean 'fp8'?"),
         ({"tool_call_parser": "deepseek3"}, "did you mean 'deepseekv3'?"),
+        ({"tool_call_parser": "deepseekv5"}, "one of: deepseekv3, deepseekv31, deepseekv32, deepseekv4, deepseekv41, ...; did you mean"),
+        ({"reasoning_parser": "deepseek-v5"}, "one of: deepseek-r1, deepseek-v3, deepseek-v4, deepseek-v41, ...; did you mean"),
+        ({"attention_backend": "dsa4"}, "did you mean 'dsa'?"),
+        ({"attention_backend": "--x"}, "engine.attention_backend: '--x' is not accepted"),
+        ({"speculative_algorithm": "EAGEL"}, "did you mean 'EAGLE'?"),
+        ({"moe_a2a_backend": "deep_ep"}, "did you mean 'deepep'?"),
+        ({"speculative_num_steps": 3}, "engine.speculative_num_steps: does nothing without speculative_algorithm"),
+        ({"eplb": True}, "engine.eplb: does nothing without ep_size"),
+        ({"hicache_size": 3}, "engine.hicache_size: does nothing without hicache"),
+        ({"gpus": [0, 1], "attn_dp_size": 4}, "engine.attn_dp_size: is 4, which does not divide the 2 ranks"),
+        ({"env": {"SGLANG_DSV4_FP4_EXPERT": "0"}}, "is read by nobody; did you mean 'SGLANG_DSV4_FP4_EXPERTS'?"),
+        ({"env": {"MY_THING": "0"}}, "is read by nobody; accepted beside SGLang's own: NCCL_"),
+        ({"env": {"HF_TOKEN": "x"}}, "looks like a secret, which belongs into a file"),
+        ({"env": {"AWS_SECRET_ACCESS_KEY": "x"}}, "looks like a secret"),
+        ({"env": {"CUDA_VISIBLE_DEVICES": "0"}}, "is not for env: it comes from `gpus`"),
+        ({"env": {"a=b": "0"}}, "is no name of an environment variable"),
         ({"context_lenght": 5}, "engine.context_lenght: unknown key; did you mean 'context_length'?"),
         ({"memory_fraction": 90}, "engine.memory_fraction: 90 is out of range; accepted: above 0, below 1"),
         ({"stream_interval": 0.01}, "engine.stream_interval: expected `int`, got `float`"),
@@ -142,9 +185,20 @@ def test_a_whole_checkpoint_is_read_by_its_headers(folder: Path) -> None:
         (lambda folder: (folder / "2.safetensors").write_bytes(struct.pack("<Q", 4) + b"nope"), "its header cannot be read"),
         (lambda folder: shard(folder / "2.safetensors", "c", "x"), "1 tensors of the index are not in it, the first is d"),
         (
-            lambda folder: (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}'),
-            "the architecture is LlamaForCausalLM, not",
+            lambda folder: (folder / "config.json").write_text('{"architectures": ["DeepseekV4ForCausalLM"]}'),
+            "the architecture is DeepseekV4ForCausalLM; the CPU engine runs DeepseekV3ForCausalLM alone, for others give gpus",
         ),
+        (
+            lambda folder: (folder / "config.json").write_text('{"architectures": ["DeepseekV5ForCausalLM"]}'),
+            "the architecture 'DeepseekV5ForCausalLM' is not known to SGLang 0.5.23; one of: Deepseek",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text(
+                '{"architectures": ["DeepseekV3ForCausalLM"], "quantization_config": {"quant_method": "w4afp9"}}'
+            ),
+            "the quantisation 'w4afp9' is not known to SGLang 0.5.23",
+        ),
+        (lambda folder: (folder / "config.json").write_text("{}"), "it names no architecture"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
         (lambda folder: (folder / "config.json").unlink(), "there is no config.json, so this is no checkpoint"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "there is no tokenizer.json"),
@@ -154,7 +208,7 @@ def test_a_whole_checkpoint_is_read_by_its_headers(folder: Path) -> None:
 def test_what_is_not_whole_is_refused_with_the_file(folder: Path, spoil: Any, words: str) -> None:
     spoil(folder)
     with pytest.raises(checkpoint.Unusable, match=str(folder)) as refused:
-        checkpoint.verify(folder)
+        checkpoint.verify(folder, known=RECORDED, cpu=True)
     assert words in str(refused.value)
     done = engine("-c", str(configured(folder, model_path=str(folder))), folder=folder)
     assert done.returncode == 2
@@ -245,7 +299,6 @@ class FakeNvml:
 
 
 def test_a_gpu_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backends.sglang_dsv3.config import Engine
     from backends.sglang_dsv3.engine import agent
     from gateway.errors import ConfigError
 

@@ -26,7 +26,8 @@ import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from backends.sglang_dsv3.config import Engine
-from backends.sglang_dsv3.engine import checkpoint, family, monitor
+from backends.sglang_dsv3.engine import checkpoint, family, fit, monitor
+from backends.sglang_dsv3.engine.known import Known
 from backends.sglang_dsv3.engine.monitor import Machine, Monitor
 from backends.sglang_dsv3.engine.supervise import Supervisor, served_name
 from gateway.errors import ConfigError
@@ -200,20 +201,19 @@ class Agent:
         return web.Response(text=page, content_type="text/html")
 
 
-def prepare(config: Engine, path: str, show: Callable[[int, int], None]) -> None:
+def prepare(config: Engine, path: str, show: Callable[[int, int], None], known: Known | None = None) -> None:
     """What can be known before anything is started; raises ConfigError with the setting."""
     watch = Monitor(config.gpus, Path("/"))
-    known = watch.count()
-    if config.gpus and known is None and not Path("/dev/kfd").exists():
+    count = watch.count()
+    if config.gpus and count is None and not Path("/dev/kfd").exists():
         raise ConfigError(f"{path}.gpus", f"this machine has no GPU that could be asked ({watch.note}); leave gpus out for the CPU")
-    if known is not None and (absent := [index for index in config.gpus if index >= known]):
-        there = f"0 to {known - 1}" if known else "none"
-        raise ConfigError(f"{path}.gpus", f"there is no GPU {absent[0]}; this machine has {known} ({there})")
+    if count is not None and (absent := [index for index in config.gpus if index >= count]):
+        there = f"0 to {count - 1}" if count else "none"
+        raise ConfigError(f"{path}.gpus", f"there is no GPU {absent[0]}; this machine has {count} ({there})")
     if config.model_path is not None:
-        try:
-            checkpoint.verify(Path(config.model_path), show)
-        except checkpoint.Unusable as problem:
-            raise ConfigError(f"{path}.model_path", str(problem)) from None
+        weights = usable(config, path, show, known)
+        for gpu in watch.look().gpus[:1]:
+            _hold(config, path, weights, gpu, known)
     host, _, agent_port = config.agent.rpartition(":")
     wanted = [("port", config.host, config.port), ("agent", host.strip("[]"), int(agent_port))]
     for name, address, port in wanted if config.node_rank == 0 else wanted[1:]:
@@ -223,6 +223,24 @@ def prepare(config: Engine, path: str, show: Callable[[int, int], None]) -> None
                 probe.bind((address, port))
             except OSError as error:
                 raise ConfigError(f"{path}.{name}", f"cannot listen on {address}:{port}: {error.strerror}") from None
+
+
+def usable(config: Engine, path: str, show: Callable[[int, int], None], known: Known | None) -> int:
+    """Bytes of weights in the section's checkpoint; raises ConfigError."""
+    try:
+        return checkpoint.verify(Path(config.model_path or ""), show, known, cpu=not config.gpus)
+    except checkpoint.Unusable as problem:
+        raise ConfigError(f"{path}.model_path", str(problem)) from None
+
+
+def _hold(config: Engine, path: str, weights: int, gpu: monitor.Gpu, known: Known | None) -> None:
+    """Whether GPUs like this one can hold the weights and compute with them."""
+    gib = (gpu.memory_total or 0) / fit.GIB
+    problem = fit.too_large(weights, gib, config.ranks, gpu.name, config.memory_fraction, config.cpu_offload_gb or 0) if gib else None
+    if problem is None and known is not None:
+        problem = fit.too_old(fit.read(Path(config.model_path or "")), known.capabilities, gpu.name, config.quantization)
+    if problem is not None:
+        raise ConfigError(f"{path}.gpus", problem)
 
 
 def run(config: Engine, home: Path, say: Callable[[str], None], load: Callable[[], Engine]) -> int:

@@ -12,22 +12,17 @@ from typing import Any
 
 import msgspec
 
-ARCHITECTURE = "DeepseekV3ForCausalLM"
+from backends.sglang_dsv3.engine import fit
+from backends.sglang_dsv3.engine.known import Known, refused
+
+# What the CPU engine's plugin was made for; docs/engine.md says what stops the others.
+ON_CPU = ("DeepseekV3ForCausalLM",)
 # The official checkpoint's headers are 200 kB each; one that says more than this is no header.
 MAX_HEADER_BYTES = 100 << 20
 
 
 class Unusable(Exception):
     """Why a checkpoint cannot be served: one line, with the file."""
-
-
-class _Quantization(msgspec.Struct):
-    quant_method: str | None = None
-
-
-class _Config(msgspec.Struct):
-    architectures: list[str] = []
-    quantization_config: _Quantization | None = None
 
 
 class _Index(msgspec.Struct):
@@ -38,13 +33,13 @@ class _Tensor(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
-def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, of: None) -> int:
-    """Bytes of weights in a whole checkpoint; `progress` hears of files done. Raises Unusable."""
-    config = _read(folder / "config.json", _Config)
-    if ARCHITECTURE not in config.architectures:
-        raise Unusable(
-            f"{folder / 'config.json'}: the architecture is {', '.join(config.architectures) or 'not given'}, not {ARCHITECTURE}"
-        )
+def verify(
+    folder: Path, progress: Callable[[int, int], None] = lambda done, of: None, known: Known | None = None, cpu: bool = False
+) -> int:
+    """Bytes of weights in a whole checkpoint; `progress` hears of files done. With `known`, that SGLang has its architecture and its
+    quantisation; with `cpu`, that the CPU engine runs it. Raises Unusable."""
+    config = _read(folder / "config.json", fit.Checkpoint)
+    _model(folder / "config.json", config, known, cpu)
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         raise Unusable(f"{folder}: there is no tokenizer.json")
     expected = _expected(folder)
@@ -53,6 +48,19 @@ def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, of:
         total += _shard(folder / file, tensors)
         progress(number + 1, len(expected))
     return total
+
+
+def _model(path: Path, config: fit.Checkpoint, known: Known | None, cpu: bool) -> None:
+    if not config.architectures:
+        raise Unusable(f"{path}: it names no architecture")
+    architecture = config.architectures[0]
+    if known is not None and architecture not in known.architectures:
+        raise Unusable(f"{path}: the architecture {refused(architecture, known.architectures, known.version)}")
+    if cpu and architecture not in ON_CPU:
+        raise Unusable(f"{path}: the architecture is {architecture}; the CPU engine runs {', '.join(ON_CPU)} alone, for others give gpus")
+    method = config.quantization_config.quant_method if config.quantization_config is not None else None
+    if known is not None and method is not None and method != "modelopt" and method not in known.quantizations:
+        raise Unusable(f"{path}: the quantisation {refused(method, known.quantizations, known.version)}")
 
 
 def _expected(folder: Path) -> dict[str, set[str]]:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from backends.sglang_dsv3.config import Config, Engine
-from backends.sglang_dsv3.engine import TINY_MODEL, environment_folder, install, launch
+from backends.sglang_dsv3.engine import TINY_MODEL, environment_folder, fit, install, known, launch
 from gateway.errors import ConfigError
 from gateway.plugin import CommandEnv
 from gateway.wire.visible import visible
@@ -33,13 +33,15 @@ def engine(ctx: click.Context, path: Path | None, name: str | None, show_command
     try:
         section, config = _section(env, path, name)
         if show_command:
+            if known.kept_at(home) is not None:
+                _known(env, config, section)
             _show(config, home)
             return
         if not (environment_folder(home) / "bin" / "python").exists():
             raise ConfigError("", "the engine's environment is not installed: run `penstock engine install`")
         from backends.sglang_dsv3.engine import agent
 
-        _prepare(config, section)
+        _prepare(config, section, _known(env, config, section))
     except ConfigError as error:
         for line in str(error).splitlines():
             click.echo(f"penstock: {line}", err=True)
@@ -64,19 +66,27 @@ def _section(env: CommandEnv, path: Path | None, name: str | None) -> tuple[str,
     return f"backends.{chosen}.engine", config.engine
 
 
+def _known(env: CommandEnv, config: Engine, section: str) -> known.Known:
+    """What the installed SGLang knows, when it knows everything that the section says; raises ConfigError."""
+    found = known.known(env.home, lambda text: click.echo(f"penstock: {text}", err=True))
+    try:
+        known.verify(config, found)
+    except ConfigError as error:
+        raise error.below(section) from None
+    return found
+
+
 def _again(env: CommandEnv, path: Path | None, name: str | None) -> Engine:
     section, config = _section(env, path, name)
-    from backends.sglang_dsv3.engine import checkpoint
+    from backends.sglang_dsv3.engine import agent
 
+    found = _known(env, config, section)
     if config.model_path is not None:
-        try:
-            checkpoint.verify(Path(config.model_path))
-        except checkpoint.Unusable as problem:
-            raise ConfigError(f"{section}.model_path", str(problem)) from None
+        agent.usable(config, section, lambda done, of: None, found)
     return config
 
 
-def _prepare(config: Engine, section: str) -> None:
+def _prepare(config: Engine, section: str, found: known.Known) -> None:
     """Look at everything that can be known beforehand; shards are counted on a terminal, and told in a pipe."""
     from backends.sglang_dsv3.engine import agent
 
@@ -90,7 +100,7 @@ def _prepare(config: Engine, section: str) -> None:
             told = time.monotonic()
             click.echo(f"penstock: reading headers, {done} of {of} shards")
 
-    agent.prepare(config, section, progress)
+    agent.prepare(config, section, progress, found)
 
 
 def _show(config: Engine, home: Path) -> None:
@@ -125,6 +135,33 @@ def install_command(env: CommandEnv, device: str) -> None:
     except install.InstallError as error:
         click.echo(f"penstock: {error}", err=True)
         sys.exit(1)
+
+
+@engine.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--gpus", help="For which GPUs, such as 8xH200; otherwise all that could hold it are told.")
+@click.pass_obj
+def plan(env: CommandEnv, folder: Path, gpus: str | None) -> None:
+    """Say what a checkpoint is and which GPUs hold it, from its headers alone; exit code 2 where those named cannot."""
+    from backends.sglang_dsv3.engine import checkpoint
+
+    try:
+        host = fit.parsed(gpus) if gpus is not None else None
+        found = known.known(env.home, lambda text: click.echo(f"penstock: {text}", err=True)) if known.kept_at(env.home) else None
+        weights = checkpoint.verify(folder, known=found)
+        model = fit.read(folder)
+        for line in fit.told(model, weights):
+            click.echo(visible(line))
+        if host is not None:
+            count, card = host
+            problem = fit.too_large(weights, card.gib, count, card.name)
+            problem = problem or fit.too_old(model, found.capabilities if found is not None else {}, card.name, None)
+            if problem is not None:
+                raise ValueError(problem)
+            click.echo(f"{count} x {card.name}: {weights / fit.GIB / count:.1f} of {card.gib:.0f} GiB are weights on each")
+    except (ValueError, checkpoint.Unusable, ConfigError) as error:
+        click.echo(f"penstock: {visible(str(error))}", err=True)
+        sys.exit(2)
 
 
 @engine.command()

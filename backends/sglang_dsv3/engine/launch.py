@@ -28,6 +28,7 @@ def command(config: Engine, home: Path, model_path: Path, served_name: str, port
         ("--dtype", config.dtype or ("bfloat16" if cpu else None)),
         ("--quantization", config.quantization),
         ("--kv-cache-dtype", config.kv_cache_dtype),
+        ("--attention-backend", config.attention_backend or ("torch_native" if cpu else None)),
         ("--tp-size", config.ranks),
         ("--nnodes", config.nnodes if config.nnodes > 1 else None),
         ("--node-rank", config.node_rank if config.nnodes > 1 else None),
@@ -41,6 +42,18 @@ def command(config: Engine, home: Path, model_path: Path, served_name: str, port
         ("--stream-interval", config.stream_interval if config.stream_interval != 1 else None),
         ("--tool-call-parser", config.tool_call_parser),
         ("--reasoning-parser", config.reasoning_parser),
+        ("--speculative-algorithm", config.speculative_algorithm),
+        ("--speculative-num-steps", config.speculative_num_steps),
+        ("--speculative-eagle-topk", config.speculative_eagle_topk),
+        ("--speculative-num-draft-tokens", config.speculative_num_draft_tokens),
+        ("--attn-dp-size", config.attn_dp_size),
+        ("--ep-size", config.ep_size),
+        ("--moe-a2a-backend", config.moe_a2a_backend),
+        ("--moe-runner-backend", config.moe_runner_backend),
+        ("--ep-num-redundant-experts", config.ep_num_redundant_experts),
+        ("--hicache-size", config.hicache_size),
+        ("--hicache-write-policy", config.hicache_write_policy),
+        ("--hicache-storage-backend", config.hicache_storage_backend),
         ("--otlp-traces-endpoint", config.otlp_endpoint),
         ("--log-level-http", "warning"),
         ("--config", secrets),
@@ -50,12 +63,19 @@ def command(config: Engine, home: Path, model_path: Path, served_name: str, port
         if value is not None:
             argv += [flag, str(value)]
     argv += ["--enable-metrics", "--enable-cache-report"]
+    for switch, on in (
+        ("--enable-eplb", config.eplb),
+        ("--enable-hierarchical-cache", config.hicache),
+        ("--enable-deterministic-inference", config.deterministic),
+    ):
+        if on:
+            argv.append(switch)
     if config.otlp_endpoint is not None:
         argv.append("--enable-trace")
     if cpu:
         argv += [
             # What runs without a GPU, without AMX, and with the plugin's absorbed MLA.
-            "--attention-backend", "torch_native", "--sampling-backend", "pytorch",
+            "--sampling-backend", "pytorch",
             "--disable-overlap-schedule", "--disable-cuda-graph",
             "--sleep-on-idle",  # an idle scheduler polls at a full core otherwise
             # An untrained model loves white space, and JSON allows any amount of it.
@@ -67,6 +87,7 @@ def command(config: Engine, home: Path, model_path: Path, served_name: str, port
 def additions(config: Engine) -> dict[str, str]:
     """The environment variables that are set for the engine."""
     env = {
+        **config.env,
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

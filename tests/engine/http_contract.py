@@ -1,0 +1,58 @@
+"""Every field and word of SGLang's HTTP interface that the backend relies on, by the file of the installed package that says it.
+
+`test_http_contract.py` looks each of them up, so that raising the pin names what moved; and it holds this list against the backend's own
+code, so that the list stays whole.
+"""
+
+from __future__ import annotations
+
+from backends.sglang_dsv3 import exact, shapes, translate
+
+_HTTP, _OPENAI, _LOADS = "srt/entrypoints/http_server.py", "srt/entrypoints/openai/protocol.py", "srt/managers/load_snapshot.py"
+_REQUESTS = "srt/managers/io_struct.py"
+
+# Routes, by the file that declares them.
+ROUTES = {
+    _HTTP: [
+        "/health_generate", "/ready", "/model_info", "/generate", "/abort_request", "/tokenize", "/v1/chat/completions", "/v1/completions",
+        "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/rerank", "/v1/score",
+    ],
+    "srt/entrypoints/v1_loads.py": ["/v1/loads"],
+}  # fmt: skip
+
+# Members of classes: what we send, and what we read.
+FIELDS: dict[tuple[str, str], list[str]] = {
+    (_OPENAI, "ChatCompletionRequest"): [
+        "messages", "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "rid", "cache_salt",
+        "continue_final_message", "chat_template_kwargs", "reasoning_effort", "tools", "response_format", "logprobs", "top_logprobs",
+        "seed", "min_tokens", "top_k", "min_p", "regex", "ebnf", "stop_regex", "no_stop_trim", "ignore_eos", "skip_special_tokens",
+    ],
+    (_OPENAI, "CompletionRequest"): ["prompt", "rid", "cache_salt", "echo", "suffix", "best_of", "json_schema"],
+    (_OPENAI, "ResponsesRequest"): ["request_id", "input"],
+    (_OPENAI, "StreamOptions"): ["include_usage", "continuous_usage_stats"],
+    (_OPENAI, "TokenizeRequest"): ["messages", "model"],
+    (_OPENAI, "TokenizeResponse"): ["tokens"],
+    (_OPENAI, "UsageInfo"): ["prompt_tokens", "completion_tokens", "prompt_tokens_details",
+                            "completion_tokens_details", "reasoning_tokens"],
+    (_OPENAI, "PromptTokensDetails"): ["cached_tokens"],
+    (_OPENAI, "CompletionTokensDetails"): ["reasoning_tokens"],
+    (_OPENAI, "ErrorResponse"): ["object", "message", "type", "param", "code"],
+    (_OPENAI, "DeltaMessage"): ["content", "reasoning_content", "tool_calls"],
+    (_OPENAI, "ChatCompletionResponseStreamChoice"): ["delta", "finish_reason"],
+    (_OPENAI, "CompletionResponseStreamChoice"): ["text", "finish_reason"],
+    (_OPENAI, "ChatCompletionStreamResponse"): ["created", "choices", "usage"],
+    (_OPENAI, "ChatCompletionResponse"): ["choices", "usage"],
+    (_REQUESTS, "GenerateReqInput"): ["input_ids", "sampling_params", "stream", "rid"],
+    (_REQUESTS, "AbortReq"): ["rid"],
+    ("srt/sampling/sampling_params.py", "SamplingParams"): [*exact._SAME, *exact._RENAMED.values(), "max_new_tokens"],
+    (_LOADS, "LoadSnapshot"): list(shapes.Load.__struct_fields__),
+}  # fmt: skip
+
+# Words in quotes: keys of answers that are built by hand, values, and texts that errors are known by.
+WORDS: dict[str, list[str]] = {
+    _HTTP: ["served_model_name", "model_path", "weight_version", "architectures"],
+    "srt/managers/tokenizer_manager.py": ["text", "output_ids", "meta_info", "finish_reason", "cached_tokens"],
+}
+
+# Parameters that are refused because they are internal: each must still be one, or the refusal is about nothing.
+INTERNAL = sorted(translate.INTERNAL_FIELDS)
