@@ -24,6 +24,7 @@ from gateway.processes.fleet import Worker
 from gateway.processes.tree import Tree
 from gateway.serving import registry
 from gateway.serving.hostview import HostView
+from gateway.supervision import once
 from gateway.telemetry import exposition, metrics
 from gateway.telemetry.metrics import Snapshot
 
@@ -172,7 +173,7 @@ class View:
         return self._stored
 
     def _asked(self, worker: Worker, question: protocol.Spent) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer(worker, question))
+        task = once("ledger of a key", self._answer(worker, question), self._tree.counts.own.failed)
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 

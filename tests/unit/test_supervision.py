@@ -27,6 +27,7 @@ EXCEPTIONS = {
     "gateway/serving/relay.py:_begin_and_keep_alive": "awaited in the same function; without it the answer comes all the same",
     "gateway/serving/watch.py:__enter__": "for servers that are not ours",
     "gateway/telemetry/tracer.py:close": "the last that is done; it is waited for a second and a half",
+    "gateway/store/keysync.py:fresh": "awaited by everybody who asks",
     "gateway/supervision.py:once": "this is it",
     "gateway/supervision.py:supervise": "this is it",
 }

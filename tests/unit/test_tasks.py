@@ -23,7 +23,7 @@ from gateway import config, lifeline
 from gateway.access.keys import KeyList, Keys
 from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv, Service
-from gateway.processes import children, http, parent, protocol, services, tree, usage, worker
+from gateway.processes import children, http, outages, parent, protocol, services, tree, usage, worker
 from gateway.serving import pool, registry, watch
 from gateway.store import admin as store_admin
 from gateway.store import keysync, pipeline, shared
@@ -192,6 +192,7 @@ TASKS: list[tuple[str, Start, Any, str]] = [
     ("stored keys", of_the_parents_store, keysync.KeySync, "run"),
     ("ledger", of_the_parent, usage.Usage, "write_forever"),
     ("admin API", of_the_parent, http, "server"),
+    ("outages", of_the_parent, outages.Outages, "look"),
     ("worker", of_the_parent, children, "keep"),
     ("service engine", of_its_services, services.Services, "_ended"),
     ("report", of_a_worker, worker.Worker, "_report"),
@@ -207,6 +208,7 @@ def test_it_goes_on(
 ) -> None:
     monkeypatch.setattr(lifeline, "BACKOFF_FIRST_S", 0.01)
     monkeypatch.setattr(worker, "REPORT_INTERVAL_S", 0.01)
+    monkeypatch.setattr(outages, "LOOK_S", 0.01)
     waits = Breaking()
     waits.calls = 2  # as if broken already: it only waits
     if start is of_the_parent:
@@ -214,7 +216,7 @@ def test_it_goes_on(
     if start is of_an_agent:
         monkeypatch.setattr(Supervisor, "run", waits.method())
     original = getattr(owner, attribute)
-    instead = Breaking(original if attribute in ("refresh", "server", "_report", "to_worker", "ask", "_ended") else None)
+    instead = Breaking(original if attribute in ("look", "refresh", "server", "_report", "to_worker", "ask", "_ended") else None)
     monkeypatch.setattr(owner, attribute, instead.method())
 
     async def run() -> None:
