@@ -9,17 +9,17 @@ import msgspec
 
 
 class Phases(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """Milliseconds by phase, in the order and by the names of `record.PHASES`; those it never was in are 0."""
+    """Milliseconds by phase, in the order and by the names of `record.PHASES`; None for those it never was in, which are left out."""
 
-    read: float = 0.0
-    limits: float = 0.0
-    queue: float = 0.0
-    retry: float = 0.0
-    connect: float = 0.0
-    first_token: float = 0.0
-    generate: float = 0.0
-    answer: float = 0.0
-    client: float = 0.0
+    read: float | None = None
+    limits: float | None = None
+    queue: float | None = None
+    retry: float | None = None
+    connect: float | None = None
+    first_token: float | None = None
+    generate: float | None = None
+    answer: float | None = None
+    client: float | None = None
 
 
 class Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

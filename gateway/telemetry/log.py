@@ -6,12 +6,13 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import msgspec
 
 from gateway.telemetry.lines import Line, Phases
 from gateway.telemetry.record import PROBES, Record
+from gateway.telemetry.stderr import Stderr
 from gateway.wire.visible import visible
 
 _encoder = msgspec.json.Encoder()
@@ -109,40 +110,9 @@ def about(record: Record, host: str = "", cause: str = "") -> dict[str, Any]:
     return {"fields": {name: value for name, value in known.items() if value}}
 
 
-class _Stderr(logging.Handler):
-    """Where the log goes. What cannot be written there (the disk is full, or a pipe is read no more) ends nothing; it is counted, and said
-    in one line as soon as that can be."""
-
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__()
-        self.stream = stream
-        self._lost = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.write(f"{self.format(record)}\n", 1)
-
-    def write(self, text: str, lines: int) -> None:
-        """Whole lines, so many of them, in one write."""
-        lock = self.lock
-        assert lock is not None
-        with lock:
-            try:
-                if self._lost:
-                    text = self._missing() + text
-                self.stream.write(text)
-                self.stream.flush()
-                self._lost = 0
-            except (OSError, ValueError):
-                self._lost += lines
-
-    def _missing(self) -> str:
-        words = "%d lines of the log could not be written"
-        return self.format(logging.LogRecord("penstock.log", logging.ERROR, "", 0, words, (self._lost,), None)) + "\n"
-
-
 def setup(level: str, format: str) -> None:
     """Send the gateway's log to standard error; `auto` means JSON unless that is a terminal."""
-    handler = _Stderr(sys.stderr)
+    handler = Stderr(sys.stderr)
     handler.addFilter(Bounded())
     readable = format == "text" or (format == "auto" and sys.stderr.isatty())
     handler.setFormatter(_Text() if readable else _Json())
@@ -176,7 +146,7 @@ def requests(records: Sequence[Record], every: bool) -> None:
             text = "".join([f"{_readable(record, offset)}\n" for record in records if record.path not in silent])
         else:
             text = _encoder.encode_lines([_line(record, offset) for record in records if record.path not in silent]).decode()
-        if text and isinstance(handler, _Stderr):
+        if text and isinstance(handler, Stderr):
             handler.write(text, len(records))
 
 
@@ -255,7 +225,7 @@ def _line(record: Record, offset: float) -> Line:
         record.attempts[-1].target if record.attempts else "",
         len(record.attempts) if asks else None,
         record.call_id if asks else None,
-        Phases(*[_rounded(spent) for spent in record.phases]) if asks else None,
+        Phases(*[_rounded(spent) if spent else None for spent in record.phases]) if asks else None,
         record.continuations,
         _rounded(record.first_event_at - started_at) if record.first_event_at else None,
         usage.prompt_tokens if usage is not None else None,

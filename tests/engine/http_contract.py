@@ -50,7 +50,16 @@ FIELDS: dict[tuple[str, str], list[str]] = {
 
 # Words in quotes: keys of answers that are built by hand, values, and texts that errors are known by.
 WORDS: dict[str, list[str]] = {
-    _HTTP: ["served_model_name", "model_path", "weight_version", "architectures"],
+    _HTTP: [
+        "served_model_name",
+        "model_path",
+        "weight_version",
+        "architectures",
+        "tool_call_parser",
+        "reasoning_parser",
+        "has_image_understanding",
+        "has_audio_understanding",
+    ],
     "srt/managers/tokenizer_manager.py": ["text", "output_ids", "meta_info", "finish_reason", "cached_tokens"],
 }
 

@@ -262,6 +262,7 @@ def _words(node: ast.expr, text: str) -> str:
 # What is no task and must go on all the same.
 
 
+@pytest.mark.pure
 def test_one_request_that_cannot_be_looked_at_keeps_no_other_from_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     watches = watch.Watches()
     failures = list[dict[str, Any]]()
