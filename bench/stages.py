@@ -70,6 +70,7 @@ STAGES = {
     "gateway.serving.hostview": "pool and balance",
     "gateway.serving.watch": "watching the client",
     "gateway.serving.relay": "relay",
+    "gateway.serving.kept": "relay",
     "backends.sglang_dsv3.transport": "transport to the host",
     "backends.sglang_dsv3.host": "transport to the host",
     "backends": "backend: translation and events",
@@ -81,6 +82,8 @@ STAGES = {
     "gateway.telemetry.metrics": "metrics",
     "gateway.telemetry.tracer": "traces (not sampled)",
     "gateway.telemetry.log": "log line",
+    "gateway.telemetry.lines": "log line",
+    "gateway.telemetry.stderr": "log line",
     "gateway.wire.visible": "log line",
 }
 # What is less than this is in the sum, and has no row.
