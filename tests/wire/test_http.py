@@ -32,7 +32,7 @@ def test_unknown_fields_reach_the_engine_and_come_back_unchanged(wired: Gateway,
     received = json.loads(scripted_sglang.seen()["last_body"])
     assert {name: received[name] for name in extra} == extra
     assert answer.json()["x_unknown"] == {"kept": [1, 2.50, "é"]}
-    assert b'2.5, "\\u00e9"' in answer.body, "the engine's own bytes"
+    assert b'2.5,"\\u00e9"' in answer.body, "the engine's own bytes"
     assert answer.json()["id"] == received["rid"]
 
 
@@ -437,7 +437,7 @@ def _load(port: int, count: int, connections: int = 8) -> None:
     """So many requests, every other one a stream, over a few connections that are kept open."""
     kinds = [json.dumps(raw.chat("hello [[tokens 4]]", stream=stream)).encode() for stream in (False, True)]
     requests = [raw.request("POST", CHAT, body, {"connection": "keep-alive"}) for body in kinds]
-    ends = (b'"\\u00e9"]}}', b"0\r\n\r\n")
+    ends = (b'}]"}}', b"0\r\n\r\n")
     peers = [raw.connect(port) for _ in range(connections)]
     try:
         for number in range(count // connections):
