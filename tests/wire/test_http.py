@@ -149,6 +149,9 @@ def test_headers_that_ask_for_another_form_of_an_answer_are_not_heard(wired: Gat
         "prefer": "return=minimal", "cache-control": "only-if-cached", "max-forwards": "0", "pragma": "no-cache",
         "expect": "something-else",
         "keep-alive": "timeout=1000", "proxy-connection": "keep-alive", "cookie": "a=b", "x-http-method-override": "DELETE",
+        "via": "1.1 a, 1.0 b", "from": "a@b.example", "referer": "http://elsewhere/", "user-agent": "\xff", "date": "yesterday",
+        "content-range": "bytes 0-3/9", "content-language": "de", "content-location": "/nope", "proxy-authorization": "Basic eDp5",
+        "trailer": "x-sum", "forwarded": "for=1.2.3.4", "if-range": "x", "if-match": "x", "if-unmodified-since": "x",
     }  # fmt: skip
     answer = raw.call(wired.port, "GET", "/v1/models", headers=asking)
     assert (answer.status, answer.body) == (200, plain.body)
