@@ -12,14 +12,14 @@ FILTER := 2> >(grep -v '^WARNING: Location' >&2)
 SOURCES := $(shell find gateway backends middleware openapi -name __pycache__ -prune -o -print) scripts/compile.py pyproject.toml
 # -P and importlib: the installed packages are tested, not those of the current folder.
 COMPILED = .venv-compiled/bin/python -P
-COMPILED_TESTS = --import-mode=importlib --form compiled -m "not engine and not storm and not slow"
+COMPILED_TESTS = --import-mode=importlib --form compiled -m "not engine and not storm and not slow and not conformance"
 
 # Two at a time: these mostly wait, for sockets and processes. What needs the engine, or is a storm, has the machine to itself.
 # With ARGS="-k ..." one of the two may have nothing to do: that (exit code 5) is no failure then.
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? = 5 ])
 TWO = -n 2 --dist worksteal
 
-.PHONY: serve test test-fast test-compiled check fix sbom audit bench bench-quick bench-stages bench-litellm bench-soak lock engine apt clean help
+.PHONY: serve test test-fast test-compiled conformance check fix sbom audit bench bench-quick bench-stages bench-litellm bench-soak lock engine apt clean help
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -28,7 +28,7 @@ serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded en
 	@exec .venv/bin/penstock serve $(ARGS)
 
 test: .venv-dev/ready .venv-compiled/ready engine node apt ## everything, the real engine included, and what needs none once more on the compiled form
-	.venv-dev/bin/python -m pytest -m "not engine and not storm" $(TWO) $(ARGS) $(NONE_IS_FINE)
+	.venv-dev/bin/python -m pytest -m "not engine and not storm and not conformance" $(TWO) $(ARGS) $(NONE_IS_FINE)
 	$(COMPILED) -m pytest $(COMPILED_TESTS) $(TWO) $(ARGS) $(NONE_IS_FINE)
 	.venv-dev/bin/python -m pytest -m "engine or storm" $(ARGS) $(NONE_IS_FINE)
 
@@ -36,7 +36,12 @@ test-compiled: .venv-compiled/ready node apt ## what needs no engine and no pati
 	$(COMPILED) -m pytest $(COMPILED_TESTS) $(TWO) $(ARGS)
 
 test-fast: .venv-dev/ready node apt ## what needs no engine, kills nothing and takes no patience
-	.venv-dev/bin/python -m pytest -m "not engine and not chaos and not slow" $(TWO) $(ARGS)
+	.venv-dev/bin/python -m pytest -m "not engine and not chaos and not slow and not conformance" $(TWO) $(ARGS)
+
+CLIENTS = .venv-clients/newest/ready .venv-clients/openai2/ready .venv-clients/suite/source/ready
+
+conformance: .venv-dev/ready $(CLIENTS) engine node apt ## today's clients and openai-python's own tests, over a gateway before the real engine
+	.venv-dev/bin/python -m pytest -m conformance $(ARGS)
 
 check: .venv-dev/ready ## format, lint, types, import rules, generated files
 	.venv-dev/bin/ruff format --check .
@@ -103,6 +108,8 @@ lock: ## write the lock files anew from their .in files
 	  --override overrides.txt -o dev.txt dev.in
 	cd requirements && ../.venv-lock/bin/uv pip compile -q --generate-hashes --python-version 3.11 --no-annotate --no-header \
 	  -o supply.txt supply.in
+	cd requirements && for group in newest openai2 suite; do ../.venv-lock/bin/uv pip compile -q --generate-hashes \
+	  --python-version 3.11 --no-annotate --no-header -o clients-$$group.txt clients-$$group.in || exit 1; done
 	cd requirements && for peer in smg sglang-router litellm; do ../.venv-lock/bin/uv pip compile -q --generate-hashes \
 	  --python-version 3.11 --no-annotate --no-header --override bench-overrides.txt -o bench-$$peer.txt bench-$$peer.in || exit 1; done
 	cd backends/sglang_dsv3/engine && ../../../.venv-lock/bin/uv pip compile -q --no-deps --generate-hashes --python-version 3.11 \
@@ -158,6 +165,20 @@ endef
 	@.venv-supply/bin/pip install $(PIP) --no-deps --require-hashes -r $< $(FILTER)
 	@touch $@
 
+# Clients in tests, each group with what it needs and apart from what the tests need.
+.venv-clients/%/ready: requirements/clients-%.txt
+	@echo "penstock: installing clients for the tests: $* (some 60 MB of wheels)"
+	@$(PYTHON) -m venv .venv-clients/$*
+	@.venv-clients/$*/bin/pip install $(PIP) --no-deps --require-hashes -r $< $(FILTER)
+	@touch $@
+
+# openai-python's own tests are in its source distribution alone.
+.venv-clients/suite/source/ready: requirements/clients-suite-source.txt .venv-clients/suite/ready .venv-dev/ready
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@.venv-dev/bin/pip download $(PIP) --no-deps --no-binary :all: --no-build-isolation --require-hashes -r $< -d $(@D) $(FILTER)
+	@tar -xzf $(@D)/*.tar.gz -C $(@D) --strip-components=1
+	@touch $@
+
 .venv-bench/%/ready: requirements/bench-%.txt
 	@echo "penstock: installing $* to measure beside"
 	@$(PYTHON) -m venv .venv-bench/$*
@@ -170,4 +191,4 @@ endef
 	@touch $@
 
 clean: ## forget every environment, checkpoint and state
-	rm -rf .venv .venv-dev .venv-compiled .venv-stages build .venv-engine .venv-lock .venv-bench .venv-supply checkpoints state tests/node/node_modules
+	rm -rf .venv .venv-dev .venv-compiled .venv-stages build .venv-engine .venv-lock .venv-bench .venv-clients .venv-supply checkpoints state tests/node/node_modules

@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A test's folder (unit, wire, engine, chaos) is its marker; what takes the whole machine or much patience says so itself."""
+    """A test's folder (unit, wire, engine, chaos, conformance) is its marker; what takes the whole machine or patience says so itself."""
     for item in items:
         item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
     if config.getoption("--form") == "compiled":

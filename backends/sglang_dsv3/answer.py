@@ -14,6 +14,11 @@ from gateway.plugin import Call, Endpoint, Usage
 Edit = Callable[[bytes], bytes]
 
 _ID = re.compile(rb'^\{"id":"([^"]*)"')
+# Which weights gave which tokens, as SGLang says it at the end of a chat: an array, where OpenAI's metadata are texts and nothing else.
+# Clients that look at types warn of it (openai-python, wherever an answer is dumped) or refuse the answer.
+_VERSIONS = b'"weight_versions":['
+_STRING = rb'"(?:[^"\\\x00-\x1f]|\\.)*"'
+_METADATA = re.compile(rb'("metadata":\{"weight_version":%s,"weight_versions":)(\[(?:[^]"\x00-\x1f]|%s)*\])' % (_STRING, _STRING))
 
 
 def whole(content: bytes, call: Call, served_name: str | None = None) -> tuple[bytes, Usage | None, list[str]]:
@@ -34,11 +39,17 @@ def whole(content: bytes, call: Call, served_name: str | None = None) -> tuple[b
         if call.endpoint is Endpoint.RESPONSES and found.status == "failed":
             raise failures.named_error(content, call)
         usage = _usage(found.usage, None)
+    if call.endpoint is Endpoint.CHAT and _VERSIONS in content:
+        content = _METADATA.sub(_as_text, content, count=1)
     if call.choices > 1:  # SGLang gives several choices ids of its own making
         content = _ID.sub(b'{"id":"%s"' % call.id.encode(), content, count=1)
     if served_name is not None:
         content = renaming(served_name, call.model)(content)
     return content, usage, reasons
+
+
+def _as_text(found: re.Match[bytes]) -> bytes:
+    return found[1] + b'"' + found[2].replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
 
 
 def _check(content: bytes) -> None:

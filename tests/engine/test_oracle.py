@@ -1,5 +1,5 @@
 """The engine is the oracle: what SGLang's own request models take, we do not refuse, and we understand it as they do; what they break on
-never reaches them. No model is loaded: the models are asked in the engine's environment, with generated bodies."""
+never reaches them. Generated bodies are shown to those models in the engine's environment; the known ones go to an engine that runs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from gateway.plugin import BOUNDS, Call, Endpoint
 from gateway.serving import calls
 from gateway.wire.spelling import Names
 from tests.engine.test_plugin import run
+from tests.support import raw
+from tests.support.engine import engine_url
+from tests.support.processes import Gateway
 
 # Reads bodies, one a line with its endpoint, and says of each what the endpoint's model makes of it.
 PROGRAM = """
@@ -68,6 +71,27 @@ VALID: dict[Endpoint, dict[str, Any]] = {
     Endpoint.SCORE: {"model": "m", "query": "q", "items": ["i"]},
     Endpoint.TOKENIZE: {"model": "m", "prompt": "x"},
 }
+# What public bug reports say clients were refused for by gateways, though the engine takes it: issue by issue, one at a time.
+KNOWN: list[tuple[Endpoint, dict[str, Any]]] = [
+    (Endpoint.CHAT, {"stop": ["a", "b", "c", "d", "e"]}),
+    (Endpoint.CHAT, {"max_tokens": 4.0}),
+    (Endpoint.CHAT, {"max_tokens": "4"}),
+    (Endpoint.CHAT, {"max_tokens": 0}),
+    (Endpoint.CHAT, {"temperature": "0.7"}),
+    (Endpoint.CHAT, {"temperature": 2.5}),
+    (Endpoint.CHAT, {"stream": "false"}),
+    (Endpoint.CHAT, {"metadata": {"a": ["b"]}}),
+    (Endpoint.CHAT, {"logit_bias": {"5": "1"}}),
+    (Endpoint.CHAT, {"functions": []}),
+    (Endpoint.CHAT, {"tools": [{"function": {"name": "f"}}]}),
+    (Endpoint.CHAT, {"tools": [{"type": "function", "function": {"name": "f", "parameters": True}}]}),
+    (Endpoint.CHAT, {"verbosity": "loud"}),
+    (Endpoint.CHAT, {"return_hidden_states": False}),
+    (Endpoint.CHAT, {"cache_salt": None, "rid": None}),
+    (Endpoint.COMPLETIONS, {"cache_salt": None, "rid": None}),
+    (Endpoint.CHAT, {"temprature": 0.5}),
+    (Endpoint.COMPLETIONS, {"logprobs": True}),
+]
 VALUES: list[Any] = [
     None, True, False, 0, 1, 2, -1, 4.0, 0.0, 0.7, 2.5, -0.5, 1e20, 10**30, 10**400, 129, "", "4", " 4 ", "4.0", "0", "1", "0.7", "true",
     "false", "Yes", "off", "maybe", "none", "auto", "low", "text", "x", [], {}, [1], ["x"], ["1", 2],
@@ -161,28 +185,39 @@ def test_whatever_the_engine_takes_we_take_and_understand_alike(tmp_path: Path, 
     assert not broken, broken[:20]
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "sent"),
-    [
-        (Endpoint.CHAT, {"stop": ["a", "b", "c", "d", "e"]}),
-        (Endpoint.CHAT, {"max_tokens": 4.0}),
-        (Endpoint.CHAT, {"max_tokens": "4"}),
-        (Endpoint.CHAT, {"max_tokens": 0}),
-        (Endpoint.CHAT, {"temperature": "0.7"}),
-        (Endpoint.CHAT, {"temperature": 2.5}),
-        (Endpoint.CHAT, {"stream": "false"}),
-        (Endpoint.CHAT, {"metadata": {"a": ["b"]}}),
-        (Endpoint.CHAT, {"logit_bias": {"5": "1"}}),
-        (Endpoint.CHAT, {"functions": []}),
-        (Endpoint.CHAT, {"tools": [{"function": {"name": "f", "parameters": True}}]}),
-        (Endpoint.CHAT, {"verbosity": "loud"}),
-        (Endpoint.CHAT, {"return_hidden_states": False}),
-        (Endpoint.CHAT, {"cache_salt": None, "rid": None}),
-        (Endpoint.COMPLETIONS, {"logprobs": True}),
-    ],
-)
+@pytest.mark.parametrize(("endpoint", "sent"), KNOWN)
 def test_what_clients_were_refused_for_passes(endpoint: Endpoint, sent: dict[str, Any]) -> None:
     passes(calls.parse(endpoint, json.dumps({**VALID[endpoint], **sent}).encode()))
+
+
+# A bound that leaves all parameters free that bound an answer.
+SHORT = {"regex": "[a-z]{3}"}
+
+
+@pytest.mark.parametrize(("endpoint", "sent"), KNOWN)
+def test_what_bare_sglang_answers_it_answers_through_us(served: Gateway, endpoint: Endpoint, sent: dict[str, Any]) -> None:
+    body = {**VALID[endpoint], **SHORT, "model": "deepseek-v3-tiny", **sent}
+    bare, through = (raw.call(port, "POST", endpoint.value, body) for port in (bare_port(served), served.port))
+    assert bare.status == 200, bare.body
+    assert through.status == 200, through.body
+    assert set(through.json()) == set(bare.json())
+    warned = through.headers.get("x-penstock-warning")
+    assert warned == ("unknown parameter 'temprature', did you mean 'temperature'?" if "temprature" in sent else None)
+
+
+@pytest.mark.parametrize("endpoint", [Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES])
+def test_null_is_absent_for_every_parameter_of_the_engine(served: Gateway, names: dict[str, list[str]], endpoint: Endpoint) -> None:
+    """Of SGLang 0.5.23's own models, all at once; by itself it refuses many of them."""
+    short = {Endpoint.RESPONSES: {"max_output_tokens": 3}, Endpoint.MESSAGES: {}}.get(endpoint, SHORT)
+    body = {**VALID[endpoint], **short, "model": "deepseek-v3-tiny"}
+    nulls = {name: None for name in names[endpoint.value] if name not in body}
+    assert len(nulls) > 10
+    answer = raw.call(served.port, "POST", endpoint.value, {**body, **nulls})
+    assert answer.status == 200, answer.body
+
+
+def bare_port(running: Gateway) -> int:
+    return int(engine_url(running).rsplit(":", 1)[1])
 
 
 def test_no_parameter_of_the_engines_is_taken_for_a_slip(names: dict[str, list[str]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backends.sglang_dsv3 import exact, failures, resume, stream, translate
+from backends.sglang_dsv3 import answer, exact, failures, resume, stream, translate
 from gateway.errors import InvalidRequest
 from gateway.plugin import AttemptFailed, Call, Endpoint, Reply, Terms, Usage, Verdict
 from gateway.serving import calls
@@ -201,3 +201,24 @@ def test_several_choices_come_under_our_id() -> None:
     assert failure is None
     assert source.ids == {f"{index:032d}" for index in range(2)}
     assert {json.loads(line[6:])["id"] for line in got.decode().splitlines() if line.startswith("data: {")} == {source._call.id}
+
+
+@pytest.mark.parametrize("version", ["default", "step 7", 'a "quoted" ] one\\', "é"])
+def test_which_weights_answered_is_a_text_as_openais_metadata_are(version: str) -> None:
+    """Recorded of SGLang 0.5.23; clients that look at types warn of an array there, or refuse the answer."""
+    versions = [{"version": version, "start": 0, "end": 3}, {"version": "next", "start": 3, "end": 9}]
+    said = '"metadata":{"weight_version":"x","weight_versions":[]}'
+    message = {"role": "assistant", "content": said}
+    whole = {
+        "id": "x", "object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "metadata": {"weight_version": version, "weight_versions": versions},
+    }  # fmt: skip
+    for ascii in (True, False):
+        content = json.dumps(whole, separators=(",", ":"), ensure_ascii=ascii).encode()
+        got = json.loads(answer.whole(content, call())[0])
+        metadata = got.pop("metadata")
+        assert metadata["weight_version"] == version
+        assert json.loads(metadata["weight_versions"]) == versions
+        assert got["choices"][0]["message"]["content"] == said
+    other = json.dumps({**whole, "metadata": {"weight_versions": versions}}).encode()
+    assert answer.whole(other, call())[0] == other, "a shape nobody knows stays as it is"

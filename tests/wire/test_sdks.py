@@ -81,6 +81,7 @@ def whole(message: dict[str, Any], finish: str = "stop") -> str:
 STREAM = {"stream": True}
 DONE = "data: [DONE]\n\n"
 GOOD = (chunk(role="assistant", content=""), chunk(content="hello"), chunk(finish="stop"))
+USED = {**GOOD[0], "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
 FORMAT = {"response_format": {"type": "json_schema", "json_schema": {"name": "where", "schema": SCHEMA, "strict": True}}}
 ALL_FINE = {"text": "".join(f"token {n} " for n in range(8)), "finish": "stop", "tokens": 8}
@@ -140,6 +141,11 @@ SHAPES = {
     "[DONE] is missing": Case(more={**STREAM, **scripted(sse(*GOOD))}, found={"text": "hello", "finish": "stop"}),
     "comments": Case(more={**STREAM, **scripted(sse(": ping\n\n", GOOD[0], ": ping\n\n", *GOOD[1:], DONE))}, found={"text": "hello"}),
     "CRLF": Case(more={**STREAM, **scripted(sse(*GOOD, DONE).replace("\n", "\r\n"))}, found={"text": "hello", "finish": "stop"}),
+    "spelled otherwise": Case(  # spaces in the JSON, none after `data:`, names of events, CRLF; and usage that nobody has asked for
+        more={**STREAM, **scripted("".join(f"event: message\ndata:{json.dumps(event)}\n\n" for event in (*GOOD, USED)).replace("\n", "\r\n")
+                                   + "data:[DONE]\r\n\r\n")},
+        found={"text": "hello", "finish": "stop", "chunks": 3, "tokens": None},
+    ),
     "error: null": Case(more={**STREAM, **scripted(sse(*({**event, "error": None} for event in GOOD), DONE))}, found={"text": "hello"}),
     "an error of few words": Case(
         more={**STREAM, **scripted(sse(*GOOD[:2], {"error": "out of memory at /srv/x.py"}, DONE))},

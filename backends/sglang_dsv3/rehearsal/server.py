@@ -9,6 +9,7 @@ import re
 import struct
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +288,10 @@ async def _whole(request: web.Request, body: dict[str, Any], commands: dict[str,
     choices = [{"index": index, **said, "finish_reason": finish} for index in range(body.get("n", 1))]
     kind = "text_completion" if "prompt" in body else "chat.completion"
     answer = {"id": body["ids"][0], "object": kind, "created": _CREATED, "model": body["model"], "choices": choices}
-    return web.json_response({**answer, "usage": _usage(count * (body.get("n") or 1), body), "x_unknown": {"kept": [1, 2.50, "\u00e9"]}})
+    answer |= {"usage": _usage(count * (body.get("n") or 1), body), "x_unknown": {"kept": [1, 2.50, "\u00e9"]}}
+    version = request.app[_SEEN].weight_version
+    answer["metadata"] = {"weight_version": version, "weight_versions": [{"version": version, "start": 0, "end": count}]}
+    return web.json_response(answer, dumps=partial(json.dumps, separators=(",", ":")))
 
 
 def _usage(count: int, body: dict[str, Any] | None = None) -> dict[str, Any]:
