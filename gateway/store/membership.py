@@ -25,7 +25,8 @@ _pack = msgspec.msgpack.Encoder().encode
 
 
 class Membership:
-    """A part of the pipeline. `due`: a heartbeat goes with the next round; `gateways`: how many workers the last one has found alive."""
+    """A part of the pipeline. `due`: a heartbeat goes with the next round; `gateways`: how many workers the last one has found alive;
+    `ahead`: the microseconds by which time in the store is ahead of its machine's clock, which was set back by as much."""
 
     def __init__(self, client: Client, me: str, leases: Leases, days: Days, keep_s: int, metrics: Metrics) -> None:
         self._client = client
@@ -39,6 +40,7 @@ class Membership:
         self._found_dead: deque[str] = deque()
         self.due = False
         self.gateways = 1
+        self.ahead = 0.0
 
     def pending(self) -> bool:
         """See `Part`."""
@@ -63,7 +65,7 @@ class Membership:
 
     def _say(self, length_s: float) -> Command:
         slots = list(self._leases.slots.items())
-        keys = [self._client.key("gateways"), self._client.key("open", self.me)]
+        keys = [self._client.key("gateways"), self._client.key("open", self.me), self._client.key("clock")]
         keys += [self._client.key("limit", key) for key, _ in slots]
         opened = [part for item in self._leases.open.items() for part in item]
         return Command(self._heartbeat, keys, [_pack([self.me, length_s * SECOND, opened, *(list(ids) for _, ids in slots)])])
@@ -71,7 +73,7 @@ class Membership:
     def _lost(self, name: str) -> Command:
         day = self._days.at(time.time())["day"][0]
         keys = [self._client.key(*parts) for parts in (("gateways",), ("open", name), ("usage", day), ("batches",))]
-        return Command(self._dead, keys, [name, self._keep_s, f"{_JOIN}lost"])
+        return Command(self._dead, keys, [name, self._keep_s, f"{_JOIN}lost", f"{self.ahead:.17g}"])
 
     def answered(self, answers: Sequence[Any]) -> None:
         """See `Part`."""
@@ -79,8 +81,11 @@ class Membership:
             if isinstance(answer, Exception):
                 raise answer
             if not name:
-                self.gateways = int(answer[0])
-                self._found_dead.extend(found.decode() for found in answer[1:])
+                ahead, self.gateways = float(answer[0]), int(answer[1])
+                if ahead - self.ahead > SECOND:
+                    log.warning("the store's clock was set back by %.0f s; limits and leases go on by time that passes", ahead / SECOND)
+                self.ahead = ahead
+                self._found_dead.extend(found.decode() for found in answer[2:])
             elif answer:
                 self.metrics.add(LOST, amount=float(answer))
                 log.error("gateway %s has died with %d requests open; they are in the ledger as lost", name, answer)

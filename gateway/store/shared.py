@@ -37,7 +37,7 @@ _LAST_WORDS_S = 2.0
 
 
 class Shared:
-    """`Store` over Redis. `now`: microseconds for the scripts, 0 for the server's own clock (tests have another)."""
+    """`Store` over Redis. `now`: microseconds for the scripts, 0 for the server's own clock, which never goes back (tests have another)."""
 
     def __init__(self, settings: Settings, keys: Keys, metrics: Metrics, now: float = 0.0) -> None:
         self.now = now
@@ -59,7 +59,7 @@ class Shared:
         self._tasks: list[asyncio.Task[None]] = []
 
     def _clock(self) -> float:
-        return self.now
+        return self.now or -self.membership.ahead
 
     async def open(self) -> None:
         """Ask whether it is there; a store that is not keeps nobody from starting."""

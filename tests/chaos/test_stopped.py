@@ -158,6 +158,41 @@ def test_a_clock_that_jumps_by_an_hour_changes_what_has_a_date_and_nothing_else(
         assert "Traceback" not in running.output()
 
 
+def test_a_clock_of_the_store_that_is_set_back_keeps_no_limit_full(scripted_sglang: Rehearsal, tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    set_by = " ".join(f"{name}={value}" for name, value in clock.environment.items())
+    binary = tmp_path / "redis-server"
+    # Debian's does not start so: its jemalloc asks for the time before libfaketime is ready.
+    binary.write_text(f'#!/bin/sh\nexec env {set_by} {redis.oldest()} "$@"\n')
+    binary.chmod(0o755)
+    keys = [{"name": "one", "hash": hashed("one"), "rpm": 60, "max_in_flight": 2}]
+    with redis.server(tmp_path / "redis", str(binary)) as store:
+        config = {
+            **scripted_sglang.backend(),
+            "keys": keys,
+            "limits": {"burst_s": 5},
+            "redis": {"url": store.url, "store_timeout_ms": 1000},
+        }
+        with gateway(tmp_path / "run", config) as running:
+            running.wait_ready()
+
+            def seen() -> object:
+                return store.client().hget("penstock:{default}:clock", "last")
+
+            for by_s in (-HOUR, HOUR, -2 * HOUR):  # what is ahead stays so; what was set forward by mistake is set right again
+                assert 429 in [ask(running).status for _ in range(12)], "its bucket is full"
+                clock.set(by_s)
+                until("it has another time", lambda by_s=by_s: abs(store.client().time()[0] - time.time() - by_s) < 60)  # type: ignore[misc]
+                before = seen()
+                until("a heartbeat has seen it", lambda before=before: seen() != before)  # type: ignore[misc]
+                until("and what drains meanwhile can be taken", lambda: ask(running).status == 200, 20, 0.2)
+            began = time.monotonic()
+            admitted = sum(ask(running).status == 200 for _ in range(20))
+            assert admitted <= 8 + (time.monotonic() - began), "no limit is renewed by it"
+            assert running.output().count("the store's clock was set back by 3") == 1, "an hour"
+            assert metric(running, "penstock_store_up") == 1
+
+
 # A full disk
 
 

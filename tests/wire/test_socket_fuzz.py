@@ -1,14 +1,16 @@
 """Whatever bytes a client sends: no answer but a named one, no descriptor, task or memory kept, nobody else disturbed. Seeded; over a real
-socket to a real gateway before a scripted engine. FUZZ_INPUTS asks for more."""
+socket to a real gateway before a scripted engine. FUZZ_INPUTS asks for more, FUZZ_CLIENTS for several clients at once, each seeded anew."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
@@ -19,6 +21,7 @@ from tests.support import raw
 from tests.support.processes import Gateway, Rehearsal, gateway, until
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "400"))
+CLIENTS = int(os.environ.get("FUZZ_CLIENTS", "1"))
 CHAT = b"/v1/chat/completions"
 # Those of ours above 499: a transfer coding that is not understood, an engine that failed, no place, no time.
 NAMED = {501, 502, 503, 504, 505}
@@ -102,27 +105,30 @@ def said(port: int, pieces: list[bytes]) -> bytes:
 @pytest.mark.timeout(7200)
 def test_no_input_leaves_anything_behind(fuzzed: Gateway) -> None:
     worker = fuzzed.workers()[0]
-    number = 0
-    before = (0, 0)
+    number = itertools.count(1)
+    before: list[tuple[int, int]] = []
 
-    @seed(13)
-    @settings(max_examples=INPUTS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(inputs())
-    def one(pieces: list[bytes]) -> None:
-        nonlocal number, before
-        number += 1
-        if number == min(200, INPUTS // 2):  # by then everything has been used once
-            before = (worker.num_fds(), worker.memory_info().rss)
-        for status in re.findall(rb"(?:^|\n)HTTP/1\.1 (\d{3}) ", said(fuzzed.port, pieces)):
-            assert int(status) < 500 or int(status) in NAMED, pieces
+    def client(which: int) -> None:
+        @seed(13 + which)
+        @settings(max_examples=INPUTS // CLIENTS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(inputs())
+        def one(pieces: list[bytes]) -> None:
+            if next(number) == min(200, INPUTS // 2):  # by then everything has been used once
+                before.append((worker.num_fds(), worker.memory_info().rss))
+            for status in re.findall(rb"(?:^|\n)HTTP/1\.1 (\d{3}) ", said(fuzzed.port, pieces)):
+                assert int(status) < 500 or int(status) in NAMED, pieces
 
-    one()
+        one()
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        for done in [clients.submit(client, which) for which in range(CLIENTS)]:
+            done.result()
+    ((descriptors, resident),) = before
     until("nothing is open any more", lambda: metric(fuzzed, "penstock_open_requests") == 0, 60)
-    until("no descriptor is kept", lambda: worker.num_fds() <= before[0] + 8, 90, 0.5)
-    grown = worker.memory_info().rss - before[1]
-    print(
-        f"{number} inputs, {grown / 1e6:.1f} MB more than after the first 200, loop lag {metric(fuzzed, 'penstock_loop_lag_seconds'):.3f} s"
-    )
+    until("no descriptor is kept", lambda: worker.num_fds() <= descriptors + 8, 90, 0.5)
+    grown = worker.memory_info().rss - resident
+    lag_s = metric(fuzzed, "penstock_loop_lag_seconds")
+    print(f"{next(number) - 1} inputs, {grown / 1e6:.1f} MB more than after the first 200, loop lag {lag_s:.3f} s")
     assert grown < 64 << 20, "the ring of requests and the allocator's own, and no more"
     assert fuzzed.workers() == [worker], "nobody was replaced"
     for sign in ("Traceback", "unforeseen", "never awaited", "has failed (", "was left without an answer"):

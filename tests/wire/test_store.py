@@ -94,7 +94,7 @@ def test_what_ended_leaves_nothing_behind_but_the_ledger(server: Server) -> None
 
     with_store(server, work)
     left = {key.decode().split(":")[2] for key in server.client().scan_iter()}
-    assert left == {"usage"}, "limits, open requests and gateways are gone"
+    assert left == {"usage", "clock"}, "limits, open requests and gateways are gone"
     assert all(server.client().ttl(key) > 0 for key in server.client().scan_iter())
 
 

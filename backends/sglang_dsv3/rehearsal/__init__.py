@@ -3,7 +3,7 @@
     python -m backends.sglang_dsv3.rehearsal [--port 0] [--golden FOLDER]
 
 A command in the prompt decides what happens, else the words `token 0 token 1 ...` are generated (`[[tokens 32]]`, `[[pace 0.02]]`;
-`[[late 1]]`: a stream begins after a second's silence):
+`[[late 1]]`: a stream begins after a second's silence; `[[wide 1000]]`: so many letters more with each):
 
     [[refuse 503]]       that status with SGLang's flat error          [[first-error 503]]  HTTP 200, error as first event
     [[die 3]]            the connection is reset after 3 events        [[cut 3]]            a clean end after 3 events, no finish

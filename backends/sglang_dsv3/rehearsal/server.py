@@ -189,7 +189,8 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         if seen.failing:
             return _flat(500)
         if body["done"]:  # what broke the first half off was the first host's own affair
-            commands = {name: value for name, value in commands.items() if name in ("tokens", "pace")}
+            commands = {name: value for name, value in commands.items() if name in ("tokens", "wide", "pace")}
+        body["tail"] = "w" * int(commands.get("wide", "0"))
         if "refuse" in commands:
             return _flat(int(commands["refuse"]))
         if "rehearsal_answer" in body:
@@ -275,7 +276,7 @@ async def _whole(request: web.Request, body: dict[str, Any], commands: dict[str,
             if _stopped(request, body):
                 count, finish = number + 1, "abort"
                 break
-    content = "".join(f"token {index} " for index in range(count))
+    content = "".join(f"token {index} {body['tail']}" for index in range(count))
     if request.path == "/v1/responses":
         response = _response(body, "failed" if "abort" in commands else "completed", content, count)
         kept.keep(request.app, response)
@@ -394,7 +395,7 @@ def _events(body: dict[str, Any], count: int) -> Iterator[bytes]:
         used = {"usage": _usage(number + 1 - body["done"], body)} if counting else {}
         for index in choices:
             body["made"] += 1
-            yield delta(index, used, content=f"token {number} ")
+            yield delta(index, used, content=f"token {number} {body['tail']}")
     yield from (_finish(body, "stop" if left == count - body["done"] else "length", index) for index in choices)
     count = left
     if (body.get("stream_options") or {}).get("include_usage"):

@@ -1,12 +1,13 @@
 -- One decision: every limit of a request at once, or none. The same algorithm as gateway/access/limits/memory.py.
--- KEYS: 1 the gateway's open requests, then one a limit. ARGV[1], msgpack: time (0: the server's), lease id, lease length, what is open,
--- then four numbers a limit: kind (1 rate, 2 slots, 3 quota), interval or amount, tolerance or seconds to live, cost. Times in microseconds.
+-- KEYS: 1 the gateway's open requests, then one a limit. ARGV[1], msgpack: time (0 or less: the server's, and so much more, as heartbeat.lua
+-- says), lease id, lease length, what is open, then four numbers a limit: kind (1 rate, 2 slots, 3 quota), interval or amount, tolerance or
+-- seconds to live, cost. Times in microseconds.
 -- Answer: the limit in the way (0: granted), how long it will be, then what is left and the time to none used, for each limit.
 local ask = cmsgpack.unpack(ARGV[1])
 local now = ask[1]
-if now == 0 then
+if now <= 0 then
   local time = redis.call('TIME')
-  now = time[1] * 1000000 + time[2]
+  now = time[1] * 1000000 + time[2] - now
 end
 local refused, longest = 0, 0
 local values = {}

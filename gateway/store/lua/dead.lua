@@ -1,9 +1,10 @@
 -- A gateway has died: what it had open is counted as lost, once. KEYS: 1 the gateways, 2 its open requests, 3 the day's ledger,
 -- 4 the last batch of each gateway.
--- ARGV: its id, seconds the ledger is kept, what a field of the ledger ends with. Answer: how many requests were lost.
+-- ARGV: its id, seconds the ledger is kept, what a field of the ledger ends with, by how much our time is ahead of the server's.
+-- Answer: how many requests were lost.
 local time = redis.call('TIME')
 local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if not score or tonumber(score) > time[1] * 1000000 + time[2] then return 0 end
+if not score or tonumber(score) > time[1] * 1000000 + time[2] + ARGV[4] then return 0 end
 local open = redis.call('HGETALL', KEYS[2])
 local lost = 0
 for at = 1, #open, 2 do

@@ -1,5 +1,5 @@
 -- What ended: true costs instead of estimates, slots given back, requests no longer open, and the ledger.
--- KEYS: 1 the last batch of each gateway, then whatever is touched. ARGV[1], msgpack: time (0: the server's), the gateway, this batch's number,
+-- KEYS: 1 the last batch of each gateway, then whatever is touched. ARGV[1], msgpack: time (as for admit.lua), the gateway, this batch's number,
 -- then operations {kind, index of the key, ...}: 1 rate, more time | 2 slots, lease id ... | 3 quota, more, seconds to live |
 -- 4 hash, seconds to live (0: as it is), field, count, field, count ... |
 -- 5 rate, time taken while we were gone, what of it is left of a bucket that was empty before, a full bucket (store/charges.py).
@@ -7,9 +7,9 @@
 -- Answer: what could not be done, each with its key; one value that is not ours is no reason to lose the rest.
 local asked = cmsgpack.unpack(ARGV[1])
 local now = asked[1]
-if now == 0 then
+if now <= 0 then
   local time = redis.call('TIME')
-  now = time[1] * 1000000 + time[2]
+  now = time[1] * 1000000 + time[2] - now
 end
 if tonumber(redis.call('HGET', KEYS[1], asked[2]) or 0) >= asked[3] then return {} end
 redis.call('HSET', KEYS[1], asked[2], asked[3])
