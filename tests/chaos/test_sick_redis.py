@@ -147,9 +147,11 @@ def test_a_redis_that_loads_its_data_is_waited_for(scripted_sglang: Rehearsal, t
 def test_a_value_that_is_not_ours_is_the_matter_of_its_limit_alone(scripted_sglang: Rehearsal, tmp_path: Path) -> None:
     with redis.server(tmp_path / "redis") as store, serving(scripted_sglang, store.url, tmp_path) as running:
         store.client().lpush(LIMIT % "one", "rubbish")
-        answers = [ask(running) for _ in range(BURST + 20)]
-        assert {answer.status for answer in answers} == {200, 429}, "its limits are kept here"
-        assert BURST <= sum(answer.status == 200 for answer in answers) <= BURST + 20
+        began = time.monotonic()
+        with ThreadPoolExecutor(8) as clients:
+            answers = list(clients.map(lambda _: ask(running), range(2 * BURST)))
+        admitted, most = sum(answer.status == 200 for answer in answers), BURST + 10 * (time.monotonic() - began) + 1
+        assert BURST <= admitted <= most, "its limits are kept here"
         assert ask(running, "other").headers["x-ratelimit-remaining-requests"] == str(BURST - 1)
         assert store.client().exists(LIMIT % "other"), "everybody else's are shared"
         assert metric(running, "penstock_store_up") == 1
@@ -174,15 +176,15 @@ def test_a_redis_that_was_flushed_begins_anew_and_nobody_fails(scripted_sglang: 
         until("it is a member again", lambda: store.client().zcard("penstock:{default}:gateways") == 1)
 
 
-def test_a_redis_that_takes_40_ms_for_everything_decides_all_the_same(scripted_sglang: Rehearsal, tmp_path: Path) -> None:
-    """A request waits for the round before its own: the two together may take longer than `store_timeout_ms` (50), and are not late."""
+def test_a_redis_that_is_nearly_late_for_everything_decides_all_the_same(scripted_sglang: Rehearsal, tmp_path: Path) -> None:
+    """A request waits for the round before its own: the two together may take longer than `store_timeout_ms`, and are not late."""
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(redis.server(tmp_path / "redis"))
         relay = stack.enter_context(Relay(store).running())
-        running = stack.enter_context(serving(scripted_sglang, relay.url, tmp_path))
-        relay.delay_s = 0.04
+        running = stack.enter_context(serving(scripted_sglang, relay.url, tmp_path, store_timeout_ms=1000))
+        relay.delay_s = 0.6
         began = time.monotonic()
-        with ThreadPoolExecutor(8) as clients:
+        with ThreadPoolExecutor(32) as clients:
             answers = list(clients.map(lambda _: ask(running), range(2 * BURST)))
         admitted, most = sum(answer.status == 200 for answer in answers), BURST + 10 * (time.monotonic() - began) + 1
         assert {answer.status for answer in answers} == {200, 429}

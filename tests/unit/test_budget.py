@@ -100,27 +100,31 @@ class Stack:
 
     @a_line_per_request()
     def calls(self, stream: bool, events: int = 0) -> int:
-        """Python functions entered, coroutines resumed, and C functions called."""
+        """Python functions entered, coroutines resumed, and C functions called; the least of three, since a second that begins within
+        one of them is not the exchange's."""
         exchange = self._exchange(stream, events)
         for _ in range(3):
             got = exchange()
         assert got.startswith(b"HTTP/1.1 200 OK")
         assert got.count(b'"content":" hello"') == events
-        count = 0
+        count, counts = 0, list[int]()
 
         def watch(frame: FrameType, kind: str, argument: object) -> None:
             nonlocal count
             if kind in ("call", "c_call") and not frame.f_code.co_filename.endswith(HARNESS) and frame.f_code.co_name not in TICKS:
                 count += 1
 
-        gc.disable()
-        sys.setprofile(watch)
-        try:
-            exchange()
-        finally:
-            sys.setprofile(None)
-            gc.enable()
-        return count
+        for _ in range(3):
+            count = 0
+            gc.disable()
+            sys.setprofile(watch)
+            try:
+                exchange()
+            finally:
+                sys.setprofile(None)
+                gc.enable()
+            counts.append(count)
+        return min(counts)
 
     @a_line_per_request()
     def peak_bytes(self, stream: bool, events: int = 0) -> int:

@@ -36,7 +36,7 @@ def behind(scripted_sglang: Rehearsal, tmp_path_factory: pytest.TempPathFactory)
     settings["models"]["pair"] = {"backend": "two"}
     urls = [scripted_sglang.url, scripted_sglang.url.replace("127.0.0.1", "localhost")]
     settings["backends"]["two"] = {"kind": "sglang_dsv3", "hosts": [{"url": url} for url in urls]}
-    settings |= {"keys": KEYS, "timeouts": {"first_token_s": 1, "request_s": 1, "between_tokens_s": 1}, "security": {"body_limit_mb": 1}}
+    settings |= {"keys": KEYS, "timeouts": {"first_token_s": 2, "request_s": 2, "between_tokens_s": 2}, "security": {"body_limit_mb": 1}}
     with gateway(tmp_path_factory.mktemp("behind"), settings) as running:
         running.wait_ready()
         yield running
@@ -121,7 +121,7 @@ STATUSES = {
     "a second try helps": Case("[[refuse 503]] [[times 1]]", attempts=2, found={"finish": "stop"}),
     "a second try helps, stream": Case("[[first-error 503]] [[times 1]]", STREAM, attempts=2, found={"finish": "stop"}),
     "a timeout of the client's own": Case(
-        "[[stall]]", raises=("APITimeoutError", None, None), options={"timeout_s": 0.5, "retries": 0}
+        "[[stall]]", raises=("APITimeoutError", None, None), options={"timeout_s": 1.5, "retries": 0}
     ),
 }  # fmt: skip
 # Contracts 1.3 and 2.4: shapes of streams. What the engine never writes, but another might, is in the second half.

@@ -77,7 +77,7 @@ def test_clients_are_served_over_tls(secure: tuple[Gateway, ssl.SSLContext], fol
         assert peer.selected_alpn_protocol() == "http/1.1"
         for stream in (False, True):
             peer.sendall(raw.request("POST", CHAT, json.dumps(raw.chat("hi", stream=stream)).encode(), {"connection": "keep-alive"}))
-            ending, got = (b"0\r\n\r\n", b"") if stream else (b'"\\u00e9"]}}', b"")
+            ending, got = (b"0\r\n\r\n", b"") if stream else (b'"}}', b"")
             while not got.endswith(ending):
                 part = peer.recv(65536)
                 assert part, got
