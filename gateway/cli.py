@@ -52,6 +52,17 @@ class _Commands(click.Group):
         found: click.Command | None = next((command for command in registry.commands() if command.name == cmd_name), None)
         return found
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """A word that is not understood gets one line."""
+        try:
+            return super().invoke(ctx)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            help = f" ({error.ctx.command_path} --help says what it takes)" if error.ctx is not None else ""
+            say(f"penstock: {error.format_message()}{help}", error=True)
+            ctx.exit(error.exit_code)
+
 
 @click.group(cls=_Commands)
 @click.version_option(gateway.__version__, prog_name="penstock", message=f"%(prog)s %(version)s ({FORM})")
@@ -313,7 +324,7 @@ def show_schema() -> None:
 
 for command in (
     commands.keys, commands.usage, commands.explain,
-    operating.hosts, operating.reload, operating.status, operating.show_audit, top,
+    operating.hosts, operating.requests, operating.reload, operating.status, operating.show_audit, top,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -15,7 +15,7 @@ import msgspec
 
 from gateway import __version__
 from gateway.access.keys import shown
-from gateway.admin import audit, usage
+from gateway.admin import audit, requests, usage
 from gateway.admin.access import NOBODY, Access, Operator, check
 from gateway.admin.audit import MAX_SHOWN, Audit, Entry
 from gateway.admin.contract import Operated
@@ -225,6 +225,7 @@ def _table(process: Operated, kept: Audit) -> list[Route]:
         ("/admin/keys/(?P<name>[^/]+)", {"PATCH": keys.edit, "DELETE": keys.revoke}, key),
         ("/admin/keys/(?P<name>[^/]+)/rotate", {"POST": keys.rotate}, key),
         ("/admin/usage", {"GET": usage.handler(process)}, None),
+        ("/admin/requests", {"GET": requests.handler(process)}, None),
         ("/admin/requests/(?P<id>[^/]+)", {"GET": explain}, None),
         ("/admin/audit", {"GET": show_audit}, None),
         ("/livez", {"GET": livez}, None),

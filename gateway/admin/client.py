@@ -25,6 +25,10 @@ MAX_ANSWER_BYTES = 64 << 20
 KEY_VARIABLE = "PENSTOCK_ADMIN_KEY"
 
 
+class NoGatewayError(Exception):
+    """Nobody answers where the admin API should be."""
+
+
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """The key goes nowhere but where it was sent."""
 
@@ -42,6 +46,7 @@ class Client:
 
     def __init__(self, url: str | None, path: Path | None, key_file: Path | None) -> None:
         try:
+            self.path = path
             self.url = url.rstrip("/") if url is not None else _configured(path)
             elsewhere = url is not None and not config.is_loopback(urllib.parse.urlsplit(url).hostname or "")
             self._key, self._origin = _find_key(key_file, elsewhere)
@@ -50,6 +55,13 @@ class Client:
 
     def ask(self, method: str, path: str, content: Any = None, accept: Container[int] = ()) -> bytes:
         """Its answer's body; anything but success (or a status in `accept`) ends the command with what the gateway says."""
+        try:
+            return self.try_to_ask(method, path, content, accept)
+        except NoGatewayError as error:
+            refuse(str(error))
+
+    def try_to_ask(self, method: str, path: str, content: Any = None, accept: Container[int] = ()) -> bytes:
+        """The same, for whoever knows what to do without a gateway; raises NoGatewayError."""
         data = msgspec.json.encode(content) if content is not None else None
         headers = {"content-type": "application/json", **({"authorization": f"Bearer {self._key}"} if self._key else {})}
         request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310 - the operator's own URL
@@ -67,7 +79,7 @@ class Client:
                 reason = wrong if self._key else f"the gateway at {self.url} wants its admin key: {self._origin}"
             refuse(reason)
         except (OSError, ValueError) as error:
-            refuse(f"no gateway answers at {self.url}: {getattr(error, 'reason', error)}")
+            raise NoGatewayError(f"no gateway answers at {self.url}: {getattr(error, 'reason', error)}") from None
         if len(found) > MAX_ANSWER_BYTES:
             refuse(f"what answers at {self.url} sends more than {MAX_ANSWER_BYTES >> 20} MB: that is no gateway")
         return found

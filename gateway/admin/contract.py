@@ -11,6 +11,7 @@ from gateway.access.ledger import Rows
 from gateway.admin.handler import StoredKeys
 from gateway.config import Settings
 from gateway.serving.hostview import HostView
+from gateway.telemetry.listing import Row, Sought
 from gateway.telemetry.metrics import Exemplars, Snapshot
 
 
@@ -66,6 +67,9 @@ class Operated(Protocol):
 
     async def find(self, name: str) -> dict[str, Any] | None:
         """What became of the request of this id; None where it is not known, or not any more."""
+
+    async def requests(self, sought: Sought) -> list[Row]:
+        """Those that are sought, of every worker, and of the whole deployment where they share a store."""
 
     def stored_keys(self) -> StoredKeys | None:
         """The keys that were made while gateways run; None without Redis."""

@@ -1,17 +1,25 @@
-"""Commands that show a running gateway and change what it does: `hosts`, `status`, `reload`, `audit`."""
+"""Commands that show a running gateway and change what it does: `hosts`, `requests`, `status`, `reload`, `audit`."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
+import urllib.parse
 from typing import Any
 
 import click
 import msgspec
 
+from gateway import config
+from gateway.access.limits.rules import StoreFailed
 from gateway.admin.audit import MAX_SHOWN
-from gateway.admin.client import Client, refuse
+from gateway.admin.client import Client, NoGatewayError, refuse
 from gateway.admin.commands import asks, segment
+from gateway.admin.requests import SPANS, seconds
+from gateway.errors import ConfigError
+from gateway.telemetry.listing import FAILED, MAX_LISTED, OPEN, SLOW, Row, Sought
+from gateway.telemetry.metrics import Metrics
 from gateway.terminal import say, say_json, say_table
 
 # How often `drain --wait` looks.
@@ -105,6 +113,77 @@ def status(client: Client, as_json: bool) -> None:
             if row["state"] != "ok":
                 say(f"         {row['id']} is {row['state']}: {row['why']}")
     sys.exit(1 if problem else 0)
+
+
+@click.command()
+@click.option(f"--{OPEN}", is_flag=True, help="Those that are being answered.")
+@click.option(f"--{FAILED}", is_flag=True, help="Those that got an error, whoever's fault it was.")
+@click.option(f"--{SLOW}", is_flag=True, help="Those first whose clients have waited longest, for the first event or the next.")
+@click.option("--key", help="Of this key alone.")
+@click.option("--since", help=f"Those that were open in the last so long: {SPANS}.")
+@click.option("--last", type=click.IntRange(1, MAX_LISTED), default=Sought().last, show_default=True, help="How many.")
+@click.option("--json", "as_json", is_flag=True, help="As the gateway gives them.")
+@asks
+def requests(client: Client, key: str | None, since: str | None, last: int, as_json: bool, **states: bool) -> None:
+    """The last requests and how they went, newest first. Where no gateway answers, what Redis remembers of them."""
+    chosen = [name for name, given in states.items() if given]
+    if len(chosen) > 1:
+        refuse(f"{' and '.join(f'--{name}' for name in chosen)}: only one of them at once")
+    state = chosen[0] if chosen else ""
+    try:
+        since_s = None if since is None else seconds(since)
+    except ValueError:
+        refuse(f"--since {since}: accepted is {SPANS}")
+    query = {"state": state or None, "key": key, "since": since, "last": str(last)}
+    asked = urllib.parse.urlencode({name: value for name, value in query.items() if value is not None}, errors="surrogateescape")
+    try:
+        content = client.try_to_ask("GET", f"/admin/requests?{asked}")
+    except NoGatewayError as error:
+        content = _remembered(client, str(error), Sought(state, key, since_s, last))
+    if as_json:
+        say_json(content)
+        return
+    rows = msgspec.json.decode(content)["requests"]
+    waited = ("longest wait ms",) if state == SLOW else ()
+    say_table(
+        ("time", "id", "key", "model", "host", "outcome", "status", "first token ms", *waited, "total ms", "prompt", "completion"),
+        [
+            (
+                row["at"], row["id"] or row["request_id"], row["key"] or None, row["model"] or None, row["host"] or None,
+                f"open: {row['why']}" if row["outcome"] == OPEN else row["outcome"], row["status"] or None,
+                row["first_event_ms"] if row["stream"] else None, *([row["longest_wait_ms"]] if waited else []), row["ms"],
+                row["prompt_tokens"], row["completion_tokens"],
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def _remembered(client: Client, problem: str, sought: Sought) -> bytes:
+    """What Redis knows of requests; ends the command where there is none, or where a gateway alone could tell."""
+    if sought.state == OPEN:
+        refuse(problem)
+    try:
+        settings = config.load(client.path).settings
+    except (ConfigError, OSError) as error:
+        refuse(str(error))
+    if settings.redis.url is None:
+        refuse(f"{problem}; without Redis nobody else remembers requests")
+    from gateway.store.admin import AdminStore  # as in the parent: not for who does not need it
+
+    async def ask() -> list[Row]:
+        store = AdminStore(settings, Metrics())
+        try:
+            return await store.requests(sought)
+        finally:
+            await store.aclose()
+
+    try:
+        rows = asyncio.run(ask())
+    except StoreFailed as error:
+        refuse(f"{problem}; nor does Redis: {config.without_secrets(str(error))}")
+    say(f"penstock: {problem}; this is what Redis remembers", error=True)
+    return msgspec.json.encode({"requests": rows})
 
 
 def workers_in_words(rows: list[dict[str, Any]]) -> str:

@@ -60,22 +60,22 @@ class Worker:
         self.retiring = False
         self.report: protocol.Report | None = None
         self._writer = writer
-        self._questions: dict[int, asyncio.Future[protocol.Report | protocol.Found]] = {}
+        self._questions: dict[int, asyncio.Future[protocol.Answer]] = {}
 
     def send(self, message: protocol.ToWorker) -> None:
         """Send it a line; one that is dead does not hear it."""
         with contextlib.suppress(OSError):
             self._writer.write(protocol.line(message))
 
-    def ask(self, question: protocol.Ask | protocol.Find) -> asyncio.Future[protocol.Report | protocol.Found]:
+    def ask(self, question: protocol.Ask | protocol.Find | protocol.List) -> asyncio.Future[protocol.Answer]:
         """The answer to come; cancelled when the worker ends without one. Whoever waits no more cancels it."""
-        answer: asyncio.Future[protocol.Report | protocol.Found] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[protocol.Answer] = asyncio.get_running_loop().create_future()
         self._questions[question.number] = answer
         answer.add_done_callback(lambda _: self._questions.pop(question.number, None))
         self.send(question)
         return answer
 
-    def answered(self, message: protocol.Report | protocol.Found) -> None:
+    def answered(self, message: protocol.Answer) -> None:
         """It has said something that somebody may wait for."""
         answer = self._questions.get(message.number)
         if answer is not None and not answer.done():

@@ -11,6 +11,7 @@ import msgspec
 from gateway.access.keys import KeyList
 from gateway.plugin import ServiceState
 from gateway.serving.hostview import HostView
+from gateway.telemetry.listing import Row, Sought
 from gateway.telemetry.metrics import Exemplars, Snapshot
 
 # A line is settings, states or counts: kilobytes. The bound keeps a confused peer from filling memory.
@@ -51,6 +52,20 @@ class Found(msgspec.Struct, tag="found", frozen=True):
 
     number: int
     record: dict[str, Any] | None
+
+
+class List(msgspec.Struct, tag="list", frozen=True):
+    """Parent to worker: which of your requests are such?"""
+
+    number: int
+    sought: Sought
+
+
+class Listed(msgspec.Struct, tag="listed", frozen=True):
+    """Worker to parent: these."""
+
+    number: int
+    rows: list[Row]
 
 
 class Spent(msgspec.Struct, tag="spent", frozen=True):
@@ -112,10 +127,12 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     exemplars: Exemplars = {}
 
 
-ToWorker = Hello | Services | Ask | Find | Ledger | Retire | Drain
-ToParent = Serving | Report | Found | Spent
-_to_worker = msgspec.json.Decoder(Hello | Services | Ask | Find | Ledger | Retire | Drain)
-_to_parent = msgspec.json.Decoder(Serving | Report | Found | Spent)
+ToWorker = Hello | Services | Ask | Find | List | Ledger | Retire | Drain
+ToParent = Serving | Report | Found | Listed | Spent
+_to_worker = msgspec.json.Decoder(Hello | Services | Ask | Find | List | Ledger | Retire | Drain)
+_to_parent = msgspec.json.Decoder(Serving | Report | Found | Listed | Spent)
+# What a worker answers to a question of that number.
+Answer = Report | Found | Listed
 _encoder = msgspec.json.Encoder()
 
 

@@ -26,6 +26,7 @@ from gateway.serving import registry
 from gateway.serving.hostview import HostView
 from gateway.supervision import once
 from gateway.telemetry import exposition, metrics
+from gateway.telemetry.listing import OPEN, Row, Sought, ordered
 from gateway.telemetry.metrics import Snapshot
 
 if TYPE_CHECKING:
@@ -162,6 +163,24 @@ class View:
             return {**newest, "also": [*newest.get("also", ()), *also]} if also else newest
         stored = self.stored_keys()
         return await stored.request(name) if stored is not None else None  # of another gateway, or of a worker that has ended
+
+    async def requests(self, sought: Sought) -> list[Row]:
+        """See `Operated`. Of one that has ended at this gateway its own worker's word is taken, else that of the store."""
+        question = protocol.List(next(self._numbers), sought)
+        answers = [worker.ask(question) for worker in self._tree.workers if worker.serving or worker.retiring]
+        done: set[asyncio.Future[protocol.Answer]] = set()
+        if answers:
+            done, _ = await asyncio.wait(answers, timeout=REPORT_LIMIT_S)
+        for answer in answers:
+            answer.cancel()
+        told = [answer.result() for answer in done if not answer.cancelled()]
+        found = [row for listed in told if isinstance(listed, protocol.Listed) for row in listed.rows]
+        stored = self.stored_keys()
+        if stored is not None and sought.state != OPEN:
+            known = {row.id for row in found}
+            with contextlib.suppress(StoreFailed):  # what is known here is worth showing all the same
+                found += [row for row in await stored.requests(sought) if row.id not in known]
+        return ordered(found, sought)
 
     def stored_keys(self) -> AdminStore | None:
         """See `Operated`."""

@@ -29,7 +29,7 @@ from gateway.processes import http, protocol
 from gateway.processes.http import tls
 from gateway.serving.hostview import HostView
 from gateway.supervision import listen, once, supervise
-from gateway.telemetry import log, metrics
+from gateway.telemetry import listing, log, metrics
 
 REPORT_INTERVAL_S = 1.0
 # Bytes that the parent may leave unread before it is told no more by itself.
@@ -175,6 +175,10 @@ class Worker:
             elif isinstance(message, protocol.Find):
                 self._gateway.observer.flush()
                 self._tell(protocol.Found(message.number, self._gateway.observer.ring.find(message.name)))
+            elif isinstance(message, protocol.List):
+                self._gateway.observer.flush()
+                ended = self._gateway.observer.ring.records()
+                self._tell(protocol.Listed(message.number, listing.rows(self._lifecycle.open, ended, message.sought)))
             elif isinstance(message, protocol.Ledger):
                 self._answered(message)
             elif isinstance(message, protocol.Drain):

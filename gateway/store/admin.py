@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from typing import Any
@@ -18,11 +19,14 @@ from gateway.config import Settings
 from gateway.store.connect import FORGETS, Client, Command, Script
 from gateway.store.keysync import KeySync, stored_keys
 from gateway.supervision import supervise
+from gateway.telemetry.listing import SLOW, Row, Sought, ordered, remembered
 from gateway.telemetry.metrics import STORED_KEYS, Metrics
 
 log = logging.getLogger("penstock.store")
 
 _JOIN = "\x1f"
+# So many remembered requests are read with one answer, at a few kilobytes each.
+_AT_ONCE = 200
 
 
 class AdminStore:
@@ -106,6 +110,21 @@ class AdminStore:
                 found: dict[str, Any] = msgspec.json.decode(content)
                 return found
         return None
+
+    async def requests(self, sought: Sought) -> list[Row]:
+        """What is remembered of requests of all gateways, the last to end first; see `ordered` for who is wanted."""
+        records, times = (self._client.key("requests", part) for part in ("records", "times"))
+        oldest = "-inf" if sought.since_s is None else time.time() - sought.since_s
+        ids = await self._client.execute("ZREVRANGEBYSCORE", times, "+inf", oldest)
+        rows: list[Row] = []
+        for start in range(0, len(ids), _AT_ONCE):
+            for content in await self._client.execute("HMGET", records, *ids[start : start + _AT_ONCE]):
+                row = remembered(msgspec.json.decode(content), sought) if content is not None else None
+                if row is not None:
+                    rows.append(row)
+            if len(rows) >= sought.last and sought.state != SLOW:
+                break
+        return ordered(rows, sought)
 
     async def usage_of(self, key: str, models: Sequence[str], first: str, last: str) -> ledger.Rows:
         """The same of one key, asked for by the names of its columns: whoever asks is no operator, and may ask often."""

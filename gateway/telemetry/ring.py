@@ -29,7 +29,7 @@ def summary(record: Record) -> dict[str, Any]:
         "id": record.call_id,
         "request_id": record.request_id,
         "trace_id": record.trace.id,
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - time.monotonic() + record.started_at)),
+        "at": started(record),
         "method": record.method,
         "path": record.path,
         "client": record.client,
@@ -66,6 +66,16 @@ def summary(record: Record) -> dict[str, Any]:
         "finish_reasons": list(record.finishes),
         "cost": record.cost,
     }
+
+
+def started(record: Record) -> str:
+    """When it came, for people."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - time.monotonic() + record.started_at))
+
+
+def phase_in_words(phase: int) -> str:
+    """What a request is at (one of PHASES, by its number)."""
+    return _WORDS[PHASES[phase]]
 
 
 def _placed(placement: Placement | None) -> dict[str, Any]:
@@ -150,6 +160,10 @@ class _Shelf:
             if not named:
                 del self._ids[old.request_id]
 
+    def records(self) -> list[Record]:
+        """All of them, the oldest first."""
+        return list(self._kept.values())
+
     def find(self, name: str) -> list[Record]:
         """The request of our id, or those of a client's id, newest first."""
         own = self._kept.get(name)
@@ -177,6 +191,10 @@ class Ring:
         (self._refused if record.outcome == "limited" else self._answered).keep(record)
         if self.share is not None:
             self.share(record)
+
+    def records(self) -> list[Record]:
+        """All that are kept."""
+        return self._answered.records() + self._refused.records()
 
     def find(self, name: str) -> dict[str, Any] | None:
         """The request of our id, or the newest of a client's id; `also` names the others, newest first."""
