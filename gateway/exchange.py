@@ -80,7 +80,7 @@ class Exchanges:
         try:
             async with self._rate_limit.admitted(call, served, record) as terms:
                 with Watch(self._watches, connection, receive) as watch:
-                    exchange = Exchange(call, bound, terms, served, record, watch)
+                    exchange = Exchange(call, bound, terms, served, record, watch, scope["headers"])
                     if call.stream:
                         await relay.Stream(exchange, self._dispatcher, self._timeouts, connection, send).run()
                     else:

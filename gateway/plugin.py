@@ -120,6 +120,8 @@ class Terms(msgspec.Struct, frozen=True):
     keep: Literal["", "text", "exact"] = ""
     # The same for calls that go on with each other, 64 bits; None where nothing binds them. For a target that has several caches.
     affinity: int | None = None
+    # The caller's class, 0 (first) to 9, for an engine that has classes of its own.
+    priority: int = 0
 
 
 class Usage(msgspec.Struct, frozen=True):

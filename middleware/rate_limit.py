@@ -141,7 +141,7 @@ class Admitted:
         self._lease = lease
         mode = self._served.entry.continuation
         kept = call.stream and mode != "off" and limits.continuations and self._served.pool.backend.resumable(call)
-        return Terms(bound, prompt, caller.salt, limits.metered, mode if kept and mode != "off" else "", record.point)
+        return Terms(bound, prompt, caller.salt, limits.metered, mode if kept and mode != "off" else "", record.point, caller.priority)
 
     def _ask(self, limit: Limit, prompt: int, completion: int) -> Ask:
         if limit.kind == RATE:

@@ -42,6 +42,7 @@ class SGLang(Backend):
         self._options = Options()
         self._abandoned = Abandoned(env.failed)
         self._allowed = frozenset(config.allow_parameters)
+        self._order = config.engine.priority_scheduling
         self._env = env
         self._connect_s = env.connect_s
 
@@ -152,7 +153,7 @@ class SGLang(Backend):
         host = self._hosts.get(target)
         if host is None:
             return Nowhere(target)
-        return SGLangReply(host, call, terms, trace, self._abandoned, self._allowed, self._connect_s)
+        return SGLangReply(host, call, terms, trace, self._abandoned, self._allowed, self._connect_s, self._order)
 
     def resumable(self, call: Call) -> bool:
         """See `resume`."""

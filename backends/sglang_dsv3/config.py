@@ -186,6 +186,14 @@ class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     deterministic: Annotated[
         bool, Meta(description="the same answer whatever else is in the batch; slower, and not with every attention backend")
     ] = False
+    priority_scheduling: Annotated[
+        Literal["higher_first", "lower_first"] | None,
+        Meta(
+            description="SGLang's own queue goes by `priority` (`--enable-priority-scheduling`), which the gateway sends for each request: "
+            "the class of its key, as this says which numbers are first; without it none is sent",
+            extra={"default": "off"},
+        ),
+    ] = None
     env: Annotated[
         dict[str, str],
         Meta(description="further environment variables of SGLang, NCCL and their like; no secrets, and none that is set here"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from backends.sglang_dsv3 import failures, resume, stream
+from backends.sglang_dsv3 import failures, resume, stream, translate
 from backends.sglang_dsv3.framing import Framing
 from backends.sglang_dsv3.shapes import generate_decoder, tokens_decoder
 from gateway.plugin import Call, Endpoint, Terms, Usage
@@ -101,7 +101,7 @@ def prompt_ids(content: bytes) -> list[int]:
     return tokens_decoder.decode(content).tokens
 
 
-def generate_body(call: Call, terms: Terms, progress: Progress, rank: int | None = None) -> bytes:
+def generate_body(call: Call, terms: Terms, progress: Progress, rank: int | None = None, order: str | None = None) -> bytes:
     """What `/generate` is asked: everything so far as the prompt, and the rest of the tokens."""
     parameters: dict[str, Any] = {name: call.fields[name] for name in _SAME if name in call.fields}
     parameters |= {new: call.fields[name] for name, new in _RENAMED.items() if name in call.fields}
@@ -112,6 +112,8 @@ def generate_body(call: Call, terms: Terms, progress: Progress, rank: int | None
     more: dict[str, Any] = {"extra_key": terms.salt} if terms.salt else {}
     if rank is not None:
         more["routed_dp_rank"] = rank
+    if order is not None:
+        more["priority"] = translate.priority(terms, order)
     return body.splice({}, {"rid": call.id, "input_ids": ids, "sampling_params": parameters, "stream": True, **more})
 
 

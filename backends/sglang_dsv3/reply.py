@@ -28,6 +28,7 @@ class SGLangReply(Reply):
         abandoned: Abandoned,
         allowed: Container[str],
         connect_s: float,
+        order: str | None = None,
     ) -> None:
         self._host = host
         self._call = call
@@ -36,6 +37,8 @@ class SGLangReply(Reply):
         self._abandoned = abandoned
         self._allowed = allowed
         self._connect_s = connect_s
+        # Which priorities go first in the engine's queue, where it has any.
+        self._order = order
         self._response: Response | None = None
         self._source: EventStream | None = None
         # What was read of a JSON answer.
@@ -85,9 +88,9 @@ class SGLangReply(Reply):
         if "routed_dp_rank" not in call.fields:
             self._rank = self._host.ranks.take(terms.affinity)
         if self.progress is not None:
-            path, payload = "/generate", exact.generate_body(call, terms, self.progress, self._rank)
+            path, payload = "/generate", exact.generate_body(call, terms, self.progress, self._rank, self._order)
         else:
-            path, payload = str(call.endpoint), translate.engine_body(call, terms, served_name, self._allowed)
+            path, payload = str(call.endpoint), translate.engine_body(call, terms, served_name, self._allowed, self._order)
         response = await self._send(path, payload)
         self._working = True
         try:

@@ -10,7 +10,7 @@ import msgspec
 from gateway.errors import InvalidRequest
 from gateway.plugin import BOUNDS, Call, Endpoint, Terms
 from gateway.wire import body
-from gateway.wire.fields import flag
+from gateway.wire.fields import flag, integer
 
 # Parameters that steer the engine's inside: another request's id, another rank, other weights, raw tokens, code to run, raw tensors out.
 INTERNAL_FIELDS = frozenset(
@@ -49,14 +49,18 @@ INTERNAL_FIELDS = frozenset(
         "sampling_logprobs_mode",
     ]
 )
-# A client's own idea of its priority is not asked for; one that sends it is served like everybody. `session_id` is OpenRouter's name for
-# what binds calls to a host, which the core has read; SGLang would look for a session of its own.
+# A client's own idea of its priority is not asked for unless the operator allows it; one that sends it is served like everybody.
+# `session_id` is OpenRouter's name for what binds calls to a host, which the core has read; SGLang would look for a session of its own.
 _IGNORED_FIELDS = ("priority", "session_id")
 # Where the engine takes the id that an abort needs; the other endpoints' work ends with their connection.
 _ID_FIELDS = {Endpoint.CHAT: "rid", Endpoint.COMPLETIONS: "rid", Endpoint.RESPONSES: "request_id"}
 
 # Whose streams are chunks, with options.
 _CHUNKS = frozenset([Endpoint.CHAT, Endpoint.COMPLETIONS])
+# Where it takes a priority, and which of two goes first is the operator's choice of flags: higher numbers, unless
+# `--schedule-low-priority-values-first` is set. What comes without one is last, so every call gets one.
+_PRIORITISED = frozenset([Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.EMBEDDINGS])
+_LOWEST = 9
 # Where it takes words of ours that keep one caller's prompts apart in the prefix cache.
 _SALTED = _CHUNKS
 
@@ -97,14 +101,29 @@ def refuse_background(call: Call) -> None:
         raise InvalidRequest(message, param="background", code="unsupported_parameter")
 
 
-def engine_body(call: Call, terms: Terms, served_name: str | None = None, allowed: Container[str] = ()) -> bytes:
+def priority(terms: Terms, order: str) -> int:
+    """The caller's class in SGLang's numbers. They lie so close together that nobody's running request is preempted for another's: that
+    takes a difference of more than 10 (`--priority-scheduling-preemption-threshold`)."""
+    return terms.priority if order == "lower_first" else _LOWEST - terms.priority
+
+
+def _own_priority(sent: dict[str, Any], terms: Terms, order: str) -> int:
+    """The same, or behind it what the client itself asks for, down to the last class."""
+    most, own = priority(terms, order), integer(sent, "priority")
+    return min(max(own, most), _LOWEST) if order == "lower_first" else max(min(own, most), 0)
+
+
+def engine_body(call: Call, terms: Terms, served_name: str | None = None, allowed: Container[str] = (), order: str | None = None) -> bytes:
     """The body the engine gets: the client's own bytes, with our id (for aborting), the core's bound where the client names none, usage
-    asked for in streams (and given once, at the end), and the engine's own name for the model where it takes no other."""
+    asked for in streams (and given once, at the end), the engine's own name for the model where it takes no other, and where its queue goes
+    by priority (`order`) that of the caller's class."""
     endpoint, fields = call.endpoint, call.fields
     sent: dict[str, Any] = dict(fields)
     for name in _IGNORED_FIELDS:
         if name in sent and name not in allowed:
             del sent[name]
+    if order is not None and endpoint in _PRIORITISED:
+        sent["priority"] = _own_priority(sent, terms, order) if "priority" in sent else priority(terms, order)
     if endpoint in _ID_FIELDS:
         sent[_ID_FIELDS[endpoint]] = call.id
     if served_name is not None:

@@ -80,7 +80,7 @@ class Caller:
     """A key ready for use: who it is, what it may, and its limits by model."""
 
     __slots__ = ("_by_model", "_entry", "_limits", "_models", "expires_at", "max_grammar_bytes", "max_n", "max_prompt_bytes",
-                 "max_tokens", "models", "name", "priority", "salt", "team")  # fmt: skip
+                 "max_tokens", "models", "name", "priority", "salt", "team", "weight")  # fmt: skip
 
     def __init__(self, entry: KeyEntry | None, settings: Settings) -> None:
         entry = entry or KeyEntry(name="", hash="")
@@ -89,7 +89,7 @@ class Caller:
         self.models = frozenset(entry.models) if entry.models is not None else None
         self.max_n, self.max_tokens = entry.max_n, entry.max_tokens
         self.max_prompt_bytes, self.max_grammar_bytes = entry.max_prompt_bytes, entry.max_grammar_bytes
-        self.priority = entry.priority
+        self.priority, self.weight = entry.priority, entry.weight
         self.expires_at = config.instant(entry.expires) if entry.expires is not None else float("inf")
         isolated = entry.name and settings.limits.isolate_prefix_cache
         # Whoever shares a prefix cache can tell by its speed what others have asked. The name would do; its hash cannot be guessed at.

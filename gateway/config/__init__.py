@@ -16,7 +16,6 @@ from gateway.config.schema import schema
 from gateway.config.strict import convert, problems
 from gateway.config.tree import (
     Admin,
-    Admission,
     Budget,
     Cors,
     KeyEntry,
@@ -35,6 +34,7 @@ from gateway.config.tree import (
     Tracing,
 )
 from gateway.masking import masked, without_secrets
+from gateway.serving.balance.settings import Admission
 
 __all__ = [
     "Admin", "Admission", "Budget", "Cors", "KeyEntry", "LimitRules", "Limits", "Listen", "Loaded", "Log", "ModelEntry", "Price", "Redis",

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.config import checks
-from gateway.serving.balance.settings import Affinity
+from gateway.serving.balance.settings import Admission, Affinity, Weight
 from gateway.wire import address
 from gateway.wire.check import Check
 
@@ -189,12 +189,6 @@ class Retry(Section, frozen=True):
     ] = 2
 
 
-class Admission(Section, frozen=True):
-    """The queue before full hosts."""
-
-    max_queue: Annotated[int, Meta(ge=0, le=100_000, description="how many requests may wait, in each worker and for each backend")] = 1000
-
-
 class Budget(Section, frozen=True):
     """Money that a key may spend, in the unit of the prices."""
 
@@ -207,6 +201,7 @@ class Team(Limits, frozen=True, kw_only=True):
 
     name: Annotated[Name, Meta(description="what its keys say as `team`")]
     budget: Annotated[Budget | None, Meta(description="money that they may spend together")] = None
+    weight: Annotated[Weight, Meta(description="its share of the places where all hosts are full, beside other teams and keys")] = 1.0
 
 
 class KeyEntry(Limits, frozen=True, kw_only=True):
@@ -226,6 +221,7 @@ class KeyEntry(Limits, frozen=True, kw_only=True):
     priority: Annotated[
         int, Meta(ge=0, le=9, description="its class in the queue before full hosts", extra={"accepted": "0 (first) to 9"})
     ] = 0
+    weight: Annotated[Weight, Meta(description="its share of the places where all hosts are full; in a team, of the team's")] = 1.0
     budget: Annotated[Budget | None, Meta(description="money it may spend")] = None
     expires: Annotated[
         str | None,

@@ -11,12 +11,15 @@ import asyncio
 import logging
 import time
 
+from gateway.access.keys import Caller
 from gateway.config import Settings
-from gateway.errors import GatewayError, GatewayTimeout, Unavailable
+from gateway.errors import GatewayError, GatewayTimeout, Headers, Unavailable
 from gateway.plugin import AttemptFailed, Call, Reply, Target, Terms, Verdict
 from gateway.serving.balance.affinity import UNBOUND, Affinity
 from gateway.serving.balance.hosts import BUSY_S, Host, NoHost
 from gateway.serving.balance.policies import First
+from gateway.serving.balance.queue import Ticket
+from gateway.serving.patience import heed
 from gateway.serving.pool import Pool
 from gateway.serving.registry import Served
 from gateway.serving.watch import Watch
@@ -34,11 +37,13 @@ BUSY_AGAIN_S = 2 * BUSY_S
 
 
 class Exchange:
-    """One request on its way through the attempts: what is asked, what binds it, on which terms, who serves it, and who may end it."""
+    """One request on its way through the attempts: what is asked, what binds it, on which terms, who serves it, who may end it, and the
+    headers that it came with."""
 
-    __slots__ = ("bound", "call", "record", "served", "terms", "tried", "watch")
+    __slots__ = ("bound", "call", "headers", "record", "served", "terms", "tried", "watch")
 
-    def __init__(self, call: Call, bound: Affinity, terms: Terms, served: Served, record: Record, watch: Watch) -> None:
+    def __init__(self, call: Call, bound: Affinity, terms: Terms, served: Served, record: Record, watch: Watch, headers: Headers) -> None:
+        self.headers = headers
         self.call = call
         self.bound = bound
         self.terms = terms
@@ -47,6 +52,17 @@ class Exchange:
         self.watch = watch
         # Ids of targets that are out of the question.
         self.tried: set[str] = set()
+
+    def ticket(self, now: float, wait_s: float) -> Ticket:
+        """For the queue, if it has to wait: as its key's class and weight say, and for no longer than its client waits."""
+        record = self.record
+        caller: Caller = record.caller
+        team = caller.team
+        name, weight = (team.name, team.weight) if team is not None else ("", 1.0)
+        ticket = record.ticket = Ticket(caller.priority, caller.name, now + wait_s, now, caller.weight, name, weight)
+        if not record.first_event_at:  # else its client has begun to read, and waits for the next event
+            heed(ticket, self.headers, record.started_at)
+        return ticket
 
     def others_are_full(self) -> bool:
         """Whether nobody else could take it now, though they would."""
@@ -83,7 +99,7 @@ class Dispatcher:
         bound, affine = exchange.bound, served.affine
         while True:
             record.enter(QUEUE)
-            host = await pool.host(served.policy, bound, tried, record.caller, self._timeouts.queue_s)
+            host = await pool.host(served.policy, bound, tried, exchange.ticket, self._timeouts.queue_s)
             if not isinstance(host, Host):
                 raise not_ready(pool.waiting_for()) if last is None else _exhausted(last.error, record, pool) from last
             charged = last is not None and not continues and last.cause != "connect" and last.verdict is not Verdict.OK

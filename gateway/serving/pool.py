@@ -6,9 +6,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from gateway.access.keys import Caller
 from gateway.config import Admission, Retry
 from gateway.errors import MAX_MESSAGE, GatewayError, Unavailable
 from gateway.masking import without_secrets
@@ -17,7 +16,7 @@ from gateway.serving.balance.affinity import Affinity
 from gateway.serving.balance.breaker import State
 from gateway.serving.balance.hosts import Host, Hosts, NoHost, Standing
 from gateway.serving.balance.policies import Policy
-from gateway.serving.balance.queue import Queue, Ticket
+from gateway.serving.balance.queue import DEADLINE, DISPLACED, FULL, Queue, Ticket
 from gateway.serving.balance.retries import Budget
 from gateway.serving.balance.settings import Health
 from gateway.serving.hostview import HostView
@@ -31,6 +30,8 @@ REFRESH_S = 0.1
 VERIFY_INTERVAL_S = 15.0
 # One that was called and found nothing for it stands in line again after so long.
 AGAIN_S = 0.05
+# Makes the ticket of a request that has to wait, now (monotonic seconds) and for at most so many seconds.
+Waiting = Callable[[float, float], Ticket]
 ALL_DRAINED = "All hosts are drained by the operator."
 # Of so many hosts a request's record says how they stood.
 _SHOWN = 8
@@ -55,7 +56,7 @@ class Pool:
         self._health = health
         self.hosts = Hosts(health, random.Random(), divided)  # noqa: S311 - a balance is no secret
         self.budget = Budget(retry.budget_share, retry.reserve_tokens)
-        self.queue = Queue(admission.max_queue)
+        self.queue = Queue(admission.max_queue, admission.floor)
         self._called: dict[Ticket, asyncio.Future[None]] = {}
         self._refreshed_at = float("-inf")
         self._verifying: set[asyncio.Task[None]] = set()
@@ -79,30 +80,33 @@ class Pool:
             self.refresh(now)
         return self.hosts.choose(policy, bound, tried, now)
 
-    async def host(self, policy: Policy, bound: Affinity, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
-        """A host to send to, begun; waits for one while all are full. Raises Unavailable when the wait is hopeless or over."""
+    async def host(self, policy: Policy, bound: Affinity, tried: Collection[str], waiting: Waiting, wait_s: float) -> Host | NoHost:
+        """A host to send to, begun; waits for one while all are full, and for that `waiting` makes its ticket. Raises Unavailable when the
+        wait is hopeless or over."""
         found: Host | NoHost = NoHost.FULL
         if not self.queue.waiting:  # nobody is overtaken
             found = self.choose(policy, bound, tried)
         if found is NoHost.FULL:
-            found = await self._wait(policy, bound, tried, caller, wait_s)
+            found = await self._wait(policy, bound, tried, waiting(time.monotonic(), wait_s))
         if isinstance(found, Host):
             self.hosts.begin(found, time.monotonic())
         return found
 
-    async def _wait(self, policy: Policy, bound: Affinity, tried: Collection[str], caller: Caller, wait_s: float) -> Host | NoHost:
-        ticket = Ticket(caller.priority, caller.name, time.monotonic() + wait_s)
+    async def _wait(self, policy: Policy, bound: Affinity, tried: Collection[str], ticket: Ticket) -> Host | NoHost:
         again = False
         while True:
             if not self.queue.enter(ticket, time.monotonic(), again):
-                raise self._no_place("Every engine is full, and so is the queue.")
+                raise self._no_place(ticket, True)
+            while self.queue.displaced:
+                self._wake(self.queue.displaced.pop())
             future = self._called[ticket] = asyncio.get_running_loop().create_future()
             self._call_all()
             try:
                 async with asyncio.timeout_at(asyncio.get_running_loop().time() + max(0.0, ticket.deadline - time.monotonic())):
                     await future
             except TimeoutError:
-                raise self._no_place(f"Every engine was full for {wait_s:g} s.") from None
+                ticket.shed = ticket.shed or ticket.late
+                raise self._no_place(ticket) from None
             except asyncio.CancelledError:
                 if ticket.called:  # the place it was called to is another's now
                     asyncio.get_running_loop().call_soon(self._call_all)
@@ -110,19 +114,49 @@ class Pool:
             finally:
                 self.queue.leave(ticket)
                 self._called.pop(ticket, None)
+            if ticket.shed:
+                raise self._no_place(ticket)
             found = self.choose(policy, bound, tried)
             if found is not NoHost.FULL:
                 return found
             if time.monotonic() >= ticket.deadline:
-                raise self._no_place(f"Every engine was full for {wait_s:g} s.")
+                ticket.shed = ticket.late
+                raise self._no_place(ticket)
             # Somebody else may be able to use the place that it was called to: one that has not tried that host. It stands back for a
             # moment, or it would be called at once again, and nobody else would ever run.
             self._call_all()
             await asyncio.sleep(AGAIN_S)
             again = True
 
-    def _no_place(self, message: str) -> GatewayError:
-        return Unavailable(message, code="engine_overloaded", retry_after_s=self.queue.retry_after_s())
+    def _wake(self, ticket: Ticket) -> None:
+        future = self._called.get(ticket)
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    def _no_place(self, ticket: Ticket, hopeless: bool = False) -> GatewayError:
+        """What a client is told, and an operator after it. `hopeless`: it was not let into the queue."""
+        waited_s, limit_s = time.monotonic() - ticket.since, ticket.deadline - ticket.since
+        if ticket.shed == FULL:
+            message = "Every engine is full, and so is the queue."
+        elif ticket.shed == DISPLACED:
+            message = (
+                f"Every engine was full for {waited_s:.1f} s, and so is the queue: its place is another's, who has fewer requests in it."
+            )
+        elif ticket.shed == DEADLINE:
+            asked = f"its client waits {ticket.patience_s:g} s ({ticket.named_by})"
+            ahead_s = self.queue.wait_s(ticket)
+            message = (
+                f"Every engine is full: a place is about {ahead_s:.1f} s away, and {asked}."
+                if hopeless
+                else f"Every engine was full for {waited_s:.1f} s, and {asked}."
+            )
+        else:
+            message = (
+                f"Every engine is full: a place is about {self.queue.wait_s(ticket):.1f} s away, and {limit_s:g} s is the longest wait."
+                if hopeless
+                else f"Every engine was full for {limit_s:g} s."
+            )
+        return Unavailable(message, code="engine_overloaded", retry_after_s=self.queue.retry_after_s(ticket))
 
     def _call_all(self) -> None:
         """Call as many of the waiting as there are free places."""
@@ -131,9 +165,7 @@ class Pool:
         free = self._free()
         while free > 0 and (ticket := self.queue.call()) is not None:
             free -= 1
-            future = self._called.get(ticket)
-            if future is not None and not future.done():
-                future.set_result(None)
+            self._wake(ticket)
 
     def _free(self) -> int:
         """Free places, less those that somebody was called to and has not taken yet."""

@@ -124,6 +124,10 @@ GAP = Family(
 )
 RETRIES = Family("penstock_retries_total", "counter", "Further attempts, by what became of the one before.", ("model", "cause"))
 QUEUED = Family("penstock_queue_waiting", "gauge", "Requests that wait for a place at a host.", ("backend",))
+SHED = Family("penstock_shed_total", "counter", "Requests that got no place at a host, by what stood against it.", ("model", "reason"))
+DEADLINES_IGNORED = Family(
+    "penstock_deadlines_ignored_total", "counter", "Headers of waiting requests that gave no time that a client waits.", ("header",)
+)
 LOOP_LAG = Family("penstock_loop_lag_seconds", "gauge", "How late a worker's event loop was, the worst of the last second, added up.")
 FILES = Family("penstock_open_files", "gauge", "Open file descriptors of all workers.")
 HOST_STATE = Family("penstock_host_state", "gauge", "1 for the state a host is in.", ("backend", "host", "state"))
@@ -171,7 +175,7 @@ FAMILIES = (
     REQUESTS, ATTEMPTS, RETRIES, CONTINUATIONS, TOKENS, DURATION, FIRST_TOKEN, PER_TOKEN, GAP, PHASE, USED, LIMITED,
     AFFINITY, IGNORED, PREFIX_TOKENS, MOVES, MOVED_TOKENS,
     STORE_FAILURES, STORE_LATE, STORE_UP, STORE_LATENCY, LOST, KEY_LIST_AGE, STORED_KEYS, TASK_FAILURES,
-    SPANS, QUEUED, HOST_STATE, HOST_IN_FLIGHT, HOST_CHANGES,
+    SPANS, QUEUED, SHED, DEADLINES_IGNORED, HOST_STATE, HOST_IN_FLIGHT, HOST_CHANGES,
     *ENGINE.values(), *MACHINE.values(), *GPU.values(), OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY, LOOP_LAG, FILES,
 )  # fmt: skip
 
@@ -269,6 +273,12 @@ class Metrics:
         model, attempts = record.served, record.attempts
         for source in record.ignored:
             self.add(IGNORED, (source,))
+        ticket = record.ticket
+        if ticket is not None:
+            if ticket.shed:
+                self.add(SHED, (model, ticket.shed))
+            for header in ticket.ignored:
+                self.add(DEADLINES_IGNORED, (header,))
         if not attempts:
             self.add(REQUESTS, (record.route, model, str(record.status), record.outcome))
             if model:

@@ -16,6 +16,7 @@ from gateway.plugin import AttemptFailed, Call, Reply, Usage, Verdict
 from gateway.serving.balance.affinity import UNBOUND, Affinity
 from gateway.serving.balance.cached import Placement
 from gateway.serving.balance.hosts import Host, Standing
+from gateway.serving.balance.queue import Ticket
 from gateway.serving.calls import SHAPES
 from gateway.wire.asgi import Scope, header
 from gateway.wire.error import Shape
@@ -171,7 +172,7 @@ class Record:
         "affinity", "attempts", "call", "call_id", "caller", "client", "continuations", "cost", "delivered", "ended_at", "error",
         "events", "finishes", "first_event_at", "headers", "ignored", "key", "largest_gap_s", "late", "limits", "mark", "method", "model",
         "outcome", "path", "phase", "phases", "point", "prefilled", "refused_by", "request_id", "route", "served", "settling", "shape",
-        "span", "started_at", "status", "stream", "trace", "url", "usage", "why",
+        "span", "started_at", "status", "stream", "ticket", "trace", "url", "usage", "why",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, sampling: int = 0) -> None:
@@ -225,6 +226,8 @@ class Record:
         # By dispatch: every attempt, and how often an answer that had begun went on elsewhere. What became of each attempt, and what the
         # answer used, by `Attempt.end`.
         self.attempts: list[Attempt] = []
+        # Its place in the queue, of those that had to wait for a host: the last one, if it waited several times.
+        self.ticket: Ticket | None = None
         self.continuations = 0
         self.usage: Usage | None = None
         self.finishes: Sequence[str] = ()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gateway.access.limits.rules import NANO, SECOND, SLOTS, Limit, State, Unit
 from gateway.serving.balance.cached import Placement
 from gateway.serving.balance.hosts import Standing, in_words
+from gateway.serving.balance.queue import Ticket
 from gateway.telemetry.record import OUTCOMES, PHASES, Attempt, Record
 from gateway.wire.visible import visible
 
@@ -56,6 +57,7 @@ def summary(record: Record) -> dict[str, Any]:
             }
             for attempt in record.attempts
         ],
+        "waited": _waited(record.ticket) if record.ticket is not None else None,
         "affinity": record.affinity,
         "ignored": record.ignored,
         "continuations": record.continuations,
@@ -76,6 +78,17 @@ def started(record: Record) -> str:
 def phase_in_words(phase: int) -> str:
     """What a request is at (one of PHASES, by its number)."""
     return _WORDS[PHASES[phase]]
+
+
+def _waited(ticket: Ticket) -> dict[str, Any]:
+    """How it stood in the queue, and why it got no place."""
+    return {
+        "class": ticket.priority,
+        "client_waits_s": ticket.patience_s or None,
+        "by": ticket.named_by,
+        "ignored": list(ticket.ignored),
+        "shed": ticket.shed,
+    }
 
 
 def _placed(placement: Placement | None) -> dict[str, Any]:
@@ -221,6 +234,8 @@ def readable(found: dict[str, Any]) -> str:
     for name, spent in found["phases_ms"].items():
         share = spent / found["ms"] if found["ms"] else 0.0
         lines.append(f"  {spent:>10.1f} ms {_WORDS[name]:<42} {'#' * round(share * 30)}")
+    if (waited := found.get("waited")) is not None:
+        lines += ["", *_waited_in_words(waited)]
     for number, attempt in enumerate(found["attempts"], 1):
         lines.append("")
         on = "goes on at" if attempt.get("continues") else "on"
@@ -249,6 +264,14 @@ def readable(found: dict[str, Any]) -> str:
     if found.get("also"):
         lines += ["", f"  other requests of the same request id: {', '.join(found['also'])}"]
     return "\n".join(visible(line) for line in lines)
+
+
+def _waited_in_words(waited: dict[str, Any]) -> Iterator[str]:
+    yield f"  waited for a place in class {waited['class']}" + (f"; shed: {waited['shed']}" if waited["shed"] else "")
+    if waited["client_waits_s"] is not None:
+        yield f"      its client waits {waited['client_waits_s']:g} s ({waited['by']})"
+    if waited["ignored"]:
+        yield f"      ignored, as no time that a client waits: {', '.join(waited['ignored'])}"
 
 
 def _left_out(names: list[str]) -> str:

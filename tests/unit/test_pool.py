@@ -9,15 +9,16 @@ from collections.abc import Sequence
 import pytest
 
 from backends.scripted import Config, Scripted
-from gateway.access.keys import Caller
-from gateway.config import Admission, KeyEntry, Retry, Settings
+from gateway.config import Admission, Retry
 from gateway.errors import Unavailable
 from gateway.plugin import Target, Verdict
 from gateway.serving.balance.affinity import UNBOUND
 from gateway.serving.balance.hosts import Host, NoHost
 from gateway.serving.balance.policies import First, RoundRobin
+from gateway.serving.balance.queue import Ticket
 from gateway.serving.balance.settings import Health
-from gateway.serving.pool import Pool
+from gateway.serving.patience import heed
+from gateway.serving.pool import Pool, Waiting
 
 PLAIN = Health(slow_start_s=0)
 
@@ -101,9 +102,18 @@ def test_the_drained_get_nothing_new_and_come_back() -> None:
     assert {_id(found.choose(policy, UNBOUND, ())) for _ in range(6)} == {"b/0", "b/1"}
 
 
-async def place(found: Pool, whose: str = "", wait_s: float = 5.0, priority: int = 0) -> Host:
-    caller = Caller(KeyEntry(name=whose or "nobody", hash="", priority=priority), Settings())
-    host = await found.host(First(), UNBOUND, (), caller, wait_s)
+def waiting(whose: str = "nobody", priority: int = 0, patience_s: float = 0.0) -> Waiting:
+    def ticket(now: float, wait_s: float) -> Ticket:
+        made = Ticket(priority, whose, now + wait_s, now)
+        if patience_s:
+            heed(made, [(b"x-stainless-read-timeout", str(patience_s).encode())], now)
+        return made
+
+    return ticket
+
+
+async def place(found: Pool, whose: str = "nobody", wait_s: float = 5.0, priority: int = 0, patience_s: float = 0.0) -> Host:
+    host = await found.host(First(), UNBOUND, (), waiting(whose, priority, patience_s), wait_s)
     assert isinstance(host, Host)
     return host
 
@@ -119,16 +129,16 @@ def test_a_class_is_served_when_those_before_it_are_empty() -> None:
             await asyncio.sleep(0)
             found.end(host, Verdict.OK)
 
-        waiting = [asyncio.create_task(wait(*who)) for who in (("late", 5), ("early", 1), ("first", 0), ("later", 9))]
+        tasks = [asyncio.create_task(wait(*who)) for who in (("late", 5), ("early", 1), ("first", 0), ("later", 9))]
         await asyncio.sleep(0.01)
         found.end(held.pop(), Verdict.OK)
-        await asyncio.gather(*waiting)
+        await asyncio.gather(*tasks)
         return order
 
     assert asyncio.run(work()) == ["first", "early", "late", "later"]
 
 
-def test_who_waits_is_served_in_turn_and_nobody_overtakes() -> None:
+def test_who_waits_is_served_in_turn_and_the_first_of_a_key_before_the_second_of_another() -> None:
     async def work() -> list[str]:
         found, order = pool(Small("b", Config())), []
         held = [await place(found), await place(found)]
@@ -150,7 +160,7 @@ def test_who_waits_is_served_in_turn_and_nobody_overtakes() -> None:
         assert [host.in_flight for host in found.hosts] == [0]
         return order
 
-    assert asyncio.run(work()) == ["a", "b", "a", "late"]
+    assert asyncio.run(work()) == ["a", "b", "late", "a"]
 
 
 def test_a_client_that_leaves_while_it_waits_frees_its_place_at_once() -> None:
@@ -201,6 +211,55 @@ def test_a_wait_ends_at_its_deadline_with_advice() -> None:
     asyncio.run(work())
 
 
+def test_a_clients_own_deadline_ends_its_wait_before_it_leaves() -> None:
+    async def work() -> None:
+        found = pool(Small("b", Config()))
+        held = [await place(found), await place(found)]
+        began = time.monotonic()
+        with pytest.raises(
+            Unavailable, match=r"^Every engine was full for 0\.\d s, and its client waits 0\.4 s \(x-stainless-read-timeout\)\.$"
+        ):
+            await place(found, patience_s=0.4)
+        assert time.monotonic() - began < 5, "and not when the queue's own patience is over"
+        found.queue._rate = 4.0  # places that come free in a second
+        others = [asyncio.create_task(place(found)) for _ in range(8)]
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match=r"a place is about 2\.2 s away, and its client waits 1 s") as refused:
+            await place(found, priority=5, patience_s=1.0)
+        assert refused.value.retry_after_s == pytest.approx(2.25)
+        assert await asyncio.wait_for(_first(found, held), 5), "another key's first request would be in time"
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        assert (found.queue.waiting, found.queue._classes, found._called) == (0, {}, {})
+
+    async def _first(found: Pool, held: list[Host]) -> bool:
+        task = asyncio.create_task(place(found, "another", patience_s=1.0))
+        await asyncio.sleep(0)
+        found.end(held[0], Verdict.OK)
+        found.end(held[1], Verdict.OK)
+        return isinstance(await task, Host)
+
+    asyncio.run(work())
+
+
+def test_who_must_make_room_in_a_full_queue_is_told() -> None:
+    async def work() -> None:
+        found = pool(Small("b", Config()), queue=2)
+        held = [await place(found), await place(found)]
+        heavy = [asyncio.create_task(place(found, "heavy")) for _ in range(2)]
+        await asyncio.sleep(0)
+        light = asyncio.create_task(place(found, "light"))
+        with pytest.raises(Unavailable, match="its place is another's, who has fewer requests in it"):
+            await heavy[1]
+        for host in held:
+            found.end(host, Verdict.OK)
+        assert len({id(host) for host in await asyncio.gather(heavy[0], light)}) == 1
+        assert (found.queue.waiting, found.queue._classes, found._called) == (0, {}, {})
+
+    asyncio.run(work())
+
+
 def test_a_wedged_target_is_asked_for_a_proof_and_taken_out() -> None:
     class Hung(Scripted):
         asked = 0
@@ -247,12 +306,12 @@ def test_a_place_at_an_ejected_host_is_none() -> None:
         assert held == [full, full]
         with pytest.raises(Unavailable, match="full for"):
             await place(found, wait_s=0.2)
-        waiting = asyncio.create_task(place(found))
+        late = asyncio.create_task(place(found))
         for _ in range(20):
             await asyncio.sleep(0)
-        assert not waiting.done()
+        assert not late.done()
         found.end(full, Verdict.OK)
-        assert await waiting is full
+        assert await late is full
         assert (full.in_flight, ejected.in_flight) == (2, 0)
 
     asyncio.run(work())
@@ -267,8 +326,7 @@ def test_a_place_that_is_of_no_use_to_the_first_goes_to_the_next() -> None:
         one, two = found.hosts
         held = [await place(found) for _ in range(4)]
         assert {host.in_flight for host in found.hosts} == {2}
-        caller = Caller(KeyEntry(name="first", hash=""), Settings())
-        first = asyncio.create_task(found.host(First(), UNBOUND, {one.target.id}, caller, 5.0))
+        first = asyncio.create_task(found.host(First(), UNBOUND, {one.target.id}, waiting("first"), 5.0))
         await asyncio.sleep(0)
         second = asyncio.create_task(place(found, "second"))
         await asyncio.sleep(0)

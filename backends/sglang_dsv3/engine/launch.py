@@ -67,6 +67,8 @@ def command(config: Engine, home: Path, model_path: Path, served_name: str, port
         ("--enable-eplb", config.eplb),
         ("--enable-hierarchical-cache", config.hicache),
         ("--enable-deterministic-inference", config.deterministic),
+        ("--enable-priority-scheduling", config.priority_scheduling is not None),
+        ("--schedule-low-priority-values-first", config.priority_scheduling == "lower_first"),
     ):
         if on:
             argv.append(switch)

@@ -1,4 +1,4 @@
-"""What an operator may set about the health of hosts."""
+"""What an operator may set about the health of hosts, and about who is next where all are full."""
 
 from __future__ import annotations
 
@@ -38,6 +38,22 @@ class Health(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     )
     wedged_s: Annotated[_Seconds, Meta(description="a host that streams nothing for so long while others do must prove itself")] = 10.0
     slow_start_s: Annotated[float, Meta(ge=0, le=86400, description="how long a host that comes back takes to get its full share")] = 10.0
+
+
+# Of the turns of everybody who waits.
+Weight = Annotated[float, Meta(ge=0.001, le=1000)]
+
+
+class Admission(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The queue before full hosts; [limits](limits.md#who-is-next) has the rest."""
+
+    max_queue: Annotated[int, Meta(ge=0, le=100_000, description="how many requests may wait, in each worker and for each backend")] = 1000
+    floor: Annotated[
+        float,
+        Meta(
+            ge=0, le=0.1, description="what each lower class (`keys.N.priority`) gets of the places while an upper one waits; 0 is nothing"
+        ),
+    ] = 0.05
 
 
 class Affinity(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
