@@ -122,7 +122,7 @@ def build(
     accounts = Accounts(rate_limit, list(settings.models), spent)
     table = routes.table(registry, exchanges, accounts, lifecycle, keys)
     inner = Litestar(
-        route_handlers=routes.handlers((*table, *openapi.routes(table))),
+        route_handlers=routes.handlers((*table, *openapi.routes(table, registry.example))),
         lifespan=[lifespan],
         openapi_config=None,
         logging_config=None,

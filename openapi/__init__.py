@@ -21,6 +21,7 @@ from gateway.telemetry.record import Record
 from gateway.wire import error
 from gateway.wire.asgi import App, Receive, Scope, Send
 from gateway.wire.error import Shape
+from openapi import examples
 
 _TITLE = "Penstock"
 _REFUSALS = {
@@ -36,6 +37,21 @@ _FAILURES = {
     "503": "No engine can take the request now; `retry-after` says when to ask again.",
     "504": "The engine kept silent for too long.",
 }
+# In the order of the page.
+_TAGS = {
+    "generate": "Answers of a model, in one piece or as a stream.",
+    "count": "Tokens of a request, before it is sent.",
+    "embed and rank": "What models for retrieval do, and how likely a model finds something.",
+    "models": "What is served, and responses that are kept.",
+    "account": "What a key may and has used.",
+    "health": "Whether the gateway lives, and can serve.",
+}
+_TAG = {
+    Endpoint.INPUT_TOKENS: "count", Endpoint.COUNT_TOKENS: "count", Endpoint.TOKENIZE: "count",
+    Endpoint.EMBEDDINGS: "embed and rank", Endpoint.RERANK: "embed and rank", Endpoint.SCORE: "embed and rank",
+}  # fmt: skip
+# A model that is served there and that everybody may know of, if any is.
+Served = Callable[[Endpoint], str | None]
 # What one event of a stream is; OpenAPI 3.1 has no words of its own for streams.
 _EVENT = {
     "description": "With `stream: true`: server-sent events, each with data and for some endpoints a name.",
@@ -92,8 +108,8 @@ _START = b"""SwaggerUIBundle({ url: "/openapi.json", dom_id: "#ui", deepLinking:
 _POLICY = b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 
 
-def document(table: Sequence[Route]) -> dict[str, Any]:
-    """OpenAPI 3.1: every documented route, with the structs that check its requests."""
+def document(table: Sequence[Route], served: Served) -> dict[str, Any]:
+    """OpenAPI 3.1: every documented route, with the structs that check its requests, and examples with models that are served."""
     specs = {route: calls.SPECS[route.endpoint] for route in table if route.endpoint is not None}
     kinds: list[Any] = [error.Error, error.AnthropicError]
     for spec in specs.values():
@@ -105,7 +121,7 @@ def document(table: Sequence[Route]) -> dict[str, Any]:
     for route in table:
         if route.endpoint is not None:
             spec = specs[route]
-            paths[route.path] = {"post": _post(route.endpoint, spec, schema[str(spec.request)], schema[str(spec.answer)], schema)}
+            paths[route.path] = {"post": _post(route.endpoint, spec, served(route.endpoint), schema)}
         elif route.answer is not None:
             paths[route.path] = {route.method.lower(): _asked(route.path, route.answer, route.anthropic and route.anthropic[0], schema)}
         if route.below_answer is not None:
@@ -119,22 +135,28 @@ def document(table: Sequence[Route]) -> dict[str, Any]:
             "description": "An OpenAI-compatible gateway for self-hosted DeepSeek-V3. Parameters that are not listed pass to the engine.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
+        "tags": [{"name": name, "description": words} for name, words in _TAGS.items()],
         "paths": paths,
         "security": [{"key": []}, {}],
         "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
 
 
-def _post(endpoint: Endpoint, spec: calls.Spec, request: Any, answer: Any, schema: dict[str, Any]) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": answer}}
+def _post(endpoint: Endpoint, spec: calls.Spec, model: str | None, schema: dict[str, Any]) -> dict[str, Any]:
+    asked: dict[str, Any] = {"schema": schema[str(spec.request)]}
+    content: dict[str, Any] = {"application/json": {"schema": schema[str(spec.answer)]}}
     if spec.streams:
         content["text/event-stream"] = {"schema": _EVENT}
+    if model is not None:
+        asked["examples"] = examples.requests(endpoint, model)
+        if spec.streams:
+            content["text/event-stream"]["example"] = examples.stream(endpoint, model)
     refusal = schema[str(error.AnthropicError if spec.shape is Shape.ANTHROPIC else error.Error)]
     return {
         "operationId": endpoint.name.lower(),
         "summary": _summary(spec.request),
-        "tags": ["models"],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
+        "tags": [_TAG.get(endpoint, "generate")],
+        "requestBody": {"required": True, "content": {"application/json": asked}},
         "responses": {
             "200": {"description": "The answer.", "content": content},
             **{status: _answer(text, refusal) for status, text in {**_REFUSALS, **_FAILURES}.items()},
@@ -152,7 +174,7 @@ def _asked(path: str, kind: Any, anthropic: Any, schema: dict[str, Any]) -> dict
     asked: dict[str, Any] = {
         "operationId": path.strip("/").replace("/", "_").replace("{", "").replace("}", ""),
         "summary": _summary(kind),
-        "tags": ["models" if path.startswith("/v1") else "health"],
+        "tags": ["account" if path == "/v1/usage" else "models" if path.startswith("/v1") else "health"],
     }
     parameters = [_ID] if "{id}" in path else []
     answer, refusal = schema[str(kind)], schema[str(error.Error)]
@@ -178,18 +200,18 @@ def _answer(description: str, schema: Any) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def text(table: Sequence[Route]) -> bytes:
-    """The document as it is committed and served."""
-    return msgspec.json.format(msgspec.json.encode(document(table)), indent=2) + b"\n"
+def text(table: Sequence[Route], served: Served) -> bytes:
+    """The document as it is served; as it is committed, it has the models of the configuration that applies when there is none."""
+    return msgspec.json.format(msgspec.json.encode(document(table, served)), indent=2) + b"\n"
 
 
-def routes(table: Sequence[Route]) -> tuple[Route, ...]:
+def routes(table: Sequence[Route], served: Served) -> tuple[Route, ...]:
     """`/openapi.json`, and `/docs` with what it loads: all from here, so that it works without a network. Nothing of it is made or read
     before somebody asks: few ever do, and 1.5 MB would lie in every worker."""
     files = {name: _file(kind, (swagger_ui_path / name).read_bytes) for name, kind in _UI.items()}
     files |= {"": _file("text/html; charset=utf-8", lambda: _PAGE), "start.js": _file("text/javascript", lambda: _START)}
     return (
-        Route("GET", "/openapi.json", _file("application/json", functools.cache(lambda: text(table)))),
+        Route("GET", "/openapi.json", _file("application/json", functools.cache(lambda: text(table, served)))),
         Route("GET", "/docs", _below_docs(files), below=True),
     )
 

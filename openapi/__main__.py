@@ -27,7 +27,7 @@ def main() -> int:
     registry = Registry(settings, BackendEnv(home()))
     rate_limit = RateLimit(settings, Memory(), Metrics())
     exchanges, accounts = Exchanges(registry, settings, rate_limit), Accounts(rate_limit, list(settings.models), nothing_spent)
-    made = openapi.text(routes.table(registry, exchanges, accounts, Lifecycle(), Keys(settings)))
+    made = openapi.text(routes.table(registry, exchanges, accounts, Lifecycle(), Keys(settings)), registry.example)
     if "--check" not in sys.argv[1:]:
         FILE.write_bytes(made)
         return 0

@@ -128,6 +128,8 @@ class Registry:
             backend = plugin.build(name, config, env)
             self._pools[name] = Pool(name, backend, health, settings.admission, settings.retry, settings.listen.workers, env.failed)
         self._created = int(time.time())
+        # What keys may use that may not use everything.
+        self._allowed = [key.models for key in settings.keys if key.models is not None]
         for model, entry in settings.models.items():
             policy = policies.make(entry.balance, random.Random())  # noqa: S311
             served = Served(model, self._pools[entry.backend], policy, entry, policy if isinstance(policy, Affine) else None)
@@ -166,6 +168,14 @@ class Registry:
         if endpoint not in found.pool.endpoints:
             raise NotServed(self._not_served(model, found.pool, endpoint))
         return found
+
+    def example(self, endpoint: Endpoint) -> str | None:
+        """The first model that is served there and that no key of the configuration is kept from, since who reads examples shows no key;
+        None where there is none."""
+        for name, served in self._models.items():
+            if endpoint in served.pool.endpoints and all(not {name, served.name}.isdisjoint(models) for models in self._allowed):
+                return name
+        return None
 
     def _not_served(self, model: str, pool: Pool, endpoint: Endpoint) -> str:
         others = sorted(name for name, served in self._models.items() if endpoint in served.pool.endpoints)
