@@ -56,15 +56,16 @@ def _limits(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--model", "models", multiple=True, help="A model it may use; all without it. May be repeated.")
     @click.option("--expires", help="ISO 8601 date and time.")
     @click.option("--priority", type=int, help="Class in the queue, 0 (first) to 9.")
+    @click.option("--weight", type=float, help="Share of the places in its class, or its team (1).")
     @click.option("--set", "more", multiple=True, metavar="NAME=JSON", help="Any other field of a key, such as budget='{\"amount\": 50}'.")
     @functools.wraps(command)
     def with_limits(
         rpm: float | None, tpm: float | None, max_in_flight: int | None, tokens_per_day: int | None, models: tuple[str, ...],
-        team: str | None, expires: str | None, priority: int | None, more: tuple[str, ...], **others: Any,
+        team: str | None, expires: str | None, priority: int | None, weight: float | None, more: tuple[str, ...], **others: Any,
     ) -> None:  # fmt: skip
         given = {
             "rpm": rpm, "tpm": tpm, "max_in_flight": max_in_flight, "tokens_per_day": tokens_per_day, "models": list(models) or None,
-            "team": team, "expires": expires, "priority": priority,
+            "team": team, "expires": expires, "priority": priority, "weight": weight,
         }  # fmt: skip
         wanted: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
         for pair in more:
@@ -147,7 +148,7 @@ def _fields(row: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (field, msgspec.json.encode(value).decode())
         for field, value in row.items()
-        if field not in ("name", "origin", "created") and value != 0
+        if field not in ("name", "origin", "created") and value != 0 and (field, value) != ("weight", 1)
     ]
 
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import openai
 import pytest
 
 from gateway.access.keys import hashed
-from tests.support import raw
+from tests.support import raw, redis
 from tests.support.processes import Gateway, Rehearsal, gateway, until
+from tests.wire.test_command import penstock
 
 CHAT = "/v1/chat/completions"
 KEYS: list[dict[str, Any]] = [
@@ -189,3 +191,23 @@ def test_a_deadline_that_is_none_is_ignored_and_counted(scripted_sglang: Rehears
         asyncio.run(work(one))
         until("it is counted", lambda: counted(one, 'penstock_deadlines_ignored_total{header="x-request-timeout-ms"}') == 1)
         assert one.admin("/admin/requests/odd").json()["waited"]["ignored"] == ["x-request-timeout-ms"]
+
+
+def test_a_key_that_is_made_has_a_weight_too(scripted_sglang: Rehearsal, tmp_path: Path) -> None:
+    with redis.server(tmp_path / "redis") as store, running(scripted_sglang, tmp_path / "run", 1, redis={"url": store.url}) as one:
+
+        def keys(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return penstock("keys", *arguments, "--admin", one.admin_url, folder=tmp_path)
+
+        assert keys("create", "stored", "--weight", "2").returncode == 0
+        assert "weight             2.0\n" in keys("show", "stored").stdout
+        changed = keys("edit", "stored", "--weight", "3")
+        assert changed.stdout == "penstock: 'stored' is changed: weight=3.0\n"
+        refused = keys("edit", "stored", "--weight", "0")
+        assert refused.returncode == 1
+        assert "weight" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+        # It counts as one of the file does.
+        secret = keys("rotate", "stored").stdout.strip()
+        order = asyncio.run(finished(one, ["light", secret] * 12))
+        assert abs(order[:12].count(secret) - 9) <= SLACK, order
