@@ -27,7 +27,7 @@ help: ## what there is
 serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded engine
 	@exec .venv/bin/penstock serve $(ARGS)
 
-test: .venv-dev/ready .venv-compiled/ready engine node apt ## everything, the real engine included, and what needs none once more on the compiled form
+test: .venv-dev/ready .venv-compiled/ready .venv-transfer/ready engine node apt ## everything, the real engine included, and what needs none once more on the compiled form
 	.venv-dev/bin/python -m pytest -m "not engine and not storm and not conformance" $(TWO) $(ARGS) $(NONE_IS_FINE)
 	$(COMPILED) -m pytest $(COMPILED_TESTS) $(TWO) $(ARGS) $(NONE_IS_FINE)
 	.venv-dev/bin/python -m pytest -m "engine or storm" $(ARGS) $(NONE_IS_FINE)
@@ -112,6 +112,8 @@ lock: ## write the lock files anew from their .in files
 	  --python-version 3.11 --no-annotate --no-header -o clients-$$group.txt clients-$$group.in || exit 1; done
 	cd requirements && for peer in smg sglang-router litellm; do ../.venv-lock/bin/uv pip compile -q --generate-hashes \
 	  --python-version 3.11 --no-annotate --no-header --override bench-overrides.txt -o bench-$$peer.txt bench-$$peer.in || exit 1; done
+	cd requirements && ../.venv-lock/bin/uv pip compile -q --no-deps --generate-hashes --python-version 3.11 --no-annotate --no-header \
+	  -o transfer.txt transfer.in
 	cd backends/sglang_dsv3/engine && ../../../.venv-lock/bin/uv pip compile -q --no-deps --generate-hashes --python-version 3.11 \
 	  --universal --no-annotate --no-header -o lock-cpu.txt lock-cpu.in
 
@@ -165,6 +167,11 @@ endef
 	@.venv-supply/bin/pip install $(PIP) --no-deps --require-hashes -r $< $(FILTER)
 	@touch $@
 
+.venv-transfer/ready: requirements/transfer.txt .venv-dev/ready
+	@echo "penstock: installing what hands KV caches over in tests (46 MB)"
+	@.venv-dev/bin/pip install $(PIP) --no-deps --require-hashes --target $(@D) -r $< $(FILTER)
+	@touch $@
+
 # Clients in tests, each group with what it needs and apart from what the tests need.
 .venv-clients/%/ready: requirements/clients-%.txt
 	@echo "penstock: installing clients for the tests: $* (some 60 MB of wheels)"
@@ -191,4 +198,4 @@ endef
 	@touch $@
 
 clean: ## forget every environment, checkpoint and state
-	rm -rf .venv .venv-dev .venv-compiled .venv-stages build .venv-engine .venv-lock .venv-bench .venv-clients .venv-supply checkpoints state tests/node/node_modules
+	rm -rf .venv .venv-dev .venv-compiled .venv-stages build .venv-engine .venv-lock .venv-bench .venv-clients .venv-supply .venv-transfer checkpoints state tests/node/node_modules

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "penstock.backends"
 
+# What a target does of a call: all of it, or its part of a pair: computing the prompt, or going on from there.
+Role = Literal["", "prefill", "decode"]
+
 
 class Endpoint(enum.StrEnum):
     """What a client asks for; the value is the path. A new endpoint is a new row here, not a new code path."""
@@ -62,7 +65,7 @@ class AttemptFailed(Exception):
 
     `cause` and the error's `detail` are for metrics and logs; `error` is what the client is told when no other target can help; `verdict`
     says what it means for the target: OK where nothing is wrong with it, and another may have what it lacks. Raised by `Reply.begin` before
-    the first event, and by `Reply.next` after it.
+    the first event, and by `Reply.next` after it. `role`: of a pair, whose failure it is.
     """
 
     def __init__(
@@ -70,11 +73,13 @@ class AttemptFailed(Exception):
         cause: Literal["connect", "timeout", "refused", "busy", "broken", "cut", "aborted"],
         error: GatewayError,
         verdict: Verdict = Verdict.SICK,
+        role: Role = "",
     ) -> None:
         super().__init__(f"{cause}: {error.detail}" if error.detail else cause)
         self.cause = cause
         self.error = error
         self.verdict = verdict
+        self.role = role
 
 
 # Parameters by which a client bounds an answer's tokens; the one that a bound of the core's is written to comes first.
@@ -155,6 +160,8 @@ class Reply:
     # Set by `close` where the call is metered and the engine may still tell what an answer came to that was given up: by how much its
     # usage differs from the one that `close` returned. None when nothing will be told.
     late: asyncio.Future[Usage | None] | None = None
+    # Of a pair: set by the core before `begin`, called when the prefill target has done its part.
+    prefilled: Callable[[], None] | None = None
 
     async def begin(self) -> None:
         """Send the call; return once the first event (or the whole body) is there. Raises AttemptFailed."""
@@ -227,6 +234,8 @@ class Target(msgspec.Struct, frozen=True):
     context_length: int | None = None
     # What its model can do, as far as that is known: any of ABILITIES.
     abilities: Mapping[str, bool] = {}
+    # With a role it is never asked alone for what is generated: one of each answers together. A backend has such targets alone, or none.
+    role: Role = ""
 
 
 class ServiceState(msgspec.Struct, frozen=True):
@@ -295,6 +304,13 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def send(self, target: str, call: Call, terms: Terms, trace: Mapping[str, str]) -> Reply:
         """One attempt, never a retry, which does nothing before its `begin`. `trace`: headers that hand on the trace, for the engine."""
+
+    def send_pair(
+        self, prefill: str, target: str, call: Call, terms: Terms, traces: tuple[Mapping[str, str], Mapping[str, str]], again: bool
+    ) -> Reply:
+        """The same at a pair of targets with roles, whose reply is the decode target's; it gives up both together. `traces`: one for each.
+        `again`: the decode target was asked by this call before, with another prefill target that failed."""
+        raise NotImplementedError
 
     async def open(self) -> None:  # noqa: B027 - optional
         """Get ready; fast, and succeeds with every target down."""

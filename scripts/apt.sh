@@ -11,6 +11,7 @@ chromium chromium /docs is opened in a browser by a test
 javac default-jdk-headless the JDK's own HTTP client offers HTTP/2 with every request, and is one of the clients in tests
 faketime faketime sets the clock of a gateway an hour forward and back in a test
 systemd-analyze systemd judges how well the units are confined
+ibv_devices ibverbs-utils brings the library that SGLang's KV transfer is linked to, also where it goes over TCP
 nginx nginx-light stands in front of a gateway in tests, and both must see the same requests"
 [ "${1:-}" = bench ] && needed="wrk wrk puts the load on every gateway
 nginx nginx-light is the peer that shows what a proxy costs at least

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from backends.sglang_dsv3 import recall, resume
+from backends.sglang_dsv3 import recall, resume, roles
 from backends.sglang_dsv3.abandon import Abandoned
 from backends.sglang_dsv3.config import Config, key_in, verify_files
 from backends.sglang_dsv3.exact import Progress
 from backends.sglang_dsv3.host import PROBE_TIMEOUT_S, EngineHost
+from backends.sglang_dsv3.pair import PairReply
 from backends.sglang_dsv3.reply import Nowhere, SGLangReply
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, tls
 from gateway.plugin import Backend, BackendEnv, Call, Endpoint, Reply, Target, Terms, Usage
@@ -106,13 +107,16 @@ class SGLang(Backend):
             except (ConnectFailed, ConnectionLost, TimeoutError, msgspec.DecodeError) as error:
                 findings.append(f"{host.id} does not answer /model_info: {error or type(error).__name__}")
                 continue
+            if wrong := roles.mismatch(info, host.config.role):
+                findings.append(f"{host.id}: {wrong}")
             if "DeepseekV3ForCausalLM" not in (info.architectures or []):
                 findings.append(f"{host.id} serves {info.architectures}, not DeepseekV3ForCausalLM")
         return findings
 
     def endpoints(self) -> frozenset[Endpoint]:
-        """As configured: what the hosts' model can do is the operator's knowledge."""
-        return frozenset(self._config.endpoints)
+        """As configured: what the hosts' model can do is the operator's knowledge; of pairs, what SGLang's can."""
+        endpoints = frozenset(self._config.endpoints)
+        return endpoints - roles.NOT_PAIRED if self._config.paired else endpoints
 
     def targets(self) -> Sequence[Target]:
         """Every host, launched, named or resolved; a name that stands for nobody is one that is not ready."""
@@ -135,7 +139,7 @@ class SGLang(Backend):
         with contextlib.suppress(ConnectFailed, ConnectionLost, TimeoutError, msgspec.DecodeError):
             await host.look()
         if up:
-            return True
+            return host.mismatch or True
         return "its engine says that it takes no requests" if host.config.agent is None else "its agent says that it takes no requests"
 
     async def verify(self, target: str) -> bool:
@@ -155,13 +159,24 @@ class SGLang(Backend):
             return Nowhere(target)
         return SGLangReply(host, call, terms, trace, self._abandoned, self._allowed, self._connect_s, self._order)
 
+    def send_pair(
+        self, prefill: str, target: str, call: Call, terms: Terms, traces: tuple[Mapping[str, str], Mapping[str, str]], again: bool
+    ) -> Reply:
+        """One attempt at two hosts; see `pair`."""
+        first, second = self._hosts.get(prefill), self._hosts.get(target)
+        if first is None or second is None:
+            return Nowhere(prefill if first is None else target, "prefill" if first is None else "decode")
+        reached = self._abandoned, self._allowed, self._connect_s
+        return PairReply((first, second), call, terms, traces, *reached, again, self._env.failed, self._order)
+
     def resumable(self, call: Call) -> bool:
         """See `resume`."""
         return resume.resumable(call)
 
     def resume(self, call: Call, terms: Terms, broken: Reply, delivered: bytes) -> Call | Reply | None:
         """Over its token ids where it was answered so, else with the delivered text as the beginning of the assistant's message."""
-        progress = broken.progress if isinstance(broken, SGLangReply) else None
+        half = broken.decode if isinstance(broken, PairReply) else broken
+        progress = half.progress if isinstance(half, SGLangReply) else None
         if progress is not None:
             return _from(progress, call, terms, delivered)
         usage = broken.usage

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from backends.sglang_dsv3 import environment
+from backends.sglang_dsv3 import environment, roles
 from gateway.errors import ConfigError, ConfigErrors
 from gateway.plugin import Endpoint
 from gateway.wire import address
@@ -264,6 +264,18 @@ class HostConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             "priorities included"
         ),
     ] = None
+    role: Annotated[
+        Literal["prefill", "decode"] | None,
+        Meta(
+            description="of SGLang's disaggregated serving: every request gets one host of each; see "
+            "[failover](failover.md#prefill-and-decode)",
+            extra={"default": "it answers alone"},
+        ),
+    ] = None
+    bootstrap_port: Annotated[
+        Annotated[int, Meta(ge=1, le=65535)] | None,
+        Meta(description="of a prefill host, its `--disaggregation-bootstrap-port`", extra={"default": "`8998`, SGLang's"}),
+    ] = None
     weight: Annotated[float, Meta(gt=0, le=1e6, description="its share among the hosts that are eligible")] = 1.0
     priority: Annotated[
         int, Meta(ge=-1000, le=1000, description="its tier, lower first; a higher one is used when the lower has nobody")
@@ -286,6 +298,7 @@ class HostConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             yield ConfigError("agent", "belongs to a host with a `url` of its own")
         if self.resolve is not None and (self.url is None or not self.url.startswith("http://")):
             yield ConfigError("resolve", "needs an http:// URL with a name (a certificate is not for an address)")
+        yield from roles.of_host(self.role, self.url, self.bootstrap_port)
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -334,6 +347,13 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             if url and url in seen:
                 yield ConfigError(f"hosts.{index}.url", f"'{url}' is listed twice")
             seen.add(url)
+        asked = [] if self.endpoints == list(GENERATIVE) else self.endpoints
+        yield from roles.together([host.role for host in self.hosts], asked)
+
+    @property
+    def paired(self) -> bool:
+        """Whether a request takes two hosts."""
+        return any(host.role is not None for host in self.hosts)
 
 
 def key_in(file: str, path: str) -> str:

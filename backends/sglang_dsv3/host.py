@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from backends.sglang_dsv3 import roles
 from backends.sglang_dsv3.config import HostConfig
 from backends.sglang_dsv3.ranks import Ranks
 from backends.sglang_dsv3.shapes import AgentStatus, Cards, Load, Loads, Machine, ModelInfo
@@ -52,6 +53,8 @@ class EngineHost:
         self._context_length: int | None = None
         self._abilities: Mapping[str, bool] = {}
         self._looked_at = float("-inf")
+        # What the engine was started for, where that is not what this host is here for.
+        self.mismatch = ""
         self._url = config.url.rstrip("/") if config.url is not None else None
         self._service = service_name(name, index)
         self._services = services
@@ -148,6 +151,7 @@ class EngineHost:
             self._details,
             self._context_length,
             self._abilities,
+            self.config.role or "",
         )
 
     async def model_info(self) -> ModelInfo:
@@ -176,6 +180,7 @@ class EngineHost:
         self._share = self._canary.get(info.weight_version or "", 1.0)
         self._details = {**self._details, "model_path": info.model_path, "weight_version": info.weight_version}
         self._abilities = _abilities(info)
+        self.mismatch = roles.mismatch(info, self.config.role)
         status, content = await self.get("/v1/models")
         lengths = [card.max_model_len for card in msgspec.json.decode(content, type=Cards).data] if status == 200 else []
         self._context_length = min((length for length in lengths if length), default=None)
@@ -191,7 +196,7 @@ class EngineHost:
 
     def lost(self) -> None:
         """It did not answer: whoever comes back may serve something else."""
-        self._looked_at, self._weights = float("-inf"), ""
+        self._looked_at, self._weights, self.mismatch = float("-inf"), "", ""
         self.ranks.forget()
 
 

@@ -25,6 +25,9 @@ class Ranks:
         self._ours: Counter[int] = Counter()
         self._others: dict[int, int] = {}
 
+    def __len__(self) -> int:
+        return len(self._others)
+
     def saw(self, loads: Sequence[Load]) -> None:
         """What the engine says of each."""
         if len(loads) < 2:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -13,7 +14,16 @@ from backends.sglang_dsv3.ranks import HEADER
 from backends.sglang_dsv3.stream import EventStream
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Response, Unanswered, request
 from gateway.errors import BadGateway, Unavailable
-from gateway.plugin import AttemptFailed, Call, Reply, Terms, Usage
+from gateway.plugin import AttemptFailed, Call, Reply, Role, Terms, Usage
+
+
+class Asked(NamedTuple):
+    """What an engine is asked."""
+
+    path: str
+    payload: bytes
+    served_name: str | None
+    progress: exact.Progress | None
 
 
 class SGLangReply(Reply):
@@ -47,11 +57,15 @@ class SGLangReply(Reply):
         self._working = False
         self._closed = False
         # The data-parallel rank that it is sent to, where that is ours to say.
-        self._rank: int | None = None
+        self.rank: int | None = None
         # The first block, which was there when the answer began.
         self._first = b""
         # Where an answer over token ids stands; None of any other.
         self.progress: exact.Progress | None = None
+        # Of a pair (see `pair`): what its body says of it, and who is told what was asked; or what the other half has asked.
+        self.bound = b""
+        self.asking: Callable[[Asked], None] | None = None
+        self.asked: Asked | None = None
 
     async def begin(self) -> None:
         """See `Reply`. Whatever goes wrong here, nothing is left open or generating."""
@@ -75,22 +89,28 @@ class SGLangReply(Reply):
 
     async def _ask(self) -> None:
         call, terms = self._call, self._terms
-        translate.refuse_internal(call, self._allowed)
-        if terms.metered and "background" in call.fields:
-            translate.refuse_background(call)
-        if not breaking.SUSPECTS.isdisjoint(call.fields):
-            breaking.refuse(call)
-        served_name = await self._host.served_name() if translate.needs_served_name(call) else None
-        if isinstance(call.continues, exact.Progress):
-            self.progress = call.continues.copy()
-        elif terms.keep == "exact" and call.continues is None and exact.takes(call, terms):
-            self.progress = exact.Progress(await self._prompt_ids())
-        if "routed_dp_rank" not in call.fields:
-            self._rank = self._host.ranks.take(terms.affinity)
-        if self.progress is not None:
-            path, payload = "/generate", exact.generate_body(call, terms, self.progress, self._rank, self._order)
+        if self.asked is not None:
+            path, payload, served_name, self.progress = self.asked
         else:
-            path, payload = str(call.endpoint), translate.engine_body(call, terms, served_name, self._allowed, self._order)
+            translate.refuse_internal(call, self._allowed)
+            if terms.metered and "background" in call.fields:
+                translate.refuse_background(call)
+            if not breaking.SUSPECTS.isdisjoint(call.fields):
+                breaking.refuse(call)
+            served_name = await self._host.served_name() if translate.needs_served_name(call) else None
+            if isinstance(call.continues, exact.Progress):
+                self.progress = call.continues.copy()
+            elif terms.keep == "exact" and call.continues is None and exact.takes(call, terms):
+                self.progress = exact.Progress(await self._prompt_ids())
+            if "routed_dp_rank" not in call.fields and not self.bound:
+                self.rank = self._host.ranks.take(terms.affinity)
+            if self.progress is not None:
+                path, payload = "/generate", exact.generate_body(call, terms, self.progress, self.rank, self._order)
+            else:
+                path, payload = str(call.endpoint), translate.engine_body(call, terms, served_name, self._allowed, self._order)
+            if self.asking is not None:
+                payload = payload[:-1] + self.bound
+                self.asking(Asked(path, payload, served_name, self.progress))
         response = await self._send(path, payload)
         self._working = True
         try:
@@ -112,7 +132,7 @@ class SGLangReply(Reply):
         self._first = await self.next()
 
     async def _send(self, path: str, payload: bytes, fresh: bool = False) -> Response:
-        headers = self._trace if self._rank is None else {**self._trace, HEADER: str(self._rank)}
+        headers = self._trace if self.rank is None else {**self._trace, HEADER: str(self.rank)}
         response = self._response = await self._host.transport().send("POST", path, payload, headers, self._connect_s, fresh)
         self.connected_at = response.connected_at
         return response
@@ -195,8 +215,8 @@ class SGLangReply(Reply):
         if self._closed:
             return self.usage
         self._closed = True
-        if self._rank is not None:
-            self._host.ranks.give_back(self._rank)
+        if self.rank is not None:
+            self._host.ranks.give_back(self.rank)
         source, response, self._response = self._source, self._response, None
         if source is not None:
             self.usage, self.finishes = source.used(), source.reasons
@@ -214,10 +234,11 @@ class SGLangReply(Reply):
 class Nowhere(Reply):
     """An attempt at a target that is gone."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, role: Role = "") -> None:
         self._target = target
+        self._role = role
 
     async def begin(self) -> None:
         """Raises AttemptFailed."""
         gone = Unavailable("The engine is gone.", code="engine_unavailable", retry_after_s=1, detail=self._target)
-        raise AttemptFailed("connect", gone)
+        raise AttemptFailed("connect", gone, role=self._role)

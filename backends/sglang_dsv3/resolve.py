@@ -11,6 +11,7 @@ import dns.asyncresolver
 import dns.exception
 import dns.rdatatype
 import dns.resolver
+import msgspec
 
 from backends.sglang_dsv3.config import HostConfig
 
@@ -78,4 +79,4 @@ class Resolver:
         at = f"[{address}]" if ":" in address else address
         host = self._host
         tier = host.priority + priority
-        return HostConfig(url=f"http://{at}:{port}", weight=host.weight * weight, priority=tier, max_in_flight=host.max_in_flight)
+        return msgspec.structs.replace(host, url=f"http://{at}:{port}", weight=host.weight * weight, priority=tier, resolve=None)

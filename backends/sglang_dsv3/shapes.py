@@ -16,6 +16,8 @@ class ModelInfo(msgspec.Struct):
     served_model_name: str | None = None
     model_path: str | None = None
     weight_version: str | None = None
+    # "null", "prefill" or "decode"; None where this engine does not tell.
+    disaggregation_mode: str | None = None
     # What it can do; UNSET where this engine does not tell.
     tool_call_parser: str | msgspec.UnsetType | None = msgspec.UNSET
     reasoning_parser: str | msgspec.UnsetType | None = msgspec.UNSET

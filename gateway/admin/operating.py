@@ -42,13 +42,11 @@ def hosts(context: click.Context, client: Client, as_json: bool) -> None:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    say_table(
-        ("host", "backend", "state", "weight", "tier", "in flight", "of", "why"),
-        [
-            (row["id"], row["backend"], row["state"], row["weight"], row["priority"], row["in_flight"], row["capacity"], row["why"])
-            for row in rows
-        ],
-    )
+    columns = ["id", "backend", "state", "weight", "priority", "in_flight", "capacity", "why"]
+    if any(row.get("role") for row in rows):
+        columns.insert(2, "role")
+    names = {"id": "host", "priority": "tier", "in_flight": "in flight", "capacity": "of"}
+    say_table([names.get(column, column) for column in columns], [[row[column] for column in columns] for row in rows])
 
 
 @hosts.command("drain")

@@ -95,7 +95,7 @@ class View:
             counts[metrics.WORKERS.name].setdefault(str(view.generation), [0.0])[0] += view.state != "starting"
         workers = float(sum(view.resident_bytes for view in views))
         counts[metrics.MEMORY.name] = {"parent": [float(lifeline.resident_bytes())], "workers": [workers]}
-        counts.update(exposition.of_hosts((row.backend, row.id, row.state, row.in_flight, row.stats) for row in self.reported()))
+        counts.update(exposition.of_hosts((row.backend, row.id, row.state, row.in_flight, row.stats, row.role) for row in self.reported()))
         return counts
 
     def exemplars(self) -> metrics.Exemplars:

@@ -14,17 +14,17 @@ import time
 from gateway.access.keys import Caller
 from gateway.config import Settings
 from gateway.errors import GatewayError, GatewayTimeout, Headers, Unavailable
-from gateway.plugin import AttemptFailed, Call, Reply, Target, Terms, Verdict
+from gateway.plugin import BOUNDS, AttemptFailed, Call, Reply, Target, Terms, Verdict
 from gateway.serving.balance.affinity import UNBOUND, Affinity
 from gateway.serving.balance.hosts import BUSY_S, Host, NoHost
 from gateway.serving.balance.policies import First
 from gateway.serving.balance.queue import Ticket
 from gateway.serving.patience import heed
-from gateway.serving.pool import Pool
+from gateway.serving.pool import Pair, Pool
 from gateway.serving.registry import Served
 from gateway.serving.watch import Watch
 from gateway.telemetry.log import about
-from gateway.telemetry.record import QUEUE, RETRY, Attempt, Record
+from gateway.telemetry.record import QUEUE, RETRY, Attempt, Prefill, Record
 
 log = logging.getLogger("penstock.dispatch")
 
@@ -66,7 +66,9 @@ class Exchange:
 
     def others_are_full(self) -> bool:
         """Whether nobody else could take it now, though they would."""
-        return self.served.pool.choose(_ANY, UNBOUND, self.tried) is NoHost.FULL
+        pool = self.served.pool
+        choose = pool.choose_pair if pool.paired and self.call.endpoint in BOUNDS else pool.choose
+        return choose(_ANY, UNBOUND, self.tried) is NoHost.FULL
 
 
 class Dispatcher:
@@ -97,34 +99,46 @@ class Dispatcher:
         pool, prompt_tokens = served.pool, exchange.terms.prompt_tokens
         last: AttemptFailed | None = None
         bound, affine = exchange.bound, served.affine
+        pairs = pool.paired and call.endpoint in BOUNDS
         while True:
             record.enter(QUEUE)
-            host = await pool.host(served.policy, bound, tried, exchange.ticket, self._timeouts.queue_s)
-            if not isinstance(host, Host):
+            place: Host | Pair | NoHost
+            if pairs:
+                place = await pool.pair(served.policy, bound, tried, exchange.ticket, self._timeouts.queue_s)
+            else:
+                place = await pool.host(served.policy, bound, tried, exchange.ticket, self._timeouts.queue_s)
+            if isinstance(place, NoHost):
                 raise not_ready(pool.waiting_for()) if last is None else _exhausted(last.error, record, pool) from last
+            host, prefill = (place.decode, place.prefill) if isinstance(place, Pair) else (place, None)
             charged = last is not None and not continues and last.cause != "connect" and last.verdict is not Verdict.OK
             if last is not None and charged and not pool.budget.withdraw(prompt_tokens, time.monotonic()):
                 pool.end(host, None)
+                if prefill is not None:
+                    pool.end(prefill, None)
                 raise _over_budget(last, pool) from last
             target = host.target
             tried.add(target.id)
             attempt = Attempt(record, host, pool.end, target.id, target.weights, continues, record.enter(RETRY))
             attempt.considered = pool.considered()
+            cached = target
+            if prefill is not None:
+                cached = prefill.target
+                tried.add(cached.id)
+                attempt.prefill = Prefill(prefill, pool.end, attempt.started_at)
             if affine is not None:
-                attempt.placement = affine.place(bound, target.id)
+                attempt.placement = affine.place(bound, cached.id)
             record.attempts.append(attempt)
             try:
                 await self._one(exchange, call, attempt)
                 return attempt
             except AttemptFailed as failure:
                 last = failure
-                why = reason(failure, target.id)
-                attempt.end(failure.verdict, failure.cause, why)
+                failed, why = _ended(attempt, failure, tried)
                 if failure.verdict is Verdict.CLIENT_FAULT:
                     raise failure.error from failure
                 # Whether anybody will notice is not known yet; if so, the request's own line is an error.
                 number, request = len(record.attempts), record.request_id
-                log.info("attempt %d of %s on %s failed: %s", number, request, target.id, why, extra=about(record, target.id, why))
+                log.info("attempt %d of %s on %s failed: %s", number, request, failed, why, extra=about(record, failed, why))
             except GatewayError:  # the backend cannot take such a call
                 attempt.end(None, "refused")
                 raise
@@ -134,8 +148,15 @@ class Dispatcher:
 
     async def _one(self, exchange: Exchange, call: Call, attempt: Attempt) -> None:
         watch, terms = exchange.watch, exchange.terms
-        backend = exchange.served.pool.backend
-        reply = attempt.reply = backend.send(attempt.target, call, terms, exchange.record.trace.headers(attempt.span))
+        backend, record = exchange.served.pool.backend, exchange.record
+        trace, half = record.trace.headers(attempt.span), attempt.prefill
+        if half is None:
+            reply = attempt.reply = backend.send(attempt.target, call, terms, trace)
+        else:
+            again = any(before.target == attempt.target for before in record.attempts[:-1])
+            traces = record.trace.headers(half.span), trace
+            reply = attempt.reply = backend.send_pair(half.target, attempt.target, call, terms, traces, again)
+            reply.prefilled = half.done
         if not call.stream:
             await reply.begin()
         else:
@@ -164,7 +185,9 @@ class Dispatcher:
         if not broken.weights:
             return None
         # Nobody who serves something else, or of whom that is not known.
-        exchange.tried = {host.target.id for host in pool.hosts if host.target.id == broken.target or host.target.weights != broken.weights}
+        exchange.tried = {
+            host.target.id for host in pool.everyone() if host.target.id == broken.target or host.target.weights != broken.weights
+        }
         exchange.watch.begin_by(time.monotonic() + self._timeouts.request_s)
         try:
             attempt = await self._attempts(exchange, again, True)
@@ -178,6 +201,23 @@ class Dispatcher:
         finally:
             exchange.watch.begun()
         return None
+
+
+def _ended(attempt: Attempt, failure: AttemptFailed, tried: set[str]) -> tuple[str, str]:
+    """End an attempt with what its failure says of the host that has failed: its id, and why. The other one of a pair may be asked again.
+    Of a pair that is only silent nobody says who is to blame: it is the one that has not prefilled, or else the other."""
+    half = attempt.prefill
+    if half is not None and half.host is not None and (failure.role == "prefill" or failure.cause == "timeout"):
+        why = reason(failure, half.target)
+        half.end(failure.verdict, failure.cause, why)
+        attempt.end(None, "given up")
+        tried.discard(attempt.target)
+        return half.target, why
+    why = reason(failure, attempt.target)
+    attempt.end(failure.verdict, failure.cause, why)
+    if half is not None:
+        tried.discard(half.target)
+    return attempt.target, why
 
 
 def not_ready(target: Target | None) -> GatewayError:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.plugin import Stats
+from gateway.plugin import Role, Stats
 
 
 class HostView(msgspec.Struct, frozen=True):
@@ -25,3 +25,5 @@ class HostView(msgspec.Struct, frozen=True):
     # Of streams that it has left in the middle: how many went on elsewhere, and how many ended.
     moved: int = 0
     broke: int = 0
+    # Its part of a pair.
+    role: Role = ""

@@ -6,16 +6,18 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 from gateway.config import Admission, Retry
 from gateway.errors import MAX_MESSAGE, GatewayError, Unavailable
 from gateway.masking import without_secrets
 from gateway.plugin import ABILITIES, Backend, Target, Verdict
-from gateway.serving.balance.affinity import Affinity
+from gateway.serving.balance.affinity import UNBOUND, Affinity
 from gateway.serving.balance.breaker import State
 from gateway.serving.balance.hosts import Host, Hosts, NoHost, Standing
-from gateway.serving.balance.policies import Policy
+from gateway.serving.balance.policies import Policy, TwoChoices
 from gateway.serving.balance.queue import DEADLINE, DISPLACED, FULL, Queue, Ticket
 from gateway.serving.balance.retries import Budget
 from gateway.serving.balance.settings import Health
@@ -37,6 +39,16 @@ ALL_DRAINED = "All hosts are drained by the operator."
 _SHOWN = 8
 
 
+class Pair(NamedTuple):
+    """Two hosts that answer a call together."""
+
+    prefill: Host
+    decode: Host
+
+
+Place = TypeVar("Place", Host, Pair)
+
+
 class Pool:
     """A backend, the states of its targets, and the queue before them."""
 
@@ -54,7 +66,12 @@ class Pool:
         self.backend = backend
         self.endpoints = backend.endpoints()
         self._health = health
+        # Those that answer, and where these only decode, those that prefill for them.
         self.hosts = Hosts(health, random.Random(), divided)  # noqa: S311 - a balance is no secret
+        self.prefills = Hosts(health, random.Random(), divided)  # noqa: S311
+        # Whether what generates takes two hosts.
+        self.paired = False
+        self._decoding = TwoChoices(random.Random())  # noqa: S311
         self.budget = Budget(retry.budget_share, retry.reserve_tokens)
         self.queue = Queue(admission.max_queue, admission.floor)
         self._called: dict[Ticket, asyncio.Future[None]] = {}
@@ -65,11 +82,24 @@ class Pool:
     def refresh(self, now: float | None = None) -> None:
         """Take the backend's snapshot of its targets."""
         self._refreshed_at = time.monotonic() if now is None else now
-        self.hosts.update(self.backend.targets(), self._refreshed_at)
+        targets = self.backend.targets()
+        prefills = [target for target in targets if target.role == "prefill"]
+        if prefills or self.paired:
+            self.paired = True
+            self.prefills.update(prefills, self._refreshed_at)
+            targets = [target for target in targets if target.role != "prefill"]
+        self.hosts.update(targets, self._refreshed_at)
+
+    def _among(self, host: Host) -> Hosts:
+        return self.prefills if host.target.role == "prefill" else self.hosts
+
+    def everyone(self) -> Iterable[Host]:
+        """All hosts, whatever their role."""
+        return chain(self.hosts, self.prefills) if self.paired else self.hosts
 
     def drain(self, drained: frozenset[str]) -> None:
         """These targets get no new requests; those they have go on."""
-        self.hosts.drained = drained
+        self.hosts.drained = self.prefills.drained = drained
         self.refresh()
         self._call_all()
 
@@ -87,12 +117,34 @@ class Pool:
         if not self.queue.waiting:  # nobody is overtaken
             found = self.choose(policy, bound, tried)
         if found is NoHost.FULL:
-            found = await self._wait(policy, bound, tried, waiting(time.monotonic(), wait_s))
+            found = await self._wait(lambda: self.choose(policy, bound, tried), waiting(time.monotonic(), wait_s))
         if isinstance(found, Host):
             self.hosts.begin(found, time.monotonic())
         return found
 
-    async def _wait(self, policy: Policy, bound: Affinity, tried: Collection[str], ticket: Ticket) -> Host | NoHost:
+    def choose_pair(self, policy: Policy, bound: Affinity, tried: Collection[str]) -> Pair | NoHost:
+        """The next pair, or why there is none. Prefixes are cached where they were prefilled, so there the model's policy picks; it
+        is decoded by whoever has least to do."""
+        decode = self.choose(self._decoding, UNBOUND, tried)
+        if not isinstance(decode, Host):
+            return decode
+        prefill = self.prefills.choose(policy, bound, tried, time.monotonic())
+        return Pair(prefill, decode) if isinstance(prefill, Host) else prefill
+
+    async def pair(self, policy: Policy, bound: Affinity, tried: Collection[str], waiting: Waiting, wait_s: float) -> Pair | NoHost:
+        """The same as `host`, of two that answer together."""
+        found: Pair | NoHost = NoHost.FULL
+        if not self.queue.waiting:
+            found = self.choose_pair(policy, bound, tried)
+        if found is NoHost.FULL:
+            found = await self._wait(lambda: self.choose_pair(policy, bound, tried), waiting(time.monotonic(), wait_s))
+        if isinstance(found, Pair):
+            now = time.monotonic()
+            self.prefills.begin(found.prefill, now)
+            self.hosts.begin(found.decode, now)
+        return found
+
+    async def _wait(self, choose: Callable[[], Place | NoHost], ticket: Ticket) -> Place | NoHost:
         again = False
         while True:
             if not self.queue.enter(ticket, time.monotonic(), again):
@@ -116,7 +168,7 @@ class Pool:
                 self._called.pop(ticket, None)
             if ticket.shed:
                 raise self._no_place(ticket)
-            found = self.choose(policy, bound, tried)
+            found = choose()
             if found is not NoHost.FULL:
                 return found
             if time.monotonic() >= ticket.deadline:
@@ -169,8 +221,14 @@ class Pool:
 
     def _free(self) -> int:
         """Free places, less those that somebody was called to and has not taken yet."""
+        places = self._places(self.hosts)
+        if self.paired:
+            places = min(places, self._places(self.prefills))
+        return places - sum(ticket.called for ticket in self._called)
+
+    def _places(self, hosts: Hosts) -> int:
         places, now = 0, time.monotonic()
-        for host in self.hosts:
+        for host in hosts:
             if not (host.target.ready and host.up) or host.drained:
                 continue
             state = host.breaker.look(now)
@@ -178,12 +236,12 @@ class Pool:
                 places += self.queue.waiting if host.capacity is None else max(0, host.limit - host.in_flight)
             elif state is State.PROBATION and host.in_flight == 0:
                 places += 1  # which is how it proves itself
-        return places - sum(ticket.called for ticket in self._called)
+        return places
 
     def considered(self) -> list[Standing]:
         """How every host stands; of very many only the first."""
         found: list[Standing] = []
-        for host in self.hosts:
+        for host in self.everyone():
             found.append(host.standing())
             if len(found) == _SHOWN:
                 break
@@ -192,7 +250,7 @@ class Pool:
     def end(self, host: Host, verdict: Verdict | None, nobody: str = "") -> None:
         """A request there is over; see `Hosts.end`."""
         now = time.monotonic()
-        self.hosts.end(host, verdict, now, nobody)
+        self._among(host).end(host, verdict, now, nobody)
         if self.queue.waiting or host.capacity is not None:
             self.queue.freed(now)
             self._call_all()
@@ -200,20 +258,21 @@ class Pool:
     def waiting_for(self) -> Target | None:
         """The target that will be ready first, when none is; where an operator has drained all of them, one that says so."""
         self.refresh()
-        hosts = list(self.hosts)
+        hosts = list(self.hosts if not self.paired or not _any_up(self.hosts) else self.prefills)
         if hosts and all(host.drained for host in hosts):
-            return Target("", ready=False, reason=ALL_DRAINED)
+            role = f" {hosts[0].target.role}" if self.paired else ""
+            return Target("", ready=False, reason=ALL_DRAINED.replace(" hosts", f"{role} hosts"))
         return min((host.target for host in hosts if not host.drained), key=lambda target: target.retry_after_s, default=None)
 
     def available(self) -> bool:
         """Whether any target would take a request now, or in a while: full is not down."""
         self.refresh()
-        return any(host.target.ready and host.up and not host.drained for host in self.hosts)
+        return _any_up(self.hosts) and (not self.paired or _any_up(self.prefills))
 
     def least(self) -> tuple[int | None, dict[str, bool]]:
         """Context length and abilities that every target has, of those that have told."""
         self.refresh()
-        targets = [host.target for host in self.hosts]
+        targets = [host.target for host in self.everyone()]
         lengths = [target.context_length for target in targets if target.context_length is not None]
         told = [target.abilities for target in targets if target.abilities]
         known = [name for name in ABILITIES if any(name in abilities for abilities in told)]
@@ -224,7 +283,7 @@ class Pool:
         now = time.monotonic()
         self.refresh(now)
         rows = []
-        for host in self.hosts:
+        for host in self.everyone():
             state, why = self.hosts.state(host, now)
             target = host.target
             rows.append(
@@ -241,6 +300,7 @@ class Pool:
                     target.details,
                     host.moved,
                     host.broke,
+                    target.role,
                 )
             )
         return rows
@@ -250,18 +310,18 @@ class Pool:
         once for all workers."""
         while True:
             self.refresh()
-            asked = [host for host in self.hosts if host.target.ready]
+            asked = [host for host in self.everyone() if host.target.ready]
             before = [host.in_flight for host in asked]
             answers = await asyncio.gather(*(self.backend.probe(host.target.id) for host in asked), return_exceptions=True)
             now = time.monotonic()
             for host, answer in zip(asked, answers, strict=True):
                 why = repr(answer) if isinstance(answer, BaseException) else answer if isinstance(answer, str) else ""
                 # It may quote a library that quotes a URL.
-                self.hosts.probed(host, answer is True, now, without_secrets(why[:MAX_MESSAGE]))
+                self._among(host).probed(host, answer is True, now, without_secrets(why[:MAX_MESSAGE]))
             self.refresh(now)
             for host, ours in zip(asked, before, strict=True):
-                self.hosts.told(host, max(ours, host.in_flight))
-            for host in self.hosts.wedged(now):
+                self._among(host).told(host, max(ours, host.in_flight))
+            for host in (*self.hosts.wedged(now), *self.prefills.wedged(now)):
                 self._suspect(host, now)
             self._call_all()
             await asyncio.sleep(self._health.probe_s)
@@ -283,7 +343,7 @@ class Pool:
         except Exception as error:
             well, why = False, f" ({without_secrets(repr(error)[:MAX_MESSAGE])})"
         if not well:
-            self.hosts.eject(host, f"wedged: it accepts requests and generates nothing{why}", time.monotonic())
+            self._among(host).eject(host, f"wedged: it accepts requests and generates nothing{why}", time.monotonic())
 
     async def aclose(self) -> None:
         """Stop asking, and close the backend."""
@@ -291,3 +351,7 @@ class Pool:
             task.cancel()
         await asyncio.gather(*self._verifying, return_exceptions=True)
         await self.backend.aclose()
+
+
+def _any_up(hosts: Hosts) -> bool:
+    return any(host.target.ready and host.up and not host.drained for host in hosts)

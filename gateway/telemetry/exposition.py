@@ -12,6 +12,7 @@ from gateway.telemetry.metrics import (
     FAMILIES,
     GPU,
     HOST_IN_FLIGHT,
+    HOST_ROLE,
     HOST_STATE,
     JOIN,
     KEY_LIST_AGE,
@@ -79,17 +80,19 @@ def _pair(name: str, value: str) -> str:
     return f'{name}="{value}"'
 
 
-def of_hosts(rows: Iterable[tuple[str, str, str, int, Stats | None]]) -> Snapshot:
-    """Gauges of hosts, from (backend, host, state, in flight, what is known of its engine and its machine)."""
+def of_hosts(rows: Iterable[tuple[str, str, str, int, Stats | None, str]]) -> Snapshot:
+    """Gauges of hosts, from (backend, host, state, in flight, what is known of its engine and its machine, role)."""
     found: Snapshot = {}
 
     def put(family: Family, value: float | None, *labels: str) -> None:
         if value is not None:
             found.setdefault(family.name, {})[JOIN.join(labels)] = [float(value)]
 
-    for backend, host, state, in_flight, stats in rows:
+    for backend, host, state, in_flight, stats, role in rows:
         put(HOST_STATE, 1, backend, host, state)
         put(HOST_IN_FLIGHT, in_flight, backend, host)
+        if role:
+            put(HOST_ROLE, 1, backend, host, role)
         if stats is not None:
             for name, family in (*ENGINE.items(), *MACHINE.items()):
                 put(family, getattr(stats, name), backend, host)

@@ -131,6 +131,7 @@ DEADLINES_IGNORED = Family(
 LOOP_LAG = Family("penstock_loop_lag_seconds", "gauge", "How late a worker's event loop was, the worst of the last second, added up.")
 FILES = Family("penstock_open_files", "gauge", "Open file descriptors of all workers.")
 HOST_STATE = Family("penstock_host_state", "gauge", "1 for the state a host is in.", ("backend", "host", "state"))
+HOST_ROLE = Family("penstock_host_role", "gauge", "1 for the part that a host has in a pair.", ("backend", "host", "role"))
 HOST_IN_FLIGHT = Family("penstock_host_in_flight", "gauge", "Requests of ours that a host works on.", ("backend", "host"))
 HOST_CHANGES = Family("penstock_host_changes_total", "counter", "Changes of a host's state, to which.", ("backend", "host", "state"))
 _ENGINE_LABELS = ("backend", "host")
@@ -175,7 +176,7 @@ FAMILIES = (
     REQUESTS, ATTEMPTS, RETRIES, CONTINUATIONS, TOKENS, DURATION, FIRST_TOKEN, PER_TOKEN, GAP, PHASE, USED, LIMITED,
     AFFINITY, IGNORED, PREFIX_TOKENS, MOVES, MOVED_TOKENS,
     STORE_FAILURES, STORE_LATE, STORE_UP, STORE_LATENCY, LOST, KEY_LIST_AGE, STORED_KEYS, TASK_FAILURES,
-    SPANS, QUEUED, SHED, DEADLINES_IGNORED, HOST_STATE, HOST_IN_FLIGHT, HOST_CHANGES,
+    SPANS, QUEUED, SHED, DEADLINES_IGNORED, HOST_STATE, HOST_ROLE, HOST_IN_FLIGHT, HOST_CHANGES,
     *ENGINE.values(), *MACHINE.values(), *GPU.values(), OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY, LOOP_LAG, FILES,
 )  # fmt: skip
 
@@ -289,6 +290,9 @@ class Metrics:
             placement = attempt.placement
             if placement is not None and (placement.cached_tokens is not None or placement.moved_from):
                 self._placed(placement, model)
+            half = attempt.prefill
+            if half is not None:
+                self.add(ATTEMPTS, (half.target, half.result))
         last = attempts[-1]
         alike = self._kind(record.route, model, record.status, record.outcome, record.affinity, last.target, last.result)
         alike.requests[0] += 1
@@ -343,7 +347,7 @@ class Metrics:
         for before in record.attempts[:-1]:
             self.add(ATTEMPTS, (before.target, before.result))
             if not before.first_at:
-                self.add(RETRIES, (model, before.result))
+                self.add(RETRIES, (model, before.cause))
 
     def _placed(self, placement: Placement, model: str) -> None:
         """What a host was expected to have of a prompt, what it had, and what a move has cost."""

@@ -67,6 +67,35 @@ _BY_STATUS = {401: "unauthorized", 429: "limited", 502: "engine_error", 503: "un
 _NOTHING_DONE = frozenset(["connect", "busy", "refused"])
 
 
+class Prefill:
+    """The other half of an attempt at a pair: the host that computes the prompt, under a span of its own."""
+
+    __slots__ = ("_give_back", "ended_at", "host", "result", "span", "started_at", "target")
+
+    def __init__(self, host: Host, give_back: Callable[[Host, Verdict | None, str], None], now: float) -> None:
+        self._give_back = give_back
+        # Until it has done its part.
+        self.host: Host | None = host
+        self.target = host.target.id
+        self.span = new_span()
+        self.started_at = now
+        self.ended_at = 0.0
+        self.result = "ok"
+
+    def done(self) -> None:
+        """The prompt is computed, and the decode host has it."""
+        self.end(Verdict.OK)
+
+    def end(self, verdict: Verdict | None, cause: str = "ok", why: str = "") -> None:
+        """As an attempt's."""
+        host, self.host = self.host, None
+        if host is not None:
+            self.result, self.ended_at = cause, time.monotonic()
+            host.last_event_at = self.ended_at
+            nobody = "" if cause != "connect" else why.removeprefix("connect: ") or "no connection"
+            self._give_back(host, verdict, nobody)
+
+
 class Attempt:
     """One attempt at one host: on which target, under which span, when (monotonic seconds; 0 is not reached), and how it ended.
 
@@ -74,8 +103,8 @@ class Attempt:
     """
 
     __slots__ = (
-        "_give_back", "_record", "connected_at", "considered", "continues", "ended_at", "first_at", "host", "placement", "reply", "result",
-        "span", "started_at", "target", "weights",
+        "_give_back", "_record", "connected_at", "considered", "continues", "ended_at", "first_at", "host", "placement", "prefill", "reply",
+        "result", "span", "started_at", "target", "weights",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +139,14 @@ class Attempt:
         # What the host was expected to have in its cache, and what it had; where the model's policy asks.
         self.placement: Placement | None = None
         self.reply: Reply | None = None
+        # Of a pair, this being the half that decodes.
+        self.prefill: Prefill | None = None
+
+    @property
+    def cause(self) -> str:
+        """What ended it, in whichever half."""
+        prefill = self.prefill
+        return self.result if prefill is None or prefill.result == "ok" or self.result != "given up" else prefill.result
 
     def begun(self) -> None:
         """The answer has begun: what the attempt took was no retry, but connecting, and waiting for the first event; or for the whole of a
@@ -137,6 +174,9 @@ class Attempt:
         if record is None:
             return
         usage: Usage | None = None
+        prefill = self.prefill
+        if prefill is not None:
+            prefill.end(*((Verdict.OK, "ok") if self.first_at else (None, "given up")))
         if reply is not None:
             usage = reply.close()
             if usage is not None:
@@ -144,10 +184,10 @@ class Attempt:
             record.finishes = reply.finishes or record.finishes
             if reply.late is not None:
                 record.late.append(reply.late)
-            if cause not in _NOTHING_DONE:
-                record.prefilled = True
             self.result = cause
             self.ended_at = time.monotonic()
+            if (cause if prefill is None else self.cause) not in _NOTHING_DONE:
+                record.prefilled = True
         if self.placement is not None:
             self._learn(self.placement, record, usage)
         if host is not None:

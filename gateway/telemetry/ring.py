@@ -52,6 +52,7 @@ def summary(record: Record) -> dict[str, Any]:
                 "first_event_ms": _ms(attempt.first_at - record.started_at) if attempt.first_at else None,
                 "result": attempt.result,
                 "continues": attempt.continues,
+                **_prefilled(attempt, record),
                 **_placed(attempt.placement),
                 "considered": [_considered(standing, attempt) for standing in attempt.considered],
             }
@@ -89,6 +90,15 @@ def _waited(ticket: Ticket) -> dict[str, Any]:
         "ignored": list(ticket.ignored),
         "shed": ticket.shed,
     }
+
+
+def _prefilled(attempt: Attempt, record: Record) -> dict[str, Any]:
+    """The other half of a pair."""
+    half = attempt.prefill
+    if half is None:
+        return {}
+    done = _ms(half.ended_at - record.started_at) if half.ended_at else None
+    return {"role": "decode", "prefill": {"host": half.target, "role": "prefill", "result": half.result, "ended_ms": done}}
 
 
 def _placed(placement: Placement | None) -> dict[str, Any]:
@@ -144,8 +154,10 @@ def _considered(standing: Standing, attempt: Attempt) -> list[str]:
     """A host's id, and how it stood when one was picked."""
     target, in_flight = standing[0], standing[1]
     state, why = in_words(standing, attempt.started_at, 0.0)
-    picked = ", picked" if target.id == attempt.target else ""
-    return [target.id, f"{state}{f' ({why})' if why else ''}, weight {target.weight:g}, {in_flight} in flight{picked}"]
+    half = attempt.prefill
+    picked = ", picked" if target.id == attempt.target or (half is not None and target.id == half.target) else ""
+    role = f"{target.role}: " if target.role else ""
+    return [target.id, f"{role}{state}{f' ({why})' if why else ''}, weight {target.weight:g}, {in_flight} in flight{picked}"]
 
 
 def _ms(seconds: float) -> float:
@@ -240,13 +252,16 @@ def readable(found: dict[str, Any]) -> str:
         lines.append("")
         on = "goes on at" if attempt.get("continues") else "on"
         lines.append(f"  attempt {number} after {attempt['began_ms']:.1f} ms {on} {attempt['host']}: {attempt['result']}")
+        half = attempt.get("prefill")
+        if half is not None:
+            until = f", until {half['ended_ms']:.1f} ms" if half["ended_ms"] is not None else ""
+            lines.append(f"      it decodes; {half['host']} prefills: {half['result']}{until}")
         if attempt.get("expected_tokens") or attempt.get("cached_tokens"):
             had = attempt["cached_tokens"]
             lines.append(f"      about {attempt['expected_tokens']} tokens expected in its cache, {'?' if had is None else had} were there")
         if attempt.get("moved_from"):
-            lines.append(
-                f"      this conversation moved from {attempt['moved_from']} to {attempt['host']} and paid {attempt['moved_tokens']} tokens"
-            )
+            to = half["host"] if half is not None else attempt["host"]
+            lines.append(f"      this conversation moved from {attempt['moved_from']} to {to} and paid {attempt['moved_tokens']} tokens")
         lines += [f"      {host:<32} {why}" for host, why in attempt["considered"]]
     if found["continuations"]:
         times = f", {found['continuations']} times" if found["continuations"] > 1 else ""

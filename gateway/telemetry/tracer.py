@@ -27,7 +27,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 import gateway
 from gateway.config import Tracing, without_secrets
 from gateway.telemetry.metrics import SPANS, Metrics, operation
-from gateway.telemetry.record import LIMITS, PHASES, PROBES, QUEUE, Attempt, Record
+from gateway.telemetry.record import LIMITS, PHASES, PROBES, QUEUE, Attempt, Prefill, Record
 from gateway.wire.trace import new_span
 
 log = logging.getLogger("penstock.telemetry")
@@ -78,6 +78,7 @@ ATTRIBUTES = {
     "server.port": "CLIENT",
     "penstock.host": "CLIENT: as in /admin/hosts",
     "penstock.attempt": "CLIENT: from 1",
+    "penstock.role": "CLIENT, of a pair: prefill or decode, each a span of its own",
     "penstock.cache.expected_tokens": "CLIENT: tokens of the prompt that the host was expected to have in its cache",
     "penstock.moved.from": "CLIENT: where the conversation was before, if elsewhere",
     "penstock.moved.tokens": "CLIENT: tokens that were prefilled again for that",
@@ -211,13 +212,19 @@ class Tracer:
             title = f"{operation(record.route)} {record.model}"
             attributes = self._attempt(record, attempt, number)
             yield self._span(title, SpanKind.CLIENT, own, server, attempt.started_at, ended, attributes, events, attempt.result != "ok")
+            half = attempt.prefill
+            if half is not None:
+                own = SpanContext(trace, int(half.span, 16), False, _SAMPLED)
+                attributes, failed = _prefill(record, half, number), half.result != "ok"
+                ended = half.ended_at or record.ended_at
+                yield self._span(f"prefill {record.model}", SpanKind.CLIENT, own, server, half.started_at, ended, attributes, [], failed)
 
     def _events(self, record: Record) -> Iterator[Event]:
         if record.first_event_at and record.stream:
             yield Event("first token", {}, self._ns(record.first_event_at))
         for before, after in zip(record.attempts, record.attempts[1:], strict=False):
             name = "continued on" if before.first_at else "retry on"
-            yield Event(f"{name} {after.target}", {"cause": before.result, "from": before.target}, self._ns(after.started_at))
+            yield Event(f"{name} {after.target}", {"cause": before.cause, "from": before.target}, self._ns(after.started_at))
         if record.client_gone:
             yield Event("client gone", {}, self._ns(record.ended_at))
 
@@ -228,12 +235,10 @@ class Tracer:
             "gen_ai.provider.name": PROVIDER,
             "gen_ai.request.model": record.model,
             "gen_ai.request.stream": record.stream,
-            "server.address": attempt.target.rpartition(":")[0] or attempt.target,
-            "penstock.host": attempt.target,
-            "penstock.attempt": number + 1,
+            **_at(attempt.target, number),
         }
-        if attempt.target.rpartition(":")[2].isdigit():
-            found["server.port"] = int(attempt.target.rpartition(":")[2])
+        if attempt.prefill is not None:
+            found["penstock.role"] = "decode"
         if call is not None:
             if call.choices > 1:
                 found["gen_ai.request.choice.count"] = call.choices
@@ -275,6 +280,18 @@ class Tracer:
 
     def _ns(self, monotonic: float) -> int:
         return int((monotonic + self._offset) * 1e9)
+
+
+def _at(target: str, number: int) -> dict[str, Any]:
+    address, _, port = target.rpartition(":")
+    found: dict[str, Any] = {"server.address": address or target, "penstock.host": target, "penstock.attempt": number + 1}
+    return {**found, "server.port": int(port)} if port.isdigit() else found
+
+
+def _prefill(record: Record, half: Prefill, number: int) -> dict[str, Any]:
+    found = {"gen_ai.operation.name": operation(record.route), "gen_ai.provider.name": PROVIDER, "gen_ai.request.model": record.model}
+    found |= {**_at(half.target, number), "penstock.role": "prefill"}
+    return found if half.result == "ok" else {**found, "error.type": half.result}
 
 
 def _server(record: Record) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from backends.sglang_dsv3.rehearsal import kept
+from backends.sglang_dsv3.rehearsal import kept, pairs
 from backends.sglang_dsv3.rehearsal.cache import PrefixCache
 
 _COMMAND = re.compile(r"\[\[([\w-]+) ?([\w.-]*)\]\]")
@@ -45,11 +45,14 @@ class Seen:
         self.ready = 200
         self.hung = False
         self.deaf = False
-        self.failing = False
+        # Refuses with 500, or with the status that this is.
+        self.failing: bool | int = False
         self.max_running_requests = 100_000
         # What `/v1/loads` says, in place of that.
         self.loads: list[dict[str, Any]] | None = None
         self.weight_version = "default"
+        # Half of a pair: see `pairs`.
+        self.role = ""
         # Tokens of prompts that it keeps, and says so in the usage of chats; none: it says nothing.
         self.caching = 0
         # What `/model_info` says beside it, and the context length of `/v1/models`.
@@ -89,6 +92,7 @@ def application(golden: Path | None = None) -> web.Application:
     app.router.add_get("/v1/models", _models)
     app.router.add_get("/v1/loads", _loads)
     kept.add(app)
+    pairs.add(app)
     app.router.add_get("/health_generate", _health_generate)
     app.router.add_post("/rehearsal", _set)
     app.router.add_get("/rehearsal", _state)
@@ -113,7 +117,7 @@ async def _health_generate(request: web.Request) -> web.Response:
 
 async def _set(request: web.Request) -> web.Response:
     """How the server behaves from now on, whatever the prompts say: `ready`, `hung`, `deaf` (to commands), `failing`,
-    `max_running_requests`, `loads`, `weight_version`, `caching`, `info`, `max_model_len`."""
+    `max_running_requests`, `loads`, `weight_version`, `role`, `caching`, `info`, `max_model_len`."""
     for name, value in (await request.json()).items():
         setattr(request.app[_SEEN], name, value)
         if name == "caching":
@@ -128,6 +132,7 @@ async def _model_info(request: web.Request) -> web.Response:
             "served_model_name": SERVED,
             "architectures": ["DeepseekV3ForCausalLM"],
             "weight_version": request.app[_SEEN].weight_version,
+            "disaggregation_mode": request.app[_SEEN].role or "null",
             **request.app[_SEEN].info,
         }
     )
@@ -178,7 +183,7 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         text = text if isinstance(text, str) else json.dumps(text)
         if seen.caching and "messages" in body:
             body["prompt_tokens"], body["cached_tokens"] = request.app[_CACHE].ask(body.get("cache_salt"), body["messages"])
-        commands = dict(_COMMAND.findall(text))
+        commands = pairs.commands_of(seen.role, dict(_COMMAND.findall(text)))
         seen.asked[text] = seen.asked.get(text, 0) + 1
         if seen.asked[text] > int(commands.get("times", seen.asked[text])):
             commands = {}
@@ -187,12 +192,17 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         if seen.deaf:
             commands = {}
         if seen.failing:
-            return _flat(500)
+            return _flat(500 if seen.failing is True else seen.failing)
         if body["done"]:  # what broke the first half off was the first host's own affair
             commands = {name: value for name, value in commands.items() if name in ("tokens", "wide", "pace")}
         body["tail"] = "w" * int(commands.get("wide", "0"))
         if "refuse" in commands:
             return _flat(int(commands["refuse"]))
+        if seen.role:
+            if why := await pairs.take_part(request.app, seen.role, body, seen.aborted):
+                return _flat(int(why[:3]), why[4:])
+            if seen.role == "prefill":
+                commands["tokens"] = "1"
         if "rehearsal_answer" in body:
             kind = "text/event-stream" if body.get("stream") else "application/json"
             return web.Response(body=body["rehearsal_answer"].encode(), content_type=kind, charset="utf-8")
@@ -240,14 +250,14 @@ async def _plain(request: web.Request) -> web.Response:
     return web.json_response({**answer, "model": json.loads(seen.last_body)["model"], "usage": _usage(0)} if "object" in answer else answer)
 
 
-def _flat(status: int) -> web.Response:
+def _flat(status: int, message: str = "") -> web.Response:
     messages = {
         400: "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
         422: "2 validation errors for ChatCompletionRequest\nmessages.0.role\n  Input should be 'user' [type=literal_error]",
         500: 'Internal server error: File "/sgl/srt/secret.py", line 1',
         503: "The request queue is full.",
     }
-    message = messages.get(status, "refused")
+    message = message or messages.get(status, "refused")
     code = 400 if status == 422 else status
     flat = {"object": "error", "message": message, "type": "BadRequestError", "param": None, "code": code}
     return web.json_response({"error": "Unauthorized"} if status == 401 else flat, status=code)
