@@ -316,7 +316,7 @@ class Backend(abc.ABC):
         """Get ready; fast, and succeeds with every target down."""
 
     async def check(self) -> list[str]:
-        """Problems an operator should know of before serving, one line each; may do I/O."""
+        """Problems an operator should know of before serving, one line each; may do I/O. Raises ConfigError where it cannot serve."""
         return []
 
     async def probe(self, target: str) -> bool | str:

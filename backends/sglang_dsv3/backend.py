@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,13 @@ from backends.sglang_dsv3.host import PROBE_TIMEOUT_S, EngineHost
 from backends.sglang_dsv3.pair import PairReply
 from backends.sglang_dsv3.reply import Nowhere, SGLangReply
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, tls
+from gateway.errors import ConfigError
 from gateway.plugin import Backend, BackendEnv, Call, Endpoint, Reply, Target, Terms, Usage
 
 if TYPE_CHECKING:
     from backends.sglang_dsv3.resolve import Resolver
+
+log = logging.getLogger("penstock.engine")
 
 # SGLang gives a generation 20 s to prove it alive (SGLANG_HEALTH_CHECK_TIMEOUT) before it answers 503.
 VERIFY_TIMEOUT_S = 25.0
@@ -48,9 +52,11 @@ class SGLang(Backend):
         self._connect_s = env.connect_s
 
     async def open(self) -> None:
-        """Read the engines' key and try the certificates; no host is contacted. Raises ConfigErrors."""
+        """Read the engines' key, try the certificates, hold the settings of an engine of ours against what SGLang has told; no host is
+        contacted. Raises ConfigErrors."""
         config = self._config
         verify_files(config)
+        await self._verify_engine(False)
         headers = {"content-type": "application/json"}
         if config.api_key_file is not None:
             headers["authorization"] = f"Bearer {key_in(config.api_key_file, 'api_key_file')}"
@@ -59,6 +65,22 @@ class SGLang(Backend):
             host.options = self._options
         if self._resolvers:
             self._resolving = self._env.supervise("names of hosts", self._resolve_forever)
+
+    async def _verify_engine(self, ask: bool) -> None:
+        """Where the gateway runs SGLang: whether the installed one knows what it will be given. `ask`: it is asked where it never was,
+        which takes as long as importing it. Raises ConfigErrors."""
+        if all(host.launch is None for host in self._config.hosts):
+            return
+        from backends.sglang_dsv3.engine import known  # which only a gateway with an engine of its own has to spend time on
+
+        kept = known.kept_at(self._env.home)
+        if kept is None or not (ask or kept.exists()):
+            return
+        try:
+            found = await asyncio.to_thread(known.known, self._env.home, log.info)
+            known.verify(self._config.engine, found)
+        except ConfigError as error:
+            raise error.below("engine") from None
 
     async def _resolve_forever(self) -> None:
         while True:
@@ -92,7 +114,9 @@ class SGLang(Backend):
         return await recall.recall(self._hosts.values(), id, model, cancel)
 
     async def check(self) -> list[str]:
-        """Hosts that cannot be reached or serve another architecture, and agents that do not answer."""
+        """Hosts that cannot be reached or serve another architecture, and agents that do not answer. Raises ConfigErrors for what the
+        installed SGLang does not know."""
+        await self._verify_engine(True)
         findings: list[str] = []
         for host in self._hosts.values():
             if host.config.agent is not None:

@@ -242,10 +242,16 @@ class Registry:
             pool.drain(drained)
 
     async def check(self) -> list[str]:
-        """Every backend's own findings, for `penstock check`."""
+        """Every backend's own findings, for `penstock check`; raises ConfigErrors with what cannot be served at all."""
         findings: list[str] = []
+        wrong: list[ConfigError] = []
         for name, pool in self._pools.items():
-            findings += [f"backends.{name}: {finding}" for finding in await pool.backend.check()]
+            try:
+                findings += [f"backends.{name}: {finding}" for finding in await pool.backend.check()]
+            except ConfigError as error:
+                wrong += error.below(f"backends.{name}").errors
+        if wrong:
+            raise ConfigErrors(wrong)
         return findings
 
 

@@ -42,6 +42,12 @@ def _returned(owner: ast.ClassDef, method: str) -> list[object]:
     return [each.value if isinstance(each, ast.Constant) else None for each in returns]
 
 
+def taken(action: argparse.Action) -> list[object]:
+    """The fewest and the most values that a flag takes (None: any number), and what each must be read as."""
+    least, most = {"?": (0, 1), "*": (0, None), "+": (1, None), None: (1, 1)}.get(action.nargs, (action.nargs, action.nargs))
+    return [least, most, action.type.__name__ if action.type in (int, float) else ""]
+
+
 def main() -> None:
     import sglang
     from sglang.srt.environ import Envs
@@ -58,6 +64,7 @@ def main() -> None:
         "version": version("sglang"),
         "architectures": architectures(package),
         "flags": flags,
+        "takes": {flag: taken(action) for action in parser._actions for flag in action.option_strings},
         "environment": sorted(name for name in vars(Envs) if name.isupper() or name.startswith("SGLANG_")),
         "capabilities": capabilities(package),
     }))  # fmt: skip

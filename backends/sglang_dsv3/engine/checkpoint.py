@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from backends.sglang_dsv3.engine import fit
-from backends.sglang_dsv3.engine.known import Known, refused
+from backends.sglang_dsv3.engine.arguments import refused
+from backends.sglang_dsv3.engine.known import Known
 
 # What the CPU engine's plugin was made for; docs/engine.md says what stops the others.
 ON_CPU = ("DeepseekV3ForCausalLM",)

@@ -6,18 +6,18 @@ by SGLang's version and by what was asked.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import subprocess
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from backends.sglang_dsv3 import environment
 from backends.sglang_dsv3.config import Engine
-from backends.sglang_dsv3.engine import environment_folder, launch
+from backends.sglang_dsv3.engine import arguments, environment_folder, launch
+from backends.sglang_dsv3.engine.arguments import refused
 from gateway.errors import ConfigError, ConfigErrors
 
 ASK = Path(__file__).parent / "ask.py"
@@ -41,11 +41,13 @@ WORDS = {
 
 
 class Known(msgspec.Struct, frozen=True):
-    """`flags` have the words they accept, or none where any will do; `capabilities` are CUDA compute capabilities (90 is 9.0)."""
+    """`flags` have the words they accept, or none where any will do; `takes` has for each the fewest and the most values (None: any number)
+    and what they are read as (`int`, `float`, or anything); `capabilities` are CUDA compute capabilities (90 is 9.0)."""
 
     version: str
     architectures: list[str]
     flags: dict[str, list[str]]
+    takes: dict[str, tuple[int, int | None, str]]
     environment: list[str]
     capabilities: dict[str, int]
 
@@ -119,12 +121,4 @@ def _problems(config: Engine, known: Known) -> Iterator[ConfigError]:
         elif accepted and given not in accepted:
             yield ConfigError(name, refused(given, accepted, known.version))
     yield from environment.unknown(config.env, known.environment)
-
-
-def refused(given: str, accepted: Collection[str], version: str) -> str:
-    """That SGLang does not know a word, with the nearest that it does; those of DeepSeek first where there are many."""
-    near = difflib.get_close_matches(given, list(accepted), 1)
-    shown = [each for each in accepted if "deepseek" in each.lower()] or list(accepted)
-    rest = ", ..." if len(shown) < len(accepted) else ""
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"'{given}' is not known to SGLang {version}; one of: {', '.join(shown)}{rest}{hint}"
+    yield from arguments.problems(config.extra_args, known.flags, known.takes, known.version)
