@@ -52,7 +52,7 @@ def relay(call: Call, *pieces: bytes) -> tuple[bytes, stream.EventStream, Attemp
 
 
 def test_every_recorded_stream_is_tried() -> None:
-    assert {path.stem.removeprefix("sglang-0.5.23-") for path in GOLDEN.glob("*.sse")} == set(WHOLE) | set(FAILED)
+    assert {path.stem.removeprefix("sglang-0.5.23-") for path in GOLDEN.glob("sglang-*.sse")} == set(WHOLE) | set(FAILED)
 
 
 @pytest.mark.parametrize("name", WHOLE)
