@@ -200,6 +200,10 @@ class Stats(msgspec.Struct, frozen=True):
     generation_tokens_per_second: float | None = None
     # Running over possible requests, while any wait.
     batching_efficiency_ratio: float | None = None
+    # Of engines that say what leaves their caches: whether all of it was heard, blocks that left, and messages that were missed.
+    kv_events_precise: bool | None = None
+    kv_events_evicted_blocks: float | None = None
+    kv_events_missed: float | None = None
     memory_used_ratio: float | None = None
     swap_used_bytes: float | None = None
     disk_free_bytes: float | None = None
@@ -236,6 +240,8 @@ class Target(msgspec.Struct, frozen=True):
     abilities: Mapping[str, bool] = {}
     # With a role it is never asked alone for what is generated: one of each answers together. A backend has such targets alone, or none.
     role: Role = ""
+    # What it has not used since then (monotonic seconds) is in its prefix cache no more, as its engine says; 0 where it says nothing.
+    cache_since: float = 0.0
 
 
 class ServiceState(msgspec.Struct, frozen=True):

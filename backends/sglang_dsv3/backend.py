@@ -44,6 +44,7 @@ class SGLang(Backend):
         self._hosts = dict(self._fixed)
         self._resolvers = _resolvers(config)
         self._resolving: asyncio.Task[None] | None = None
+        self._listening: list[asyncio.Task[None]] = []
         self._options = Options()
         self._abandoned = Abandoned(env.failed)
         self._allowed = frozenset(config.allow_parameters)
@@ -63,6 +64,9 @@ class SGLang(Backend):
         self._options = Options(headers, tls(config.ca_file, config.client_cert_file, config.client_key_file), config.proxy)
         for host in self._hosts.values():
             host.options = self._options
+        self._listening = [
+            self._env.supervise(f"KV events of {host.id}", host.events.run) for host in self._fixed.values() if host.events is not None
+        ]
         if self._resolvers:
             self._resolving = self._env.supervise("names of hosts", self._resolve_forever)
 
@@ -106,6 +110,9 @@ class SGLang(Backend):
         if self._resolving is not None:
             self._resolving.cancel()
             await asyncio.gather(self._resolving, return_exceptions=True)
+        for task in self._listening:
+            task.cancel()
+        await asyncio.gather(*self._listening, return_exceptions=True)
         for host in self._hosts.values():
             await host.aclose()
 

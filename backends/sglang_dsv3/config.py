@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from backends.sglang_dsv3 import environment, roles
+from backends.sglang_dsv3 import environment, kv_events, roles
 from gateway.errors import ConfigError, ConfigErrors
 from gateway.plugin import Endpoint
 from gateway.wire import address
@@ -64,6 +64,7 @@ def _proxy_url(value: str) -> None:
     address.check_url(value, ("http", "https"), userinfo=True)
 
 
+TcpUrl = Annotated[str, Check(kv_events.check_url, "tcp://HOST:PORT")]
 HostPort = Annotated[str, Check(address.host_port, "HOST:PORT")]
 HostUrl = Annotated[str, Check(_host_url, "http://HOST:PORT, https://HOST:PORT or unix:///PATH")]
 AgentUrl = Annotated[str, Check(_agent_url, "http://HOST:PORT or https://HOST:PORT")]
@@ -276,6 +277,15 @@ class HostConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         Annotated[int, Meta(ge=1, le=65535)] | None,
         Meta(description="of a prefill host, its `--disaggregation-bootstrap-port`", extra={"default": "`8998`, SGLang's"}),
     ] = None
+    kv_events: Annotated[
+        TcpUrl | None,
+        Meta(
+            description="where its engine says what its cache stores and evicts (`--kv-events-config`); see "
+            "[routing](routing.md#what-an-engine-says-of-its-cache)",
+            extra={"default": "its answers alone tell"},
+        ),
+    ] = None
+    kv_replay: Annotated[TcpUrl | None, Meta(description="where it says again what was missed (`replay_endpoint`)")] = None
     weight: Annotated[float, Meta(gt=0, le=1e6, description="its share among the hosts that are eligible")] = 1.0
     priority: Annotated[
         int, Meta(ge=-1000, le=1000, description="its tier, lower first; a higher one is used when the lower has nobody")
@@ -298,6 +308,7 @@ class HostConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             yield ConfigError("agent", "belongs to a host with a `url` of its own")
         if self.resolve is not None and (self.url is None or not self.url.startswith("http://")):
             yield ConfigError("resolve", "needs an http:// URL with a name (a certificate is not for an address)")
+        yield from kv_events.problems(self.kv_events, self.kv_replay, self.resolve)
         yield from roles.of_host(self.role, self.url, self.bootstrap_port)
 
 

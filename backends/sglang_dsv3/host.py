@@ -11,6 +11,7 @@ import msgspec
 
 from backends.sglang_dsv3 import roles
 from backends.sglang_dsv3.config import HostConfig
+from backends.sglang_dsv3.kv_events import Subscription
 from backends.sglang_dsv3.ranks import Ranks
 from backends.sglang_dsv3.shapes import AgentStatus, Cards, Load, Loads, Machine, ModelInfo
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response, Transport, request, to_host
@@ -63,6 +64,8 @@ class EngineHost:
         self._served_name: str | None = None
         self._transport: tuple[str, Transport] | None = None
         self.id = self._url.split("://", 1)[1] if self._url is not None else self._service
+        # What it says of its cache while it runs, where it is listened to.
+        self.events = Subscription(self.id, config.kv_events, config.kv_replay) if config.kv_events is not None else None
 
     @property
     def url(self) -> str:
@@ -131,12 +134,16 @@ class EngineHost:
         state = self._services(self._service) or ServiceState()
         if state is not self._seen:
             self._seen, self._seen_at = state, time.monotonic()
+            if self.events is not None and state.state != "ready":
+                self.events.cache.lost(self._seen_at)
         waited_s = time.monotonic() - self._seen_at
         wait_s = max(state.eta_s - waited_s, waited_s / 2, 1.0)  # the longer it is overdue, the less its estimate was worth
         return self._as_target(state.state == "ready" and bool(state.url), _words(state), wait_s)
 
     def _as_target(self, ready: bool, reason: str, retry_after_s: float) -> Target:
         weight = self.config.weight * self._share
+        # Of several ranks each has a cache of its own, and only the first one's is listened to: that says nothing of the host.
+        heard = self.events is not None and self.events.heard and len(self.ranks) < 2
         return Target(
             self.id,
             weight,
@@ -146,12 +153,13 @@ class EngineHost:
             self.config.priority,
             self._capacity,
             self._weights,
-            self._stats,
+            _hearing(self._stats, self.events) if heard and self.events is not None else self._stats,
             max(0.0, self._looked_at),
             self._details,
             self._context_length,
             self._abilities,
             self.config.role or "",
+            self.events.cache.since if heard and self.events is not None else 0.0,
         )
 
     async def model_info(self) -> ModelInfo:
@@ -198,6 +206,18 @@ class EngineHost:
         """It did not answer: whoever comes back may serve something else."""
         self._looked_at, self._weights, self.mismatch = float("-inf"), "", ""
         self.ranks.forget()
+        if self.events is not None:
+            self.events.cache.lost(time.monotonic())
+
+
+def _hearing(stats: Stats | None, events: Subscription) -> Stats:
+    cache = events.cache
+    return msgspec.structs.replace(
+        stats or Stats(),
+        kv_events_precise=cache.precise,
+        kv_events_evicted_blocks=float(cache.evicted),
+        kv_events_missed=float(cache.missed),
+    )
 
 
 def _abilities(info: ModelInfo) -> dict[str, bool]:

@@ -83,10 +83,12 @@ class Pool:
         """Take the backend's snapshot of its targets."""
         self._refreshed_at = time.monotonic() if now is None else now
         targets = self.backend.targets()
-        prefills = [target for target in targets if target.role == "prefill"]
-        if prefills or self.paired:
-            self.paired = True
-            self.prefills.update(prefills, self._refreshed_at)
+        for target in targets:
+            if target.role == "prefill":
+                self.paired = True
+                break
+        if self.paired:
+            self.prefills.update([target for target in targets if target.role == "prefill"], self._refreshed_at)
             targets = [target for target in targets if target.role != "prefill"]
         self.hosts.update(targets, self._refreshed_at)
 
@@ -241,7 +243,7 @@ class Pool:
     def considered(self) -> list[Standing]:
         """How every host stands; of very many only the first."""
         found: list[Standing] = []
-        for host in self.everyone():
+        for host in self.everyone() if self.paired else self.hosts:
             found.append(host.standing())
             if len(found) == _SHOWN:
                 break

@@ -146,6 +146,9 @@ ENGINE = {
         ("generation_tokens_per_second", "Tokens it generates a second."),
         ("batching_efficiency_ratio", "Running over possible requests, while any wait."),
         ("ready", "Whether the agent beside it says that it takes requests."),
+        ("kv_events_precise", "1 where all that leaves its cache is heard, 0 while some of it may have been missed."),
+        ("kv_events_evicted_blocks", "Blocks that it has said to have left its cache, since it is listened to."),
+        ("kv_events_missed", "KV events that it sent and nobody heard or got again."),
     )
 }
 MACHINE = {

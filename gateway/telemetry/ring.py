@@ -106,6 +106,8 @@ def _placed(placement: Placement | None) -> dict[str, Any]:
     if placement is None:
         return {}
     found: dict[str, Any] = {"expected_tokens": placement.expected_tokens, "cached_tokens": placement.cached_tokens}
+    if placement.evicted:
+        found["evicted"] = True
     if placement.moved_from:
         found["moved_from"], found["moved_tokens"] = placement.moved_from, placement.moved_tokens
     return found
@@ -259,6 +261,8 @@ def readable(found: dict[str, Any]) -> str:
         if attempt.get("expected_tokens") or attempt.get("cached_tokens"):
             had = attempt["cached_tokens"]
             lines.append(f"      about {attempt['expected_tokens']} tokens expected in its cache, {'?' if had is None else had} were there")
+        if attempt.get("evicted"):
+            lines.append("      more of it was there before, and has left its cache since, as its engine says")
         if attempt.get("moved_from"):
             to = half["host"] if half is not None else attempt["host"]
             lines.append(f"      this conversation moved from {attempt['moved_from']} to {to} and paid {attempt['moved_tokens']} tokens")

@@ -3,13 +3,15 @@
 A node stands for a prompt's first messages and is found by their hash (`Affinity.chain`), so going down the tree is looking up one hash
 after the other. A prefix is entered at a host when the host has prefilled it, which its first event says. How many tokens it had in its
 cache the engine says with the usage; where that is clearly less than what was expected, it has thrown out what was used longest ago, and
-nothing older than the prefix that was missing counts any more at that host (engines evict by last use).
+nothing older than the prefix that was missing counts any more at that host (engines evict by last use). An engine that tells what leaves
+its cache says so at once (`told`).
 
 Bounded: nodes are kept in two generations, and when the younger one is full the older one is forgotten.
 """
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Collection
 
@@ -37,7 +39,7 @@ class _Node:
 
     def __init__(self) -> None:
         self.tokens = self.branches = 0
-        self.at: dict[str, int] = {}
+        self.at: dict[str, float] = {}
 
 
 class Placement:
@@ -48,6 +50,7 @@ class Placement:
         "_index",
         "_lost_at",
         "cached_tokens",
+        "evicted",
         "expected_tokens",
         "host",
         "known_tokens",
@@ -59,11 +62,13 @@ class Placement:
         # Let go of at the end: a record is kept for long.
         self._index = index
         self._affinity: Affinity | None = affinity
-        self._lost_at = 0
+        self._lost_at = 0.0
         self.host = host
         # Tokens of the prompt that are in the host's cache, as far as we know, and those that the conversation had when it was last seen.
         self.expected_tokens = 0
         self.known_tokens = 0
+        # Whether the host had something of it that has left its cache since, as its engine has told.
+        self.evicted = False
         # Where the conversation was before, if that is elsewhere.
         self.moved_from = ""
         # As the engine says; None where it does not.
@@ -89,6 +94,8 @@ class Placement:
         if index is None or affinity is None or not prompt_tokens:
             return
         index.counted(affinity, prompt_tokens)
+        if self.host in index.telling:  # an engine's own last use of a prompt is the answer's end
+            index.enter(affinity, self.host)
         if cached_tokens is None:
             return
         self.prompt_tokens, self.cached_tokens = prompt_tokens, cached_tokens
@@ -106,15 +113,15 @@ class Placement:
 
 
 class Prefixes:
-    """Of one model, in one worker; no clock: what counts is the order of things."""
+    """Of one model, in one worker."""
 
     def __init__(self, most_nodes: int = MAX_NODES) -> None:
         self._most = most_nodes
         self._young: dict[int, _Node] = {}
         self._old: dict[int, _Node] = {}
-        self._now = 0
-        # Host -> what it used last before then is in its cache no more.
-        self._gone: defaultdict[str, int] = defaultdict(int)
+        # Host -> what it used last before then (monotonic seconds) is in its cache no more, and the same as far as its engine has told.
+        self._gone: defaultdict[str, float] = defaultdict(float)
+        self.telling: dict[str, float] = {}
         self._bytes_per_token = BYTES_PER_TOKEN
 
     def __len__(self) -> int:
@@ -146,6 +153,7 @@ class Prefixes:
         placement = Placement(self, affinity, host)
         young, old = self._young, self._old
         gone = self._gone[host]
+        told = self.telling.get(host, 0.0)
         step, last = len(affinity.chain), len(affinity.chain) - 1
         deepest = True
         for link in reversed(affinity.chain):
@@ -154,18 +162,20 @@ class Prefixes:
             if node is None or not node.at:
                 continue
             tokens = node.tokens or int(affinity.sizes[step] / self._bytes_per_token)
-            at = node.at.get(host, 0)
+            at = node.at.get(host, 0.0)
             # More than its first message is known: it is a conversation that goes on.
             if deepest and affinity.lead <= step + 1 <= last and at <= gone:
                 placement.moved_from, placement.known_tokens = self._last(node), tokens
             deepest = False
+            if 0.0 < at <= told:
+                placement.evicted = True
             if at > gone:
                 placement.expected_tokens, placement._lost_at = tokens, at
                 break
         return placement
 
     def _last(self, node: _Node) -> str:
-        host, latest = "", 0
+        host, latest = "", 0.0
         for name, at in node.at.items():
             if at > latest and at > self._gone[name]:
                 host, latest = name, at
@@ -173,8 +183,7 @@ class Prefixes:
 
     def enter(self, affinity: Affinity, host: str) -> None:
         """That host has all of the prompt in its cache."""
-        self._now += 1
-        now, young, old = self._now, self._young, self._old
+        now, young, old = time.monotonic(), self._young, self._old
         before: _Node | None = None
         for link in affinity.chain:
             if link in young:
@@ -203,7 +212,12 @@ class Prefixes:
             node.tokens = prompt_tokens
         self._bytes_per_token += _LEARNED * (affinity.sizes[-1] / prompt_tokens - self._bytes_per_token)
 
-    def lost(self, host: str, at: int) -> None:
+    def lost(self, host: str, at: float) -> None:
         """What it used at that time is not in its cache any more, and so is nothing older."""
         if at > self._gone[host]:
             self._gone[host] = at
+
+    def told(self, host: str, since: float) -> None:
+        """Its engine says what leaves its cache: nothing is in it that it has not used since then."""
+        self.telling[host] = since
+        self.lost(host, since)

@@ -108,6 +108,8 @@ class Affine:
         self._index = Prefixes()
         self._of: tuple[tuple[str, float], ...] = ()
         self._seen: Sequence[object] | None = None
+        # Those whose engines' word on their caches was taken.
+        self._heard: Sequence[object] | None = None
         self._shares = 0.0
         self._points: list[int] = []
         self._owners: list[str] = []
@@ -118,6 +120,11 @@ class Affine:
 
     def pick(self, candidates: Sequence[C], bound: Affinity) -> C:
         """See `Policy`."""
+        if candidates is not self._heard:
+            self._heard = candidates
+            for candidate in candidates:
+                if candidate.target.cache_since:
+                    self._index.told(candidate.target.id, candidate.target.cache_since)
         if len(candidates) == 1:
             return candidates[0]
         if bound.source == affinity.NONE:
