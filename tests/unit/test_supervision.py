@@ -17,6 +17,7 @@ EXCEPTIONS = {
     "backends/sglang_dsv3/engine/supervise.py:_one_life": "asked for their results, and cancelled, in the same function",
     "backends/sglang_dsv3/engine/supervise.py:_serve": "its end, whatever the cause, ends the process",
     "backends/sglang_dsv3/engine/supervise.py:_told": "waits for two events, and is awaited in the same function",
+    "backends/sglang_dsv3/pair.py:begin": "asked for its result in the same function, and cancelled when the pair is closed",
     "backends/sglang_dsv3/rehearsal/__main__.py:run": "the scripted server of tests",
     "backends/sglang_dsv3/transport/library.py:finish": "its connection is closed when it ends, however it does",
     "backends/sglang_dsv3/transport/library.py:send": "the request itself: whoever reads its head gets what it raised",

@@ -18,6 +18,7 @@ import pytest
 from backends.sglang_dsv3.config import Engine
 from backends.sglang_dsv3.engine import agent as agents
 from backends.sglang_dsv3.engine.supervise import Supervisor
+from backends.sglang_dsv3.kv_events import Subscription
 from backends.sglang_dsv3.resolve import Resolver
 from gateway import config, lifeline
 from gateway.access.keys import KeyList, Keys
@@ -60,7 +61,8 @@ def settings(**more: Any) -> config.Settings:
 
 def names_of_hosts() -> config.Settings:
     host = {"url": "http://engines.invalid:30000", "resolve": "a"}
-    section = {"kind": "sglang_dsv3", "hosts": [host], "dns_refresh_s": 0.1}
+    telling = {"url": "http://127.0.0.1:1", "kv_events": "tcp://127.0.0.1:1"}
+    section = {"kind": "sglang_dsv3", "hosts": [host, telling], "dns_refresh_s": 0.1}
     return settings(models={"m": {"backend": "dsv3"}}, backends={"dsv3": section})
 
 
@@ -186,6 +188,7 @@ Start = Callable[[Path], AbstractAsyncContextManager[Counted]]
 TASKS: list[tuple[str, Start, Any, str]] = [
     ("probe dsv3", of_a_registry, pool.Pool, "refresh"),
     ("names of hosts", of_a_registry, Resolver, "ask"),
+    ("KV events of 127.0.0.1:1", of_a_registry, Subscription, "run"),
     ("store pipeline", of_a_store, pipeline.Pipeline, "work"),
     ("store heartbeat", of_a_store, shared.Shared, "_live"),
     ("stored keys", of_a_store, keysync.KeySync, "run"),
