@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
@@ -12,6 +12,7 @@ from litestar.exceptions import HTTPException
 import openapi
 from gateway import routes
 from gateway.access import ledger
+from gateway.access.callers import Calls
 from gateway.access.keys import KeyList, Keys
 from gateway.access.limits.memory import Memory
 from gateway.access.limits.rules import Store
@@ -35,12 +36,16 @@ from middleware.request_id import RequestId
 class Gateway:
     """The ASGI application, and what the worker's report says of it."""
 
-    def __init__(self, app: App, registry: Registry, observer: Observer, keys: Keys, usage: ledger.Unreported) -> None:
+    def __init__(
+        self, app: App, registry: Registry, observer: Observer, keys: Keys, usage: ledger.Unreported, calls: Callable[[], Calls]
+    ) -> None:
         self._app = app
         self._registry = registry
         self.observer = observer
         self.keys = keys
         self.usage = usage
+        # Who has called since this was last asked.
+        self.calls = calls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -72,11 +77,12 @@ def build(
     used: ledger.Rows | None = None,
     stored_keys: KeyList | None = None,
     spent: Spent = nothing_spent,
+    teams: Mapping[str, str] = {},
 ) -> Gateway:
     """The whole gateway for one worker; does no I/O until its lifespan begins. Two of them in one process do not meet.
 
     `used`: what the ledger counted this month, where no shared store knows it; `stored_keys`: as they are known so far, where one does;
-    `spent`: whom to ask for the ledger of a key.
+    `spent`: whom to ask for the ledger of a key; `teams`: of those who came with tokens before.
     """
     observer = Observer(settings.log.requests)
     metrics = observer.metrics
@@ -90,14 +96,19 @@ def build(
     keys = Keys(settings)
     if stored_keys is not None:
         keys.begin(stored_keys)
+    tokens = None
+    if settings.oidc:
+        from gateway.access.tokens import Tokens  # 0.2 s that only a gateway with an identity provider has to spend
+
+        tokens = Tokens(settings, env.home, metrics)
     usage = ledger.Unreported()
     env.failed = metrics.failed
     registry = Registry(settings, env)
     store: Store
     if settings.redis.url is None:
         store = memory = Memory(count=usage.add)
-        teams = {key.name: key.team for key in settings.keys if key.team is not None}
-        memory.used(ledger.quotas(used or {}, ledger.Days(settings.limits.timezone), teams))
+        every = {**teams, **{key.name: key.team for key in settings.keys if key.team is not None}}
+        memory.used(ledger.quotas(used or {}, ledger.Days(settings.limits.timezone), every))
     else:
         from gateway.store.shared import Shared  # 0.1 s that only a gateway with Redis has to spend
 
@@ -111,11 +122,15 @@ def build(
         try:
             await registry.open()
             await rate_limit.open()
+            if tokens is not None:
+                tokens.open()
             yield
         finally:
             await rate_limit.aclose()  # which waits for what the backends still have to tell
             observer.flush()
             await registry.aclose()
+            if tokens is not None:
+                await tokens.aclose()
             if tracer is not None:
                 tracer.close()
 
@@ -128,8 +143,9 @@ def build(
         logging_config=None,
         exception_handlers={HTTPException: _refused, Exception: _reraise},
     )
+    auth = Auth(_routed(inner, table), keys, settings.security.cors.origins, tokens.find if tokens is not None else None)
     app = RequestId(
-        Cors(Errors(Auth(_routed(inner, table), keys, settings.security.cors.origins)), settings.security.cors),
+        Cors(Errors(auth), settings.security.cors),
         observer,
         lifecycle,
         sampling,
@@ -141,7 +157,12 @@ def build(
         found: Awaitable[None] = (app if scope["type"] == "http" else outside)(scope, receive, send)
         return found
 
-    return Gateway(entry, registry, observer, keys, usage)
+    def calls_since() -> Calls:
+        at, exhausted = rate_limit.called, rate_limit.exhausted
+        rate_limit.called, rate_limit.exhausted = {}, set()
+        return Calls(at, sorted(exhausted), tokens.fresh() if tokens is not None else [])
+
+    return Gateway(entry, registry, observer, keys, usage, calls_since)
 
 
 def _routed(litestar: Litestar, table: Sequence[routes.Route]) -> App:

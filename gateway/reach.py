@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 from gateway.access.limits.rules import StoreFailed
-from gateway.config import Settings, without_secrets
+from gateway.config import Issuer, Settings, without_secrets
 from gateway.plugin import BackendEnv
 from gateway.serving import registry
 
@@ -19,11 +19,15 @@ _COLLECTOR_PORTS = {"grpc": 4317, "http/protobuf": 4318}
 
 
 async def unreached(settings: Settings, env: BackendEnv) -> AsyncIterator[str]:
-    """What is not there, one line each: hosts (and what they serve), their agents, Redis, the collector. Raises ConfigError."""
+    """What is not there, one line each: hosts (and what they serve), their agents, Redis, identity providers, the collector.
+    Raises ConfigError."""
     for finding in await registry.rehearse(settings, env, check=True):
         yield finding
     if settings.redis.url is not None and (problem := await _redis(settings)):
         yield f"redis.url: {problem}"
+    for number, issuer in enumerate(settings.oidc):
+        if problem := await _issuer(issuer):
+            yield f"oidc.{number}: {problem}"
     if settings.tracing.on() and (problem := await _collector(settings)):
         yield f"tracing.otlp_endpoint: {problem}"
 
@@ -38,6 +42,17 @@ async def _redis(settings: Settings) -> str:
         return without_secrets(f"does not answer: {error}")
     finally:
         await client.aclose()
+    return ""
+
+
+async def _issuer(issuer: Issuer) -> str:
+    """Whether it gives its keys."""
+    from gateway.access.issuer import IssuerFailed, fetch
+
+    try:
+        await fetch(issuer)
+    except IssuerFailed as error:
+        return without_secrets(str(error))
     return ""
 
 

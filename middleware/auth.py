@@ -1,8 +1,8 @@
-"""Bearer keys. On for every route but those in `OPEN`: forgetting one is safe."""
+"""Bearer keys, and tokens of identity providers. On for every route but those in `OPEN`: forgetting one is safe."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.access.keys import Caller, Keys
 from gateway.config import is_loopback
@@ -14,15 +14,18 @@ from gateway.wire.asgi import App, Receive, Scope, Send, header
 # What a load balancer or a browser asks without a key; none of it says anything that is not public.
 OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs"})
 OPEN_BELOW = "/docs/"
+# How every JWT begins: `{"` in base64.
+_TOKEN = b"eyJ"
 
 
 class Auth:
     """Lets a request pass when its key is known, or when none is required (loopback only, see config) and it comes from no foreign page;
-    `origins` are those whose pages may."""
+    `origins` are those whose pages may. `token` knows whose a token is, where there are any."""
 
-    def __init__(self, app: App, keys: Keys, origins: Sequence[str]) -> None:
+    def __init__(self, app: App, keys: Keys, origins: Sequence[str], token: Callable[[bytes], Awaitable[Caller]] | None = None) -> None:
         self._app = app
         self._keys = keys
+        self._token = token
         self._origins = frozenset(allowed.encode() for allowed in origins)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -42,10 +45,12 @@ class Auth:
         return self._app(scope, receive, send)
 
     async def _late(self, secret: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        """With a key that is not known here: one that was made a moment ago, at whatever gateway, is good at once. Raises InvalidKey, to a
-        client the same for one that is unknown, revoked or expired."""
+        """With a key that is not known here: it may be a token; and one that was made a moment ago, at whatever gateway, is good at once.
+        Raises InvalidKey, to a client the same for one that is unknown, revoked or expired."""
         caller: Caller | None = None
-        if self._keys.refresh is not None:
+        if self._token is not None and secret.startswith(_TOKEN):
+            caller = await self._token(secret)
+        elif self._keys.refresh is not None:
             await self._keys.refresh()
             caller = self._keys.find(secret)
         if caller is None:

@@ -70,6 +70,9 @@ class RateLimit:
         # Only then does anybody want to know what an answer came to that nobody waited for.
         self.metered = bool(settings.keys_required() or settings.limited())
         self.continuations = settings.retry.max_continuations > 0
+        # Since somebody last took note of it: when callers have called, and which quotas refused a request.
+        self.called: dict[str, float] = {}
+        self.exhausted: set[str] = set()
         self._settling: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -163,8 +166,13 @@ class Admitted:
         limits, record = self._limits, self._record
         key = record.caller.name
         record.refused_by = limit
+        now = time.time()
+        periods = limits.days.at(now)
+        limits.called[key] = now
+        if limit.kind == QUOTA:
+            limits.exhausted.add(f"{limit.key}/{periods[limit.period][0]}")
         limits.metrics.add(LIMITED, (limit.unit, self._model, key))
-        limits.store.count(Row(limits.days.at(time.time())["day"][0], key, self._model, ledger.LIMITED))
+        limits.store.count(Row(periods["day"][0], key, self._model, ledger.LIMITED))
         return error
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -202,7 +210,9 @@ class Admitted:
         money = row.get("cost", 0)
         record.cost = money / rules.NANO
         costs = [1.0 if ask.limit.each else float(money if ask.limit.unit is _MONEY else tokens) for ask in lease.asks]
-        limits.store.settle(lease, costs, Row(limits.days.at(time.time())["day"][0], lease.key, model, row))
+        now = time.time()
+        limits.called[lease.key] = now
+        limits.store.settle(lease, costs, Row(limits.days.at(now)["day"][0], lease.key, model, row))
         limits.metrics.used(lease.key, model, row)
 
 

@@ -36,7 +36,7 @@ def core() -> Iterator[str]:
             continue
         struct = _struct(field.type)
         assert struct is not None
-        plural = {"models": "models.NAME.", "keys": "keys.N.", "teams": "teams.N."}
+        plural = {"models": "models.NAME.", "keys": "keys.N.", "teams": "teams.N.", "oidc": "oidc.N."}
         yield _sentence(struct)
         yield from table(_fields(struct, plural.get(field.encode_name, f"{field.encode_name}.")))
 

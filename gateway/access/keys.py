@@ -14,8 +14,8 @@ import msgspec
 from gateway import config
 from gateway.access.limits import rules
 from gateway.access.limits.rules import Limit, Unit
-from gateway.config import Budget, KeyEntry, Limits, Settings, checks, verify_key
-from gateway.config.tree import KeyHash
+from gateway.config import Allowance, Budget, KeyEntry, Limits, Settings, checks, verify_key
+from gateway.config.vocabulary import KeyHash
 from gateway.errors import ConfigError
 
 log = logging.getLogger("penstock.keys")
@@ -232,7 +232,7 @@ def hashed(secret: str) -> str:
     return f"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"
 
 
-def shown(entry: KeyEntry, origin: str) -> dict[str, object]:
+def shown(entry: Allowance, origin: str) -> dict[str, object]:
     """A key as `/admin/keys` shows it: everything but hashes."""
     tree: dict[str, object] = msgspec.to_builtins(entry)
     for name in ("hash", "old_hash"):

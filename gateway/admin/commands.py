@@ -119,7 +119,7 @@ def list_keys(client: Client, as_json: bool) -> None:
         ("key", "origin", "last use", "requests", "limited", "tokens", "cost", "share", "today; may"),
         [
             (
-                row["name"], row["origin"], used.last(row["name"]), *used.today(row["name"]), used.share(row),
+                row["name"], row["origin"], row.get("last_used") or used.last(row["name"]), *used.today(row["name"]), used.share(row),
                 "  ".join(f"{name}={value}" for name, value in _fields(row)),
             )
             for row in msgspec.json.decode(content)["keys"]
@@ -138,7 +138,13 @@ def show_key(client: Client, name: str) -> None:
     used = Used(client)
     requests, limited, tokens, cost = used.today(name)
     today = f"{requests} requests, {limited} refused by limits, {tokens} tokens, cost {cost:.4f}"
-    rows = [("name", name), ("origin", row["origin"]), *_fields(row), ("last use", used.last(name) or "-"), ("today", today)]
+    rows = [
+        ("name", name),
+        ("origin", row["origin"]),
+        *_fields(row),
+        ("last use", row.get("last_used") or used.last(name) or "-"),
+        ("today", today),
+    ]
     for field, value in [*rows, *used.shares(row)]:
         say(f"{field:<18} {value}")
 
@@ -148,7 +154,7 @@ def _fields(row: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (field, msgspec.json.encode(value).decode())
         for field, value in row.items()
-        if field not in ("name", "origin", "created") and value != 0 and (field, value) != ("weight", 1)
+        if field not in ("name", "origin", "created", "last_used") and value != 0 and (field, value) != ("weight", 1)
     ]
 
 

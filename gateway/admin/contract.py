@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from gateway.access.callers import Known
 from gateway.access.ledger import Rows
 from gateway.admin.handler import StoredKeys
 from gateway.config import Settings
@@ -73,6 +74,9 @@ class Operated(Protocol):
 
     def stored_keys(self) -> StoredKeys | None:
         """The keys that were made while gateways run; None without Redis."""
+
+    async def callers(self) -> Known:
+        """Who has called, and when last. Raises StoreFailed."""
 
     async def usage(self, first: str, last: str) -> Rows:
         """The ledger of these days, both included."""

@@ -10,6 +10,7 @@ import msgspec
 
 from gateway import config
 from gateway.access import keys
+from gateway.access.callers import Known, minute
 from gateway.access.keys import StoredKey
 from gateway.admin.handler import Answer, Request, StoredKeys, as_json, from_store
 from gateway.config import Settings
@@ -33,6 +34,9 @@ class Owner(Protocol):
     def stored_keys(self) -> StoredKeys | None:
         """Where keys are made; None without Redis."""
 
+    async def callers(self) -> Known:
+        """Who has called. Raises StoreFailed."""
+
 
 class Keys:
     """The handlers of `/admin/keys`."""
@@ -51,7 +55,7 @@ class Keys:
         return stored
 
     async def show(self, request: Request) -> Answer:
-        """Every key, without its hash."""
+        """Every key, without its hash, and whoever has come with a token; with the minute of the last call."""
         rows = [keys.shown(entry, "file") for entry in self._owner.settings.keys]
         if self._owner.stored_keys() is not None:
             usable, unusable = await from_store(self._stored().keys())
@@ -59,6 +63,11 @@ class Keys:
             rows += [{"name": name, "problem": problem, "origin": "stored"} for name, problem in sorted(unusable.items())]
             lost = await from_store(self._stored().lost())
             rows += [keys.shown(entry, "lost") for name, entry in sorted(lost.items()) if name not in usable]
+        known = await from_store(self._owner.callers())
+        rows += [keys.shown(caller, "token") for _, caller in sorted(known.tokens.items())]
+        for row in rows:
+            if (at := known.at.get(str(row["name"]))) is not None:
+                row["last_used"] = minute(at)
         return as_json({"keys": rows})
 
     async def create(self, request: Request) -> Answer:

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from gateway.access import ledger
+from gateway.access.callers import Known
 from gateway.access.ledger import Rows
 from gateway.access.limits.rules import Row
 from gateway.access.used import Used
@@ -33,6 +34,9 @@ class Keeper(Protocol):
 
     def stored_keys(self) -> StoredKeys | None:
         """The keys that were made while gateways run; None without Redis."""
+
+    async def callers(self) -> Known:
+        """Who has called. Raises StoreFailed."""
 
     async def usage(self, first: str, last: str) -> Rows:
         """The ledger of these days, both included."""
@@ -75,13 +79,15 @@ def handler(keeper: Keeper) -> Handler:
 
 
 async def _teams(keeper: Keeper) -> dict[str, str]:
-    """The team of every key that there is; of one that was revoked nobody knows it."""
+    """The team of every key that there is, and of those who come with tokens; of a key that was revoked nobody knows it."""
     entries: list[KeyEntry] = list(keeper.settings.keys)
     stored = keeper.stored_keys()
     if stored is not None:
         usable, _ = await from_store(stored.keys())
         entries += [*usable.values(), *(await from_store(stored.lost())).values()]
-    return {entry.name: entry.team for entry in entries if entry.team is not None}
+    tokens = (await from_store(keeper.callers())).tokens.values()
+    named = [*((caller.name, caller.team) for caller in tokens), *((entry.name, entry.team) for entry in entries)]
+    return {name: team for name, team in named if team is not None}
 
 
 def _told_apart(row: Used) -> Used:

@@ -67,6 +67,13 @@ def otlp_url(value: str) -> None:
     address.check_url(value, ("http", "https"), userinfo=True, path=True)
 
 
+def issuer_url(value: str) -> None:
+    """An identity provider, or where its keys are."""
+    address.check_url(value, ("https", "http"), path=True)
+    if "#" in value:
+        raise ValueError("has a fragment")
+
+
 def redis_url(value: str) -> int:
     """A Redis, and the number of the database that it names."""
     if not value.startswith(tuple(f"{scheme}://" for scheme in _REDIS_SCHEMES)):

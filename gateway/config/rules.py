@@ -14,7 +14,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from gateway.config import checks
-from gateway.config.tree import KeyEntry, Listen, Settings, Team
+from gateway.config.access import Allowance, Issuer, KeyEntry, Team
+from gateway.config.tree import Listen, Settings
 from gateway.errors import ConfigError, ConfigErrors
 from gateway.masking import shown
 
@@ -90,6 +91,10 @@ def _keys(settings: Settings) -> Problems:
 
 def key_problems(key: KeyEntry, path: str, settings: Settings) -> Problems:
     """What is wrong with a key beyond its types; of keys in the file, and of those that are made while the gateway runs."""
+    yield from _allowance(key, path, settings)
+
+
+def _allowance(key: Allowance, path: str, settings: Settings) -> Problems:
     known = {name for model, entry in settings.models.items() for name in (model, *entry.aliases)}
     for where, names, accepted in (("models", key.models or [], known), ("per_model", list(key.per_model), set(settings.models))):
         for name in names:
@@ -101,9 +106,42 @@ def key_problems(key: KeyEntry, path: str, settings: Settings) -> Problems:
     yield from _budget(key, path, settings)
 
 
-def _budget(one: KeyEntry | Team, path: str, settings: Settings) -> Problems:
+def _budget(one: Allowance | Team, path: str, settings: Settings) -> Problems:
     if one.budget is not None and all(model.price is None for model in settings.models.values()):
         yield ConfigError(f"{path}.budget", "no model has a price, so nothing would ever be spent: set models.NAME.price")
+
+
+def _oidc(settings: Settings) -> Problems:
+    names: set[str] = set()
+    urls: set[str] = set()
+    for index, issuer in enumerate(settings.oidc):
+        path = f"oidc.{index}"
+        if issuer.name in names:
+            yield ConfigError(f"{path}.name", f"'{issuer.name}' is used twice")
+        if issuer.issuer in urls:
+            yield ConfigError(f"{path}.issuer", f"'{shown('', issuer.issuer)}' is used twice: give one issuer several audiences instead")
+        names.add(issuer.name)
+        urls.add(issuer.issuer)
+        yield from _plain(issuer, path)
+        groups: set[str] = set()
+        for place, group in enumerate(issuer.groups):
+            yield from _allowance(group, f"{path}.groups.{place}", settings)
+            if group.name in groups:
+                yield ConfigError(f"{path}.groups.{place}.name", f"'{shown('', group.name)}' is used twice")
+            groups.add(group.name)
+        yield from _allowance(issuer.default, f"{path}.default", settings)
+        if issuer.require_group and not issuer.groups:
+            yield ConfigError(f"{path}.require_group", "nobody could ever call: there are no `groups`")
+
+
+def _plain(issuer: Issuer, path: str) -> Problems:
+    """Keys that come over plain HTTP from another machine."""
+    name, url = ("jwks_url", issuer.jwks_url) if issuer.jwks_url is not None else ("issuer", issuer.issuer)
+    if url.startswith("http://") and not issuer.allow_http and not is_loopback(urlsplit(url).hostname or ""):
+        yield ConfigError(
+            f"{path}.{name}", f"'{shown('', url)}' is plain HTTP: whoever is on the way could make tokens; accepted: https://, or "
+            f"{path}.allow_http: true",
+        )  # fmt: skip
 
 
 def verify_key(key: KeyEntry, path: str, settings: Settings) -> None:
@@ -140,11 +178,12 @@ class Rule(NamedTuple):
 
 
 RULES = (
-    Rule({"listen", "keys", "teams", "redis", "security", "models"}, _listen),
+    Rule({"listen", "keys", "oidc", "teams", "redis", "security", "models"}, _listen),
     Rule({"listen", "admin"}, _admin),
     Rule({"models"}, _models),
     Rule({"teams", "models"}, _teams),
     Rule({"keys", "teams", "models"}, _keys),
+    Rule({"oidc", "teams", "models"}, _oidc),
     Rule({"security"}, _security),
     Rule({"redis"}, _redis),
 )

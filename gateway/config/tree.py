@@ -13,41 +13,10 @@ import msgspec
 from msgspec import Meta
 
 from gateway.config import checks
-from gateway.serving.balance.settings import Admission, Affinity, Weight
-from gateway.wire import address
+from gateway.config.access import Allowance, Issuer, KeyEntry, Limits, Team
+from gateway.config.vocabulary import END, Count, File, HostPort, KeyHash, ModelName, Money, Name, Seconds, Section, Share
+from gateway.serving.balance.settings import Admission, Affinity
 from gateway.wire.check import Check
-
-# A pattern's `$` alone would let a line end pass.
-END = r"$(?!\n)"
-
-Seconds = Annotated[float, Meta(gt=0, le=86400)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=1, le=(1 << 31) - 1, extra={"accepted": "1 or more"})]
-Rate = Annotated[float, Meta(ge=1e-6, le=1e12, extra={"accepted": "above 0 (leave it out for no limit)"})]
-Amount = Annotated[int, Meta(ge=1, le=10**12, extra={"accepted": "1 or more (leave it out for no limit)"})]
-Money = Annotated[float, Meta(ge=0, le=1e9)]
-File = Annotated[str, Meta(min_length=1, max_length=4096)]
-Name = Annotated[
-    str,
-    Meta(
-        pattern=f"^[A-Za-z0-9][A-Za-z0-9._@-]{{0,63}}{END}",
-        extra={"accepted": "up to 64 letters, digits and . _ @ -, beginning with a letter or digit"},
-    ),
-]
-ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
-KeyHash = Annotated[
-    str,
-    Meta(
-        pattern=f"^sha256:[0-9a-f]{{64}}{END}",
-        extra={"accepted": "'sha256:' and 64 hex digits (the key itself never stands in the file)"},
-    ),
-    Check(checks.key_hash, quote=False),
-]
-HostPort = Annotated[str, Check(address.host_port, "HOST:PORT")]
-
-
-class Section(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A part of the settings; a key that it does not have is refused."""
 
 
 class Tls(Section, frozen=True):
@@ -91,15 +60,6 @@ class Admin(Section, frozen=True):
     ] = None
     metrics_key_hash: Annotated[KeyHash | None, Meta(description="SHA-256 of a key that reads `/metrics` and nothing else")] = None
     keys: Annotated[list[OperatorKey], Meta(description="operators' own keys")] = []
-
-
-class Limits(Section, frozen=True):
-    """What may be used, in requests and in tokens."""
-
-    rpm: Annotated[Rate | None, Meta(description="requests a minute")] = None
-    tpm: Annotated[Rate | None, Meta(description="tokens a minute, of prompt and completion")] = None
-    max_in_flight: Annotated[Amount | None, Meta(description="requests at once")] = None
-    tokens_per_day: Annotated[Amount | None, Meta(description="tokens a calendar day")] = None
 
 
 class Price(Section, frozen=True):
@@ -187,48 +147,6 @@ class Retry(Section, frozen=True):
     max_continuations: Annotated[
         int, Meta(ge=0, le=10, description="how often an answer that has begun may move to another host; 0 is never")
     ] = 2
-
-
-class Budget(Section, frozen=True):
-    """Money that a key may spend, in the unit of the prices."""
-
-    amount: Annotated[float, Meta(gt=0, le=1e12, description="how much")]
-    per: Annotated[Literal["day", "month"], Meta(description="by which calendar period")] = "month"
-
-
-class Team(Limits, frozen=True, kw_only=True):
-    """Keys that share limits and a budget, beside each one's own."""
-
-    name: Annotated[Name, Meta(description="what its keys say as `team`")]
-    budget: Annotated[Budget | None, Meta(description="money that they may spend together")] = None
-    weight: Annotated[Weight, Meta(description="its share of the places where all hosts are full, beside other teams and keys")] = 1.0
-
-
-class KeyEntry(Limits, frozen=True, kw_only=True):
-    """A client's key. What is kept of it is its SHA-256."""
-
-    name: Annotated[Name, Meta(description="whose it is; as logs, metrics and the ledger call it")]
-    hash: Annotated[KeyHash, Meta(description="SHA-256 of what the client sends as `Authorization: Bearer`")]
-    team: Annotated[Name | None, Meta(description="one of `teams`, whose limits it shares")] = None
-    models: Annotated[list[str] | None, Meta(description="names it may use", extra={"default": "all"})] = None
-    per_model: Annotated[dict[str, Limits], Meta(description="limits on one model beside those of the key")] = {}
-    max_n: Annotated[Count | None, Meta(description="the most choices that a request may ask for")] = None
-    max_tokens: Annotated[
-        Count | None, Meta(description="the most tokens that a request may ask for; also set where it names no bound")
-    ] = None
-    max_prompt_bytes: Annotated[Count | None, Meta(description="the largest prompt")] = None
-    max_grammar_bytes: Annotated[Count | None, Meta(description="the largest grammar or JSON schema")] = None
-    priority: Annotated[
-        int, Meta(ge=0, le=9, description="its class in the queue before full hosts", extra={"accepted": "0 (first) to 9"})
-    ] = 0
-    weight: Annotated[Weight, Meta(description="its share of the places where all hosts are full; in a team, of the team's")] = 1.0
-    budget: Annotated[Budget | None, Meta(description="money it may spend")] = None
-    expires: Annotated[
-        str | None,
-        Meta(description="when it ends, in UTC where no zone is named"),
-        Check(checks.instant, "an ISO 8601 date and time like 2027-01-31T18:00:00Z"),
-    ] = None
-    metadata: Annotated[dict[str, str], Meta(description="the operator's own words")] = {}
 
 
 class LimitRules(Section, frozen=True):
@@ -347,7 +265,7 @@ class Security(Section, frozen=True):
         bool | None,
         Meta(
             description="whether clients need a key; beyond loopback they always do",
-            extra={"default": "`true` where there are keys in the file or Redis is configured"},
+            extra={"default": "`true` where there are keys or `oidc` in the file, or Redis is configured"},
         ),
     ] = None
     trusted_proxies: Annotated[
@@ -372,6 +290,7 @@ class Settings(Section, frozen=True):
     affinity: Affinity = Affinity()
     keys: list[KeyEntry] = []
     teams: list[Team] = []
+    oidc: list[Issuer] = []
     limits: LimitRules = LimitRules()
     redis: Redis = Redis()
     tracing: Tracing = Tracing()
@@ -381,12 +300,13 @@ class Settings(Section, frozen=True):
     def keys_required(self) -> bool:
         """Whether a request without a key is refused."""
         chosen = self.security.require_keys
-        return bool(self.keys or self.redis.url) if chosen is None else chosen
+        return bool(self.keys or self.oidc or self.redis.url) if chosen is None else chosen
 
     def limited(self) -> bool:
         """Whether there is any limit or budget."""
-        by_model = [own for key in self.keys for own in key.per_model.values()]
-        every = [*self.keys, *self.teams, *(model.limits for model in self.models.values()), *by_model]
+        callers: list[Allowance] = [*self.keys, *(each for issuer in self.oidc for each in (issuer.default, *issuer.groups))]
+        by_model = [own for caller in callers for own in caller.per_model.values()]
+        every: list[Limits] = [*callers, *self.teams, *(model.limits for model in self.models.values()), *by_model]
         return any(
             value is not None for limits in every for value in (limits.rpm, limits.tpm, limits.max_in_flight, limits.tokens_per_day)
-        ) or any(budget is not None for budget in [*(key.budget for key in self.keys), *(team.budget for team in self.teams)])
+        ) or any(budget is not None for budget in [*(caller.budget for caller in callers), *(team.budget for team in self.teams)])

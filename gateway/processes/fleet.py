@@ -19,6 +19,7 @@ from gateway.access.keys import KeyList
 from gateway.config import Settings
 from gateway.plugin import ServiceState
 from gateway.processes import children, protocol
+from gateway.processes.callers import Callers
 from gateway.processes.usage import Usage
 from gateway.supervision import supervise
 from gateway.telemetry import exposition, metrics
@@ -100,6 +101,7 @@ class Fleet:
         states: Mapping[str, ServiceState],
         counts: Counts,
         usage: Usage,
+        callers: Callers,
         stored_keys: Callable[[], KeyList],
         asked: Callable[[Worker, protocol.Spent], None],
     ) -> None:
@@ -110,6 +112,7 @@ class Fleet:
         self._states = states
         self._counts = counts
         self._usage = usage
+        self._callers = callers
         self._drained: list[str] = []
         self._stored_keys = stored_keys
         self._asked = asked
@@ -184,7 +187,8 @@ class Fleet:
         reader, writer = await protocol.streams(ours)
         worker = Worker(process, writer, self.generation)
         try:
-            worker.send(protocol.Hello(msgspec.to_builtins(self.settings), str(self._home), self._usage.recent(), self._stored_keys()))
+            used, teams = self._usage.recent(), self._callers.teams()
+            worker.send(protocol.Hello(msgspec.to_builtins(self.settings), str(self._home), used, self._stored_keys(), teams))
             worker.send(protocol.Services(dict(self._states)))
             worker.send(protocol.Drain(self._drained))
             self.workers.add(worker)
@@ -212,6 +216,7 @@ class Fleet:
         if isinstance(message, protocol.Report):
             worker.report = message
             self._usage.take(message.usage)
+            self._callers.take(message.calls)
         worker.answered(message)
 
     def _count_serving(self) -> None:

@@ -7,6 +7,7 @@ its pipes tell everybody else. A reload is a second generation of workers on the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway import lifeline, supervision
+from gateway.access.limits.rules import StoreFailed
 from gateway.admin import api
 from gateway.admin.audit import Audit
 from gateway.admin.contract import Reloaded
@@ -104,7 +106,9 @@ class Parent:
             self._view.made_key_hash()  # so that it is there before anybody asks, and trouble is in the log from the start
         if self.settings.redis.url is None:
             self._tree.usage.read()
+            self._tree.callers.read()
         self._background(supervise("ledger", self._tree.usage.write_forever, failed))
+        self._background(supervise("callers", self._tree.callers.write_forever, failed))
         await self._tree.services.change(self._tree.plan.services)
         self._background(once("start", self._announce(self._tree.grow(1, self.settings)), failed))
         self._background(supervise("outages", Outages(self._view.reported).run, failed))
@@ -124,6 +128,8 @@ class Parent:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tree.usage.write()
+        with contextlib.suppress(StoreFailed, OSError):
+            await self._tree.callers.write()
         await self._view.aclose()
 
     def _background(self, task: asyncio.Task[Any]) -> None:

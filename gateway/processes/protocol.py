@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.access.callers import Calls
 from gateway.access.keys import KeyList
 from gateway.plugin import ServiceState
 from gateway.serving.hostview import HostView
@@ -19,13 +20,14 @@ MAX_LINE = 8 << 20
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True):
-    """Parent to worker, first: the effective settings as plain values, the home folder, what was used this month (without Redis), and the
-    stored keys as they are known (with it)."""
+    """Parent to worker, first: the effective settings as plain values, the home folder, what was used this month (without Redis), the
+    stored keys as they are known (with it), and the teams of those who come with tokens."""
 
     settings: dict[str, Any]
     home: str
     usage: dict[str, dict[str, int]] = {}
     stored_keys: KeyList = KeyList()
+    teams: dict[str, str] = {}
 
 
 class Services(msgspec.Struct, tag="services", frozen=True):
@@ -125,6 +127,7 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     hosts: list[HostView]
     usage: dict[str, dict[str, int]] = {}
     exemplars: Exemplars = {}
+    calls: Calls = Calls()
 
 
 ToWorker = Hello | Services | Ask | Find | List | Ledger | Retire | Drain

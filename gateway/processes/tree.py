@@ -12,6 +12,7 @@ from gateway.access.keys import KeyList
 from gateway.config import Loaded, Settings
 from gateway.plugin import Service, ServiceState
 from gateway.processes import protocol
+from gateway.processes.callers import Callers
 from gateway.processes.fleet import Counts, Fleet, Worker
 from gateway.processes.services import Observer, Services
 from gateway.processes.usage import Usage
@@ -37,6 +38,7 @@ class Tree:
         self.fleets: list[Fleet] = []
         self.counts = Counts()
         self.usage = Usage(home, plan.settings.limits)
+        self.callers = Callers(self.usage)
         self.services = Services(self._service_changed, self.counts.own.failed)
         self._home = home
         self._listener = listener
@@ -54,8 +56,8 @@ class Tree:
 
     def grow(self, generation: int, settings: Settings) -> Fleet:
         """Start a further fleet with these settings, beside those there are."""
-        states, asked = self.services.states, self._asked
-        fleet = Fleet(generation, settings, self._home, self._listener, states, self.counts, self.usage, self._known_keys, asked)
+        states, keys, asked = self.services.states, self._known_keys, self._asked
+        fleet = Fleet(generation, settings, self._home, self._listener, states, self.counts, self.usage, self.callers, keys, asked)
         fleet.drain(sorted(self._drained))
         self.fleets.append(fleet)
         fleet.start()

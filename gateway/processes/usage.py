@@ -33,6 +33,10 @@ class Usage:
         self._failed = False
         self.rows: ledger.Rows = {}
 
+    def beside(self, name: str) -> Path | None:
+        """A file of this name beside the ledger's, which is as much this gateway's own; None where that is another's."""
+        return self._path.with_name(f"{self._path.stem}-{name}.json") if self._lock is not None else None
+
     def read(self) -> None:
         """What an earlier life has left. A file that cannot be read is put aside, never overwritten; one that another gateway keeps is left
         alone, since the last of two writers would win."""

@@ -15,6 +15,7 @@ import msgspec
 
 from gateway import lifeline
 from gateway.access import keys, ledger
+from gateway.access.callers import Known
 from gateway.access.limits.rules import StoreFailed
 from gateway.admin import secret
 from gateway.admin.contract import GRAVITY, Reloaded, WorkerView
@@ -31,6 +32,7 @@ from gateway.telemetry.metrics import Snapshot
 
 if TYPE_CHECKING:
     from gateway.store.admin import AdminStore
+    from gateway.store.callers import CallerStore
 
 _log = logging.getLogger("penstock.parent")
 
@@ -50,6 +52,7 @@ class View:
         self._stored: AdminStore | None = None
         self._answering: set[asyncio.Task[None]] = set()
         tree.asked = self._asked
+        tree.callers.store = self._caller_store
 
     @property
     def settings(self) -> Settings:
@@ -190,6 +193,15 @@ class View:
             self._stored = AdminStore(self.settings, self._tree.counts.own)
             self._tree.stored_keys = self._stored.known
         return self._stored
+
+    def _caller_store(self) -> CallerStore | None:
+        stored = self.stored_keys()
+        return stored.callers if stored is not None else None
+
+    async def callers(self) -> Known:
+        """See `Operated`."""
+        await self.look()  # so that who has just called is in it
+        return await self._tree.callers.known()
 
     def _asked(self, worker: Worker, question: protocol.Spent) -> None:
         task = once("ledger of a key", self._answer(worker, question), self._tree.counts.own.failed)

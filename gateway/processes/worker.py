@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Worker:
         home: Path,
         used: ledger.Rows,
         stored_keys: KeyList,
+        teams: Mapping[str, str],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
@@ -59,7 +60,7 @@ class Worker:
         self._numbers = itertools.count(1)
         self._questions: dict[int, asyncio.Future[ledger.Rows]] = {}
         env = BackendEnv(home, self._states, settings.timeouts.connect_s)
-        self._gateway = app.build(settings, env, self._lifecycle, used, stored_keys, self._spent)
+        self._gateway = app.build(settings, env, self._lifecycle, used, stored_keys, self._spent, teams)
         self._metrics = self._gateway.observer.metrics
         self._server = http.server(
             self._gateway,
@@ -106,7 +107,16 @@ class Worker:
         counts, examples = self._metrics.snapshot(), self._metrics.exemplars
         self._tell(
             protocol.Report(
-                number, len(lifecycle.open), lifecycle.oldest_s(), lifeline.resident_bytes(), waiting, counts, hosts, used, examples
+                number,
+                len(lifecycle.open),
+                lifecycle.oldest_s(),
+                lifeline.resident_bytes(),
+                waiting,
+                counts,
+                hosts,
+                used,
+                examples,
+                self._gateway.calls(),
             )
         )
 
@@ -205,7 +215,8 @@ async def serve(listener: socket.socket, control: socket.socket) -> None:
     assert isinstance(hello, protocol.Hello)
     settings = msgspec.convert(hello.settings, Settings)
     log.setup(settings.log.level, settings.log.format)
-    await Worker(settings, Path(hello.home), ledger.unpacked(hello.usage), hello.stored_keys, reader, writer).serve(listener)
+    used = ledger.unpacked(hello.usage)
+    await Worker(settings, Path(hello.home), used, hello.stored_keys, hello.teams, reader, writer).serve(listener)
 
 
 def main() -> None:

@@ -103,6 +103,10 @@ KEY_LIST_AGE = Family(
 STORED_KEYS = Family(
     "penstock_stored_keys", "gauge", "Keys that were made while the gateway runs, by whether they can be used.", ("state",)
 )
+ISSUER_UP = Family("penstock_issuer_up", "gauge", "Workers that an identity provider gives its keys.", ("issuer",))
+ISSUER_FETCHES = Family(
+    "penstock_issuer_fetches_total", "counter", "Times that an identity provider was asked for its keys.", ("issuer", "result")
+)
 TASK_FAILURES = Family("penstock_task_failures_total", "counter", "Background tasks of ours that failed and were begun again.", ("task",))
 LOST = Family("penstock_lost_requests_total", "counter", "Requests that were open at a gateway that died, as another one found.")
 PHASE = Family(
@@ -179,6 +183,7 @@ FAMILIES = (
     REQUESTS, ATTEMPTS, RETRIES, CONTINUATIONS, TOKENS, DURATION, FIRST_TOKEN, PER_TOKEN, GAP, PHASE, USED, LIMITED,
     AFFINITY, IGNORED, PREFIX_TOKENS, MOVES, MOVED_TOKENS,
     STORE_FAILURES, STORE_LATE, STORE_UP, STORE_LATENCY, LOST, KEY_LIST_AGE, STORED_KEYS, TASK_FAILURES,
+    ISSUER_UP, ISSUER_FETCHES,
     SPANS, QUEUED, SHED, DEADLINES_IGNORED, HOST_STATE, HOST_ROLE, HOST_IN_FLIGHT, HOST_CHANGES,
     *ENGINE.values(), *MACHINE.values(), *GPU.values(), OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY, LOOP_LAG, FILES,
 )  # fmt: skip

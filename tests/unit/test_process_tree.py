@@ -68,7 +68,8 @@ def knows(record: dict[str, Any] | None) -> Callable[[Worker, Any], None]:
 def looking(*replies: Callable[[Worker, Any], None]) -> View:
     loaded = config.load(environment={})
     tree = Tree(Plan(loaded, []), Path(), cast("Any", None), lambda name, state: None)
-    fleet = Fleet(1, loaded.settings, Path(), cast("Any", None), {}, tree.counts, tree.usage, KeyList, lambda worker, question: None)
+    kept = tree.counts, tree.usage, tree.callers
+    fleet = Fleet(1, loaded.settings, Path(), cast("Any", None), {}, *kept, KeyList, lambda worker, question: None)
     fleet.workers = {Scripted(reply) for reply in replies}
     tree.fleets.append(fleet)
 

@@ -21,10 +21,12 @@ from backends.sglang_dsv3.engine.supervise import Supervisor
 from backends.sglang_dsv3.kv_events import Subscription
 from backends.sglang_dsv3.resolve import Resolver
 from gateway import config, lifeline
+from gateway.access.issuer import KeySet
 from gateway.access.keys import KeyList, Keys
+from gateway.access.tokens import Tokens
 from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv, Service
-from gateway.processes import children, http, outages, parent, protocol, services, tree, usage, worker
+from gateway.processes import callers, children, http, outages, parent, protocol, services, tree, usage, worker
 from gateway.serving import pool, registry, watch
 from gateway.store import admin as store_admin
 from gateway.store import keysync, pipeline, shared
@@ -80,6 +82,17 @@ async def of_a_registry(tmp_path: Path) -> AsyncIterator[Counted]:
         yield lambda name: counted(counts, name)
     finally:
         await live.aclose()
+
+
+@asynccontextmanager
+async def of_a_provider(tmp_path: Path) -> AsyncIterator[Counted]:
+    counts = Metrics()
+    known = Tokens(settings(oidc=[{"name": "staff", "issuer": "http://127.0.0.1:1", "audience": ["us"]}]), tmp_path, counts)
+    known.open()
+    try:
+        yield lambda name: counted(counts, name)
+    finally:
+        await known.aclose()
 
 
 @asynccontextmanager
@@ -144,7 +157,7 @@ async def of_a_worker(tmp_path: Path) -> AsyncIterator[Counted]:
     ours, theirs = socket.socketpair()
     reader, writer = await protocol.streams(ours)
     _, other = await protocol.streams(theirs)
-    one = worker.Worker(settings(), tmp_path, {}, KeyList(), reader, writer)
+    one = worker.Worker(settings(), tmp_path, {}, KeyList(), {}, reader, writer)
 
     async def serve(sockets: Any) -> None:
         await asyncio.Event().wait()
@@ -193,6 +206,8 @@ TASKS: list[tuple[str, Start, Any, str]] = [
     ("store heartbeat", of_a_store, shared.Shared, "_live"),
     ("stored keys", of_a_store, keysync.KeySync, "run"),
     ("stored keys", of_the_parents_store, keysync.KeySync, "run"),
+    ("keys of staff", of_a_provider, KeySet, "_fetched"),
+    ("callers", of_the_parent, callers.Callers, "write_forever"),
     ("ledger", of_the_parent, usage.Usage, "write_forever"),
     ("admin API", of_the_parent, http, "server"),
     ("outages", of_the_parent, outages.Outages, "look"),
@@ -336,7 +351,7 @@ def test_what_a_parent_that_stands_still_does_not_read_does_not_gather(tmp_path:
     async def run() -> None:
         ours, theirs = socket.socketpair()
         reader, writer = await protocol.streams(ours)
-        one = worker.Worker(settings(), tmp_path, {}, KeyList(), reader, writer)
+        one = worker.Worker(settings(), tmp_path, {}, KeyList(), {}, reader, writer)
         reports = 0
         report = one._report
 
