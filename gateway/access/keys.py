@@ -110,17 +110,18 @@ class Caller:
         entry, burst_s = self._entry, self._limits.burst_s
         if self.name:
             yield from compiled(f"key/{self.name}", f"key '{self.name}'", entry, burst_s)
-            yield from _spending(f"key/{self.name}", f"key '{self.name}'", entry.budget)
+            yield from spending(f"key/{self.name}", f"key '{self.name}'", entry.budget)
             if model in entry.per_model:
                 whose = f"key '{self.name}' on model '{model}'"
                 yield from compiled(f"key/{self.name}/model/{model}", whose, entry.per_model[model], burst_s)
         if self.team is not None:
             yield from compiled(f"team/{self.team.name}", f"team '{self.team.name}'", self.team, burst_s)
-            yield from _spending(f"team/{self.team.name}", f"team '{self.team.name}'", self.team.budget)
+            yield from spending(f"team/{self.team.name}", f"team '{self.team.name}'", self.team.budget)
         yield from compiled(f"model/{model}", f"model '{model}'", self._models[model].limits, burst_s)
 
 
-def _spending(key: str, whose: str, budget: Budget | None) -> Iterable[Limit]:
+def spending(key: str, whose: str, budget: Budget | None) -> Iterable[Limit]:
+    """A budget, as a limit."""
     if budget is not None:
         yield rules.quota(f"{key}/budget", whose, Unit.MONEY, budget.amount * rules.NANO, budget.per)
 

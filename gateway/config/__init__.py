@@ -7,7 +7,7 @@ hashes or come from files; what is left of them is hidden (`gateway.masking`) be
 
 from __future__ import annotations
 
-from gateway.config.access import Allowance, Budget, Group, Issuer, KeyEntry, Limits, Team
+from gateway.config.access import Alerts, Allowance, Budget, Group, Issuer, KeyEntry, Limits, Team
 from gateway.config.checks import instant
 from gateway.config.document import leaves
 from gateway.config.environment import strangers
@@ -35,8 +35,8 @@ from gateway.masking import masked, without_secrets
 from gateway.serving.balance.settings import Admission
 
 __all__ = [
-    "Admin", "Admission", "Allowance", "Budget", "Cors", "Group", "Issuer", "KeyEntry", "LimitRules", "Limits", "Listen", "Loaded", "Log",
-    "ModelEntry", "Price", "Redis", "Retry", "Security", "Settings", "Team", "Timeouts", "Tls", "Tracing", "admin_address", "convert",
-    "instant", "is_loopback", "key_problems", "leaves", "load", "masked", "problems", "schema", "strangers", "verify_files", "verify_key",
-    "without_secrets",
+    "Admin", "Admission", "Alerts", "Allowance", "Budget", "Cors", "Group", "Issuer", "KeyEntry", "LimitRules", "Limits", "Listen",
+    "Loaded", "Log", "ModelEntry", "Price", "Redis", "Retry", "Security", "Settings", "Team", "Timeouts", "Tls", "Tracing",
+    "admin_address", "convert", "instant", "is_loopback", "key_problems", "leaves", "load", "masked", "problems", "schema", "strangers",
+    "verify_files", "verify_key", "without_secrets",
 ]  # fmt: skip

@@ -69,6 +69,25 @@ class KeyEntry(Allowance, frozen=True, kw_only=True):
     metadata: Annotated[dict[str, str], Meta(description="the operator's own words")] = {}
 
 
+class Alerts(Section, frozen=True):
+    """Who is told when much of a budget (`budget`, `tokens_per_day`) of a key or a team is used; [limits](limits.md#alerts) says how."""
+
+    webhook: Annotated[
+        str | None,
+        Meta(description="where a signed POST goes"),
+        Check(checks.webhook_url, "a URL like https://hooks.example.com/penstock", quote=False),
+    ] = None
+    secret_file: Annotated[File | None, Meta(description="a file with the secret that it is signed with, 16 characters or more")] = None
+    thresholds: Annotated[
+        list[Annotated[float, Meta(gt=0, le=100)]],
+        Meta(min_length=1, max_length=20, description="at how many percent, once in each period", extra={"accepted": "one or more"}),
+    ] = msgspec.field(default_factory=lambda: [50.0, 80.0, 100.0])
+    timeout_s: Annotated[float, Meta(ge=0.1, le=60, description="how long the receiver may take; then it is tried again")] = 10.0
+    ca_file: Annotated[
+        File | None, Meta(description="a file of certificates to trust for it", extra={"default": "those of the system"})
+    ] = None
+
+
 # What is signed with a secret that both sides know is not among them: whoever can check such a token can make one.
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 _Claim = Annotated[str, Meta(min_length=1, max_length=256)]

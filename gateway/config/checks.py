@@ -74,6 +74,13 @@ def issuer_url(value: str) -> None:
         raise ValueError("has a fragment")
 
 
+def webhook_url(value: str) -> None:
+    """Who is told: its path or query may be a secret."""
+    address.check_url(value, ("https", "http"), path=True)
+    if "#" in value:
+        raise ValueError("has a fragment")
+
+
 def redis_url(value: str) -> int:
     """A Redis, and the number of the database that it names."""
     if not value.startswith(tuple(f"{scheme}://" for scheme in _REDIS_SCHEMES)):

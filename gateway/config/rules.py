@@ -20,6 +20,8 @@ from gateway.errors import ConfigError, ConfigErrors
 from gateway.masking import shown
 
 Problems = Iterator[ConfigError]
+# Characters of a secret that somebody has chosen: of fewer it might be guessed.
+LEAST_SECRET = 16
 
 
 def is_loopback(host: str) -> bool:
@@ -134,6 +136,11 @@ def _oidc(settings: Settings) -> Problems:
             yield ConfigError(f"{path}.require_group", "nobody could ever call: there are no `groups`")
 
 
+def _alerts(settings: Settings) -> Problems:
+    if settings.alerts.webhook is not None and settings.alerts.secret_file is None:
+        yield ConfigError("alerts.secret_file", "is missing: whoever gets what alerts.webhook is sent must be able to tell that it is ours")
+
+
 def _plain(issuer: Issuer, path: str) -> Problems:
     """Keys that come over plain HTTP from another machine."""
     name, url = ("jwks_url", issuer.jwks_url) if issuer.jwks_url is not None else ("issuer", issuer.issuer)
@@ -184,15 +191,16 @@ RULES = (
     Rule({"teams", "models"}, _teams),
     Rule({"keys", "teams", "models"}, _keys),
     Rule({"oidc", "teams", "models"}, _oidc),
+    Rule({"alerts"}, _alerts),
     Rule({"security"}, _security),
     Rule({"redis"}, _redis),
 )
 
 
 def verify_files(settings: Settings) -> None:
-    """Raises ConfigErrors when the listener's certificate and key cannot be read or do not belong together. It reads the files, so it is
-    asked where the gateway will run."""
-    if found := list(_tls(settings)):
+    """Raises ConfigErrors when the listener's certificate and key cannot be read or do not belong together, or there is no secret for
+    alerts. It reads the files, so it is asked where the gateway will run."""
+    if found := [*_tls(settings), *_alert_secret(settings)]:
         raise ConfigErrors(found)
 
 
@@ -221,6 +229,17 @@ def _tls(settings: Settings) -> Problems:
             context.load_verify_locations(tls.client_ca_file)
         except (OSError, ValueError) as error:
             yield ConfigError("listen.tls.client_ca_file", f"holds no PEM certificate ({getattr(error, 'reason', None) or error})")
+
+
+def _alert_secret(settings: Settings) -> Problems:
+    if (file := settings.alerts.secret_file) is not None:
+        try:
+            length = len(Path(file).read_bytes().strip())
+        except OSError as error:
+            yield ConfigError("alerts.secret_file", f"cannot be read: {error}")
+        else:
+            if length < LEAST_SECRET:
+                yield ConfigError("alerts.secret_file", f"holds {length} characters; accepted: {LEAST_SECRET} or more")
 
 
 def _nearest(given: str, known: Collection[str]) -> str:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.config import checks
-from gateway.config.access import Allowance, Issuer, KeyEntry, Limits, Team
+from gateway.config.access import Alerts, Allowance, Issuer, KeyEntry, Limits, Team
 from gateway.config.vocabulary import END, Count, File, HostPort, KeyHash, ModelName, Money, Name, Seconds, Section, Share
 from gateway.serving.balance.settings import Admission, Affinity
 from gateway.wire.check import Check
@@ -291,6 +291,7 @@ class Settings(Section, frozen=True):
     keys: list[KeyEntry] = []
     teams: list[Team] = []
     oidc: list[Issuer] = []
+    alerts: Alerts = Alerts()
     limits: LimitRules = LimitRules()
     redis: Redis = Redis()
     tracing: Tracing = Tracing()

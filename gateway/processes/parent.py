@@ -107,7 +107,9 @@ class Parent:
         if self.settings.redis.url is None:
             self._tree.usage.read()
             self._tree.callers.read()
+            self._view.alerts.read()
         self._background(supervise("ledger", self._tree.usage.write_forever, failed))
+        self._background(supervise("budgets", self._view.alerts.run, failed))
         self._background(supervise("callers", self._tree.callers.write_forever, failed))
         await self._tree.services.change(self._tree.plan.services)
         self._background(once("start", self._announce(self._tree.grow(1, self.settings)), failed))

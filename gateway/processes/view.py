@@ -21,6 +21,7 @@ from gateway.admin import secret
 from gateway.admin.contract import GRAVITY, Reloaded, WorkerView
 from gateway.config import Settings
 from gateway.processes import protocol
+from gateway.processes.alerts import Alerts
 from gateway.processes.fleet import Worker
 from gateway.processes.tree import Tree
 from gateway.serving import registry
@@ -53,6 +54,7 @@ class View:
         self._answering: set[asyncio.Task[None]] = set()
         tree.asked = self._asked
         tree.callers.store = self._caller_store
+        self.alerts = Alerts(lambda: self.settings, tree.usage, tree.callers, self.stored_keys, tree.counts.own)
 
     @property
     def settings(self) -> Settings:
@@ -69,7 +71,8 @@ class View:
         return self._key_hash
 
     async def aclose(self) -> None:
-        """Close the connection to Redis."""
+        """Tell nobody any more, and close the connection to Redis."""
+        await self.alerts.aclose()
         if self._stored is not None:
             await self._stored.aclose()
 
@@ -93,6 +96,7 @@ class View:
     def _snapshot(self, views: Sequence[WorkerView], living: list[Snapshot]) -> Snapshot:
         counts = self._tree.counts.total(living)
         counts[metrics.OPEN.name] = {"": [float(sum(view.open for view in views))]}
+        counts[metrics.BUDGET_USED.name] = self.alerts.shares
         counts[metrics.WORKERS.name] = {}
         for view in views:
             counts[metrics.WORKERS.name].setdefault(str(view.generation), [0.0])[0] += view.state != "starting"

@@ -16,6 +16,7 @@ from gateway.access import ledger
 from gateway.access.keys import KeyList, StoredKey
 from gateway.access.limits.rules import StoreFailed, StoreRefused
 from gateway.config import Settings
+from gateway.store.budgets import BudgetStore
 from gateway.store.callers import CallerStore
 from gateway.store.connect import FORGETS, Client, Command, Script
 from gateway.store.keysync import KeySync, stored_keys
@@ -43,6 +44,7 @@ class AdminStore:
         self._sync = KeySync(self._client, lambda keys: None, self._count, KeyList(), speaks=True)
         self._following: asyncio.Task[None] | None = None
         self.callers = CallerStore(self._client, settings.limits.keep_days)
+        self.budgets = BudgetStore(self._client)
 
     def open(self) -> None:
         """Follow the stored keys from now on."""

@@ -103,6 +103,11 @@ KEY_LIST_AGE = Family(
 STORED_KEYS = Family(
     "penstock_stored_keys", "gauge", "Keys that were made while the gateway runs, by whether they can be used.", ("state",)
 )
+BUDGET_USED = Family(
+    "penstock_budget_used_ratio", "gauge", "Share of a budget or a day's tokens that a key or team has used of its present period.",
+    ("of", "name", "limit"),
+)  # fmt: skip
+ALERTS = Family("penstock_alerts_total", "counter", "Words of used budgets to the webhook, by how that went.", ("result",))
 ISSUER_UP = Family("penstock_issuer_up", "gauge", "Workers that an identity provider gives its keys.", ("issuer",))
 ISSUER_FETCHES = Family(
     "penstock_issuer_fetches_total", "counter", "Times that an identity provider was asked for its keys.", ("issuer", "result")
@@ -183,7 +188,7 @@ FAMILIES = (
     REQUESTS, ATTEMPTS, RETRIES, CONTINUATIONS, TOKENS, DURATION, FIRST_TOKEN, PER_TOKEN, GAP, PHASE, USED, LIMITED,
     AFFINITY, IGNORED, PREFIX_TOKENS, MOVES, MOVED_TOKENS,
     STORE_FAILURES, STORE_LATE, STORE_UP, STORE_LATENCY, LOST, KEY_LIST_AGE, STORED_KEYS, TASK_FAILURES,
-    ISSUER_UP, ISSUER_FETCHES,
+    BUDGET_USED, ALERTS, ISSUER_UP, ISSUER_FETCHES,
     SPANS, QUEUED, SHED, DEADLINES_IGNORED, HOST_STATE, HOST_ROLE, HOST_IN_FLIGHT, HOST_CHANGES,
     *ENGINE.values(), *MACHINE.values(), *GPU.values(), OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY, LOOP_LAG, FILES,
 )  # fmt: skip

@@ -26,7 +26,7 @@ from gateway.access.keys import KeyList, Keys
 from gateway.access.tokens import Tokens
 from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv, Service
-from gateway.processes import callers, children, http, outages, parent, protocol, services, tree, usage, worker
+from gateway.processes import alerts, callers, children, http, outages, parent, protocol, services, tree, usage, worker
 from gateway.serving import pool, registry, watch
 from gateway.store import admin as store_admin
 from gateway.store import keysync, pipeline, shared
@@ -207,6 +207,7 @@ TASKS: list[tuple[str, Start, Any, str]] = [
     ("stored keys", of_a_store, keysync.KeySync, "run"),
     ("stored keys", of_the_parents_store, keysync.KeySync, "run"),
     ("keys of staff", of_a_provider, KeySet, "_fetched"),
+    ("budgets", of_the_parent, alerts.Alerts, "run"),
     ("callers", of_the_parent, callers.Callers, "write_forever"),
     ("ledger", of_the_parent, usage.Usage, "write_forever"),
     ("admin API", of_the_parent, http, "server"),
