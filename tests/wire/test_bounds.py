@@ -22,6 +22,7 @@ from gateway import config, lifeline
 from gateway.access.keys import KeyList
 from gateway.plugin import Service, ServiceState
 from gateway.processes import children, protocol, services
+from gateway.processes.callers import Callers
 from gateway.processes.fleet import Counts, Fleet
 from gateway.processes.services import Services
 from gateway.processes.usage import Usage
@@ -142,7 +143,7 @@ def test_a_worker_whose_line_never_ends_is_replaced(
         settings, counts = config.load(environment={}).settings, Counts()
         listener = cast("Any", open("/dev/null"))  # noqa: SIM115 - nobody listens
         usage = Usage(tmp_path, settings.limits)
-        fleet = Fleet(1, settings, tmp_path, listener, {}, counts, usage, KeyList, lambda worker, question: None)
+        fleet = Fleet(1, settings, tmp_path, listener, {}, counts, usage, Callers(usage), KeyList, lambda worker, question: None)
         fleet.start()
         try:
             await store.until("the next one has been started", lambda: len(born) > 1 and born[0].returncode is not None, 60)
