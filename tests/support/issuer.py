@@ -80,8 +80,9 @@ class Issuer:
         if handler.path == "/.well-known/openid-configuration":
             document = {"issuer": self.url, "jwks_uri": f"{self.url}/keys"}
         content = json.dumps(document).encode()
-        handler.send_response(self.status)
-        if self.location:
+        moved = self.location and handler.path != "/keys"  # where they are after all
+        handler.send_response(302 if moved else self.status)
+        if moved:
             handler.send_header("location", self.location)
         handler.send_header("content-length", str(len(content)))
         handler.end_headers()

@@ -14,14 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jwt
 import msgspec
 import openai
 import pytest
 from cryptography.hazmat.primitives import serialization
 
 from gateway import config
+from gateway.access import tokens
 from gateway.access.issuer import fetch
 from gateway.access.keys import hashed
+from gateway.access.tokens import Tokens
+from gateway.errors import InvalidKey
+from gateway.telemetry.metrics import Metrics
 from tests.support import raw, redis
 from tests.support.issuer import Issuer, issuer
 from tests.support.processes import Gateway, Rehearsal, gateway, until
@@ -233,7 +238,7 @@ def test_without_any_keys_it_is_not_the_token_that_is_refused(scripted_sglang: R
         elif how == "refuses":
             provider.status = 500
         elif how == "redirects":
-            provider.status, provider.location = 302, f"{url}/keys"
+            provider.location = f"{url}/keys"
         elif how == "hangs":
             provider.hangs_s = 8
         elif how == "says nonsense":
@@ -241,6 +246,8 @@ def test_without_any_keys_it_is_not_the_token_that_is_refused(scripted_sglang: R
         elif how == "says too much":
             provider.published = [{**published[0], "padding": "x" * (1 << 20)}]
         settings = configuration(scripted_sglang, provider)
+        if how == "redirects":
+            settings["oidc"][0]["jwks_url"] = f"{url}/moved"
         if how == "is another":
             settings["oidc"][0]["issuer"] += "/realm"
         with gateway(tmp_path / "run", settings, PENSTOCK_HOME=str(tmp_path)) as served:
@@ -329,3 +336,45 @@ def test_reach_asks_the_provider(scripted_sglang: Rehearsal, tmp_path: Path) -> 
         assert f"not reached: oidc.0: {provider.url}/.well-known/openid-configuration answers with 404" in done.stderr
         settings["oidc"][0]["jwks_url"] = f"http://127.0.0.1:{nobody()}/keys"
         assert "not reached: oidc.0: 127.0.0.1:" in check(tmp_path, settings).stderr
+
+
+def test_a_token_is_checked_once_and_known_while_it_is_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[object] = []
+    decode = jwt.decode
+
+    def counting(token: Any, *arguments: Any, **more: Any) -> Any:
+        checked.append(token)
+        return decode(token, *arguments, **more)
+
+    monkeypatch.setattr(jwt, "decode", counting)
+    monkeypatch.setattr(tokens, "_KNOWN", 3)
+
+    async def work() -> None:
+        settings = config.load(environment={}, overrides={"oidc": [provider.configured(leeway_s=0)]}).settings
+        known = Tokens(settings, tmp_path, Metrics())
+        known.open()
+        try:
+            token = provider.token("rsa").encode()
+            assert len({id(await known.find(token)) for _ in range(100)}) == 1
+            assert len(checked) == 1
+            # Its holder is the same with another token, and told of once.
+            assert await known.find(provider.token("ec", "ES256").encode()) is await known.find(token)
+            assert [caller.name for caller in known.fresh()] == ["staff:alice"]
+            assert known.fresh() == []
+            # So many are known, and the first is forgotten, which costs another check and no more.
+            for number in range(4):
+                await known.find(provider.token("rsa", sub=f"{number}").encode())
+            assert len(known._good) == 3
+            assert (await known.find(token)).name == "staff:alice"
+            ends_at = int(time.time()) + 3
+            short = provider.token("rsa", exp=ends_at).encode()
+            await known.find(short)
+            while time.time() < ends_at:
+                await asyncio.sleep(0.05)
+            with pytest.raises(InvalidKey):
+                await known.find(short)
+        finally:
+            await known.aclose()
+
+    with issuer() as provider:
+        asyncio.run(work())
