@@ -29,6 +29,7 @@ from gateway.errors import InvalidKey
 from gateway.telemetry.metrics import Metrics
 from tests.support import raw, redis
 from tests.support.issuer import Issuer, issuer
+from tests.support.otlp import Collector, collector
 from tests.support.processes import Gateway, Rehearsal, gateway, until
 from tests.wire.test_command import penstock
 from tests.wire.test_reach import check, nobody
@@ -47,18 +48,20 @@ def configuration(engine: Rehearsal, provider: Issuer, **more: Any) -> dict[str,
 class Running:
     gateway: Gateway
     issuer: Issuer
+    sink: Collector
 
 
 @pytest.fixture(scope="module")
 def running(scripted_sglang: Rehearsal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Two models, a key in the file, and a provider with a key of each kind."""
     home = tmp_path_factory.mktemp("tokens")
-    with issuer() as provider:
+    with issuer() as provider, collector() as sink:
         settings = configuration(scripted_sglang, provider, **LIMITS, team_claim="unit.team", models_claim="models", default={"rpm": 6000})
+        settings["tracing"] = {"otlp_endpoint": sink.endpoint}
         settings["keys"] = [{"name": "alice", "hash": hashed("in-file")}]
         with gateway(home / "run", settings, PENSTOCK_HOME=str(home)) as served:
             served.wait_ready()
-            yield Running(served, provider)
+            yield Running(served, provider, sink)
 
 
 def ask(to: Gateway, token: str, **more: Any) -> raw.Answer:
@@ -83,6 +86,8 @@ def test_a_token_is_as_good_as_a_key(running: Running, key: str, algorithm: str)
     line = next(line for line in running.gateway.requests() if line.get("key") == name)
     assert line["status"] == 200
     assert token not in running.gateway.output()
+    until("the trace has it", lambda: name in {span.attributes.get("penstock.key") for span in running.sink.spans})
+    assert token not in repr(running.sink.spans)
 
 
 def test_what_a_token_says_decides_what_its_holder_may(running: Running) -> None:
