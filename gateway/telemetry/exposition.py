@@ -7,20 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
 from gateway.plugin import Stats
-from gateway.telemetry.metrics import (
-    ENGINE,
-    FAMILIES,
-    GPU,
-    HOST_IN_FLIGHT,
-    HOST_ROLE,
-    HOST_STATE,
-    JOIN,
-    KEY_LIST_AGE,
-    MACHINE,
-    Exemplars,
-    Family,
-    Snapshot,
-)  # fmt: skip
+from gateway.telemetry.families import ENGINE, GPU, MACHINE, Family
+from gateway.telemetry.metrics import FAMILIES, HOST_IN_FLIGHT, HOST_ROLE, HOST_STATE, JOIN, KEY_LIST_AGE, Exemplars, Snapshot
 
 # Of several processes' values the largest counts, not their sum.
 _WORST = frozenset({KEY_LIST_AGE.name})

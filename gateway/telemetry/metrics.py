@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Mapping
-from typing import Final, NamedTuple, final
+from typing import Final, final
 
 from gateway.serving.balance.cached import Placement
 from gateway.serving.calls import OPERATIONS
+from gateway.telemetry.families import ENGINE, GPU, MACHINE, Family
 from gateway.telemetry.record import GENERATE, PHASES, Record
 
 # Family -> label values joined by US (0x1f) -> numbers: one for counters and gauges, for histograms a count a bucket and the sum.
@@ -39,16 +40,6 @@ _FIRST_TOKEN_S: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 
 def operation(route: str) -> str:
     """What OpenTelemetry calls what a route does."""
     return OPERATIONS.get(route, route)
-
-
-class Family(NamedTuple):
-    """One metric: counter, gauge or (with buckets) histogram."""
-
-    name: str
-    kind: str
-    help: str
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = ()
 
 
 REQUESTS = Family(
@@ -143,42 +134,6 @@ HOST_STATE = Family("penstock_host_state", "gauge", "1 for the state a host is i
 HOST_ROLE = Family("penstock_host_role", "gauge", "1 for the part that a host has in a pair.", ("backend", "host", "role"))
 HOST_IN_FLIGHT = Family("penstock_host_in_flight", "gauge", "Requests of ours that a host works on.", ("backend", "host"))
 HOST_CHANGES = Family("penstock_host_changes_total", "counter", "Changes of a host's state, to which.", ("backend", "host", "state"))
-_ENGINE_LABELS = ("backend", "host")
-ENGINE = {
-    name: Family(f"penstock_engine_{name}", "gauge", words, _ENGINE_LABELS)
-    for name, words in (
-        ("running_requests", "Requests the engine has in its batch."),
-        ("queued_requests", "Requests that wait in the engine."),
-        ("max_running_requests", "Requests its batch can hold."),
-        ("kv_usage_ratio", "Share of the KV cache in use."),
-        ("cache_hit_ratio", "Share of prompt tokens found in the prefix cache."),
-        ("generation_tokens_per_second", "Tokens it generates a second."),
-        ("batching_efficiency_ratio", "Running over possible requests, while any wait."),
-        ("ready", "Whether the agent beside it says that it takes requests."),
-        ("kv_events_precise", "1 where all that leaves its cache is heard, 0 while some of it may have been missed."),
-        ("kv_events_evicted_blocks", "Blocks that it has said to have left its cache, since it is listened to."),
-        ("kv_events_missed", "KV events that it sent and nobody heard or got again."),
-    )
-}
-MACHINE = {
-    name: Family(f"penstock_host_{name}", "gauge", words, _ENGINE_LABELS)
-    for name, words in (
-        ("memory_used_ratio", "Share of the host's memory in use."),
-        ("swap_used_bytes", "Swap in use."),
-        ("disk_free_bytes", "Free disk where the weights lie."),
-    )
-}
-GPU = {
-    name: Family(f"penstock_gpu_{name}", "gauge", words, (*_ENGINE_LABELS, "gpu"))
-    for name, words in (
-        ("utilisation_ratio", "Share of time in which a kernel ran."),
-        ("memory_used_ratio", "Share of a GPU's memory in use."),
-        ("temperature_celsius", "Temperature of a GPU."),
-        ("power_watts", "Power drawn."),
-        ("ecc_uncorrected", "Uncorrected memory errors since the driver was loaded."),
-        ("throttled", "Whether it is slowed down by heat or power."),
-    )
-}
 OPEN = Family("penstock_open_requests", "gauge", "Requests that are being answered.")
 WORKERS = Family("penstock_workers", "gauge", "Worker processes that serve.", ("generation",))
 WORKER_ENDS = Family("penstock_worker_ends_total", "counter", "Worker processes that ended without having been told to.")
