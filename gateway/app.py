@@ -20,6 +20,7 @@ from gateway.account import Accounts, Spent, nothing_spent
 from gateway.config import Settings
 from gateway.exchange import Exchanges
 from gateway.lifecycle import Lifecycle
+from gateway.pages import front
 from gateway.plugin import BackendEnv
 from gateway.serving import calls
 from gateway.serving.hostview import HostView
@@ -137,7 +138,7 @@ def build(
     accounts = Accounts(rate_limit, list(settings.models), spent)
     table = routes.table(registry, exchanges, accounts, lifecycle, keys)
     inner = Litestar(
-        route_handlers=routes.handlers((*table, *openapi.routes(table, registry.example))),
+        route_handlers=routes.handlers((*table, *openapi.routes(table, registry.example), *front.routes())),
         lifespan=[lifespan],
         openapi_config=None,
         logging_config=None,

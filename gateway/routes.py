@@ -28,7 +28,7 @@ _ID = "{id}"
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path (`{id}` in it is any one step), the method it answers to, and who answers.
+    """One path (`{id}` in it is any one step), the method it answers to ("": whichever), and who answers.
 
     `below`: also for every path that continues it, where `below_answer` may differ. `endpoint` or `answer` say what the OpenAPI document
     shows, `anthropic` the same two for who sends `anthropic-version`; a route with none of them is not in it.
@@ -83,7 +83,7 @@ def _guarded(route: Route) -> App:
         path = record.path
         if route.below and not f"{path}/".startswith(f"{route.path}/"):
             raise UnknownUrl(scope["method"], path)
-        if scope["method"] not in allowed:
+        if route.method and scope["method"] not in allowed:
             raise MethodNotAllowed(scope["method"], path, allowed)
         record.route = route.path
         await route.handler(scope, receive, send)

@@ -12,8 +12,8 @@ from gateway.wire import origin
 from gateway.wire.asgi import App, Receive, Scope, Send, header
 
 # What a load balancer or a browser asks without a key; none of it says anything that is not public.
-OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs"})
-OPEN_BELOW = "/docs/"
+OPEN = frozenset({"/", "/livez", "/readyz", "/openapi.json", "/docs"})
+OPEN_BELOW = ("/docs/", "/page/")
 # How every JWT begins: `{"` in base64.
 _TOKEN = b"eyJ"
 
