@@ -324,7 +324,7 @@ def show_schema() -> None:
 
 for command in (
     commands.keys, commands.usage, commands.explain,
-    operating.hosts, operating.requests, operating.reload, operating.status, operating.show_audit, top,
+    operating.console, operating.hosts, operating.requests, operating.reload, operating.status, operating.show_audit, top,
 ):  # fmt: skip
     main.add_command(command)
 

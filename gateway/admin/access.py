@@ -14,11 +14,12 @@ from typing import NamedTuple
 from gateway.admin.contract import Operated
 from gateway.config import Settings, admin_address, is_loopback
 from gateway.errors import InvalidRequest, Unavailable
+from gateway.pages import CONSOLE, CONSOLE_FILES
 from gateway.wire import origin
 from gateway.wire.asgi import Scope, header
 
-# What asks nothing of the operator.
-OPEN = frozenset({"/livez", "/readyz"})
+# What asks nothing of the operator: probes, and the console, which shows nothing until it is given a key.
+OPEN = frozenset({"/livez", "/readyz", CONSOLE})
 READING = frozenset({"GET", "HEAD"})
 # Of one address within a minute: failures that cost nothing, the longest wait, and how many addresses are remembered.
 FREE_FAILURES, FORGIVEN_AFTER_S, LONGEST_WAIT_S, MAX_REMEMBERED = 3, 60.0, 8.0, 1000
@@ -102,7 +103,7 @@ class Access:
         settings = self._process.settings
         if origin.cross_site(scope):
             raise origin.CrossSite("This request comes from a web page of another origin, which may not use the admin API.")
-        if scope["path"] in OPEN:
+        if scope["path"] in OPEN or scope["path"].startswith(CONSOLE_FILES):
             return NOBODY
         if scope["path"] == "/metrics" and scope["method"] in READING and open_metrics(settings):
             if not self._own(origin.host_name(scope), settings):

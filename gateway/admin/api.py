@@ -13,28 +13,39 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from gateway import __version__
+from gateway import __version__, pages
 from gateway.access.keys import shown
-from gateway.admin import audit, requests, usage
+from gateway.admin import audit, usage
 from gateway.admin.access import NOBODY, Access, Operator, check
 from gateway.admin.audit import MAX_SHOWN, Audit, Entry
 from gateway.admin.contract import Operated
-from gateway.admin.handler import Answer, Handler, Request, as_json, from_store
+from gateway.admin.events import Events
+from gateway.admin.handler import Answer, Handler, Request, as_json
 from gateway.admin.keys import Keys
-from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, Unavailable, UnknownUrl, as_gateway_error, render
+from gateway.admin.requests import Requests
+from gateway.errors import GatewayError, Headers, InvalidRequest, MethodNotAllowed, Unavailable, UnknownUrl, as_gateway_error, render
 from gateway.form import FORM
 from gateway.telemetry import exposition
-from gateway.telemetry import ring as records
 from gateway.telemetry.record import Record
 from gateway.wire import body
-from gateway.wire.asgi import Receive, Scope, Send, header
-from gateway.wire.visible import visible, visible_values
+from gateway.wire.asgi import Message, Receive, Scope, Send, header
+from gateway.wire.visible import visible
 
 log = logging.getLogger("penstock.admin")
 
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 _OPENMETRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
 MAX_BODY = 64 << 10
+_EVENTS = "/admin/events"
+# What it follows, by the name of its events.
+_SHOWN = {
+    "ready": "/readyz",
+    "workers": "/admin/workers",
+    "hosts": "/admin/hosts",
+    "keys": "/admin/keys",
+    "usage": "/admin/usage",
+    "requests": "/admin/requests",
+}
 
 
 # What a change is about, as it stands.
@@ -57,6 +68,9 @@ class Api:
         self._access = Access(process)
         self._audit = kept
         self._routes = _table(process, kept)
+        self._pages = pages.of_console()
+        shown = {name: self._handler(path) for name, path in _SHOWN.items()}
+        self._events = Events(shown, lambda error: log.error("an event could not be made: unforeseen", exc_info=error))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -66,6 +80,14 @@ class Api:
         try:
             who = await self._access.identify(scope)
             check(who, scope)
+            if record.path in self._pages:
+                await self._pages[record.path](scope, receive, send)
+                return
+            if record.path == _EVENTS:
+                if record.method != "GET":
+                    raise MethodNotAllowed(record.method, record.path, ["GET"])
+                await self._follow(scope, send, record, who, headers)
+                return
             status, kind, content = await self._answer(scope, receive, record, who)
             headers += [(b"content-type", kind), (b"content-length", b"%d" % len(content))]
         except Exception as raised:
@@ -74,13 +96,30 @@ class Api:
                 log.exception("%s: unforeseen", record.request_id)
             status, rendered, content = render(error, record.request_id)
             headers += rendered
+        self._say(record, who, status)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    def _say(self, record: Record, who: Operator, status: int) -> None:
         if record.path.startswith("/admin"):
             # Whatever an operator changes is written, however many there are; who looks every second, or has no key, fills no log.
             more = {"fields": {"audit": True, "operator": who.name}, "always": bool(who.name) and record.method != "GET"}
             sent = visible(record.url)
             log.info("%s %s by %s from %s: %d", record.method, sent, who.name or "nobody", record.client, status, extra=more)
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+
+    def _handler(self, path: str) -> Handler:
+        return next(route.handlers["GET"] for route in self._routes if route.pattern.fullmatch(path))
+
+    async def _follow(self, scope: Scope, send: Send, record: Record, who: Operator, headers: Headers) -> None:
+        async def allowed() -> None:
+            check(await self._access.identify(scope), scope)
+
+        def begun(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                self._say(record, who, message["status"])
+            return send(message)
+
+        await self._events.serve(scope, begun, _query(scope), headers, allowed)
 
     async def _answer(self, scope: Scope, receive: Receive, record: Record, who: Operator) -> Answer:
         method, path = scope["method"], record.path
@@ -93,9 +132,8 @@ class Api:
                 raise MethodNotAllowed(method, path, list(route.handlers))
             reading = method == "GET"
             content = b"" if reading else await body.read(receive, MAX_BODY, self._process.settings.timeouts.body_s, None)
-            query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
             accept = (header(scope, b"accept") or b"").decode("latin-1")
-            request = Request(found.groupdict(), query, content, accept)
+            request = Request(found.groupdict(), _query(scope), content, accept, who.name, who.role)
             return await handler(request) if reading else await self._change(handler, request, route.subject, record, who)
         raise UnknownUrl(method, path)
 
@@ -113,6 +151,10 @@ class Api:
             before, after = _difference(before, await _as_it_stands(subject, request))
             what = f"{record.method} {visible(record.url)}"
             self._audit.write(Entry(audit.now(), who.name, record.client, record.request_id, what, status, before, after))
+
+
+def _query(scope: Scope) -> dict[str, str]:
+    return dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
 
 
 async def _as_it_stands(subject: Subject | None, request: Request) -> Any:
@@ -166,18 +208,8 @@ def _table(process: Operated, kept: Audit) -> list[Route]:
         done = await process.reload("the operator asked")
         return as_json(done, 200 if done.ok else 400)
 
-    async def explain(request: Request) -> Answer:
-        name = request.parts["id"]
-        found = await from_store(process.find(name))
-        if found is None:
-            raise InvalidRequest(
-                f"No request '{name[:80]}' is known. Each worker remembers its last {records.KEPT}, and Redis the last of all.",
-                status=404,
-                code="unknown_request",
-            )
-        if request.query.get("format") == "text":
-            return 200, b"text/plain; charset=utf-8", f"{records.readable(visible_values(found))}\n".encode()
-        return as_json(found)
+    async def show_operator(request: Request) -> Answer:
+        return as_json({"name": request.operator, "role": request.role})
 
     async def livez(request: Request) -> Answer:
         return as_json({"status": "alive"})
@@ -210,7 +242,7 @@ def _table(process: Operated, kept: Audit) -> list[Route]:
     async def configuration(request: Request) -> Any:
         return {row["key"]: row["value"] for row in process.effective()}
 
-    keys = Keys(process)
+    keys, requests = Keys(process), Requests(process)
     rows: list[tuple[str, dict[str, Handler], Subject | None]] = [
         ("/metrics", {"GET": show_metrics}, None),
         ("/admin/workers", {"GET": show_workers}, None),
@@ -225,8 +257,9 @@ def _table(process: Operated, kept: Audit) -> list[Route]:
         ("/admin/keys/(?P<name>[^/]+)", {"PATCH": keys.edit, "DELETE": keys.revoke}, key),
         ("/admin/keys/(?P<name>[^/]+)/rotate", {"POST": keys.rotate}, key),
         ("/admin/usage", {"GET": usage.handler(process)}, None),
-        ("/admin/requests", {"GET": requests.handler(process)}, None),
-        ("/admin/requests/(?P<id>[^/]+)", {"GET": explain}, None),
+        ("/admin/requests", {"GET": requests.show}, None),
+        ("/admin/requests/(?P<id>[^/]+)", {"GET": requests.explain}, None),
+        ("/admin/operator", {"GET": show_operator}, None),
         ("/admin/audit", {"GET": show_audit}, None),
         ("/livez", {"GET": livez}, None),
         ("/readyz", {"GET": readyz}, None),

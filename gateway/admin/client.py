@@ -42,16 +42,21 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedire
 
 class Client:
     """The admin API at `url`, or where the configuration in `path` says. The key: from `key_file`, from the environment, or the one that a
-    gateway on this machine has made; the last is sent to this machine alone."""
+    gateway on this machine has made; the last is sent to this machine alone. `origin`: where the key is from, or what to do, in words."""
 
     def __init__(self, url: str | None, path: Path | None, key_file: Path | None) -> None:
         try:
             self.path = path
             self.url = url.rstrip("/") if url is not None else _configured(path)
             elsewhere = url is not None and not config.is_loopback(urllib.parse.urlsplit(url).hostname or "")
-            self._key, self._origin = _find_key(key_file, elsewhere)
+            self._key, self.origin = _find_key(key_file, elsewhere)
         except (ConfigError, OSError, ValueError) as error:
             refuse(str(error))
+
+    @property
+    def has_key(self) -> bool:
+        """Whether one was found."""
+        return bool(self._key)
 
     def ask(self, method: str, path: str, content: Any = None, accept: Container[int] = ()) -> bytes:
         """Its answer's body; anything but success (or a status in `accept`) ends the command with what the gateway says."""
@@ -75,8 +80,8 @@ class Client:
                 return said
             reason = _reason(said) or f"{error.code} {error.reason}"
             if error.code == 401:
-                wrong = f"the admin key {self._origin} is not that of the gateway at {self.url}"
-                reason = wrong if self._key else f"the gateway at {self.url} wants its admin key: {self._origin}"
+                wrong = f"the admin key {self.origin} is not that of the gateway at {self.url}"
+                reason = wrong if self._key else f"the gateway at {self.url} wants its admin key: {self.origin}"
             refuse(reason)
         except (OSError, ValueError) as error:
             raise NoGatewayError(f"no gateway answers at {self.url}: {getattr(error, 'reason', error)}") from None

@@ -17,12 +17,14 @@ Answer = tuple[int, bytes, bytes]
 
 
 class Request(NamedTuple):
-    """Parts of the path by name, the query, the body, and what the client accepts."""
+    """Parts of the path by name, the query, the body, what the client accepts, and whose admin key it has sent, of which role."""
 
     parts: Mapping[str, str]
     query: Mapping[str, str]
     content: bytes
     accept: str = ""
+    operator: str = ""
+    role: str = ""
 
 
 Handler = Callable[[Request], Awaitable[Answer]]

@@ -18,7 +18,8 @@ from gateway.admin.client import Client, NoGatewayError, refuse
 from gateway.admin.commands import asks, segment
 from gateway.admin.requests import SPANS, seconds
 from gateway.errors import ConfigError
-from gateway.telemetry.listing import FAILED, MAX_LISTED, OPEN, SLOW, Row, Sought
+from gateway.pages import CONSOLE
+from gateway.telemetry.listing import FAILED, MAX_LISTED, OPEN, REFUSED, SLOW, Row, Sought
 from gateway.telemetry.metrics import Metrics
 from gateway.terminal import say, say_json, say_table
 
@@ -115,14 +116,19 @@ def status(client: Client, as_json: bool) -> None:
 
 @click.command()
 @click.option(f"--{OPEN}", is_flag=True, help="Those that are being answered.")
-@click.option(f"--{FAILED}", is_flag=True, help="Those that got an error, whoever's fault it was.")
+@click.option(f"--{FAILED}", is_flag=True, help="Those that somebody else than the client is to blame for.")
+@click.option(f"--{REFUSED}", is_flag=True, help="Those that were the client's own fault, or its limits'.")
 @click.option(f"--{SLOW}", is_flag=True, help="Those first whose clients have waited longest, for the first event or the next.")
 @click.option("--key", help="Of this key alone.")
+@click.option("--model", help="Of this model alone.")
+@click.option("--host", help="That were at this host.")
 @click.option("--since", help=f"Those that were open in the last so long: {SPANS}.")
 @click.option("--last", type=click.IntRange(1, MAX_LISTED), default=Sought().last, show_default=True, help="How many.")
 @click.option("--json", "as_json", is_flag=True, help="As the gateway gives them.")
 @asks
-def requests(client: Client, key: str | None, since: str | None, last: int, as_json: bool, **states: bool) -> None:
+def requests(
+    client: Client, key: str | None, model: str | None, host: str | None, since: str | None, last: int, as_json: bool, **states: bool
+) -> None:
     """The last requests and how they went, newest first. Where no gateway answers, what Redis remembers of them."""
     chosen = [name for name, given in states.items() if given]
     if len(chosen) > 1:
@@ -132,12 +138,12 @@ def requests(client: Client, key: str | None, since: str | None, last: int, as_j
         since_s = None if since is None else seconds(since)
     except ValueError:
         refuse(f"--since {since}: accepted is {SPANS}")
-    query = {"state": state or None, "key": key, "since": since, "last": str(last)}
+    query = {"state": state or None, "key": key, "model": model, "host": host, "since": since, "last": str(last)}
     asked = urllib.parse.urlencode({name: value for name, value in query.items() if value is not None}, errors="surrogateescape")
     try:
         content = client.try_to_ask("GET", f"/admin/requests?{asked}")
     except NoGatewayError as error:
-        content = _remembered(client, str(error), Sought(state, key, since_s, last))
+        content = _remembered(client, str(error), Sought(state, key, since_s, last, model, host))
     if as_json:
         say_json(content)
         return
@@ -193,6 +199,15 @@ def workers_in_words(rows: list[dict[str, Any]]) -> str:
     oldest_s = max((row["oldest_s"] for row in rows), default=0.0)
     open = sum(row["open"] for row in rows)
     return f"{counted or 'none'}, generation {generation}; {open} open, the oldest for {oldest_s:.1f} s; {megabytes} MB"
+
+
+@click.command()
+@asks
+def console(client: Client) -> None:
+    """Where the console is, for a browser, and which key it takes."""
+    say(f"{client.url}{CONSOLE}")
+    if sys.stdout.isatty():
+        say(f"penstock: it asks for an admin key{', such as the one' if client.has_key else ':'} {client.origin}", error=True)
 
 
 @click.command("audit")

@@ -1,19 +1,22 @@
-"""Requests in rows: `GET /admin/requests?state=open|failed|slow&key=NAME&since=1h&last=50`."""
+"""Requests in rows: `GET /admin/requests?state=open|failed|refused|slow&key=NAME&model=NAME&host=ID&since=1h&last=50`; one, explained."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.access.limits.rules import StoreFailed
-from gateway.admin.handler import Answer, Handler, Request, StoredKeys, as_json
+from gateway.admin.handler import Answer, Request, StoredKeys, as_json, from_store
 from gateway.config import Settings
 from gateway.errors import InvalidRequest
+from gateway.telemetry import ring as records
 from gateway.telemetry.listing import MAX_LISTED, STATES, Row, Sought
+from gateway.wire.visible import visible_values
 
-_ACCEPTED = ("state", "key", "since", "last")
+_ACCEPTED = ("state", "key", "model", "host", "since", "last", "of")
+_ALL, _HERE = "gateways", "gateway"
 _SPAN = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 SPANS = "a whole number and s, m, h or d, such as 90s, 15m, 1h or 2d"
@@ -32,18 +35,37 @@ class Keeper(Protocol):
     async def requests(self, sought: Sought) -> list[Row]:
         """Those that are sought, of every worker, and of the whole deployment where they share a store."""
 
+    async def find(self, name: str) -> dict[str, Any] | None:
+        """What became of the request of this id; None where it is not known, or not any more."""
 
-def handler(keeper: Keeper) -> Handler:
-    """Everything that is known, by default."""
 
-    async def show(request: Request) -> Answer:
-        sought = _sought(request.query)
-        found = await keeper.requests(sought)
+class Requests:
+    """The handlers of `/admin/requests`."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    async def show(self, request: Request) -> Answer:
+        """Everything that is known, by default."""
+        sought = sought_by(request.query)
+        found = await self._keeper.requests(sought)
         if not found and sought.key is not None:
-            await _know(keeper, sought.key)
+            await _know(self._keeper, sought.key)
         return as_json({"requests": found})
 
-    return show
+    async def explain(self, request: Request) -> Answer:
+        """One of them."""
+        name = request.parts["id"]
+        found = await from_store(self._keeper.find(name))
+        if found is None:
+            raise InvalidRequest(
+                f"No request '{name[:80]}' is known. Each worker remembers its last {records.KEPT}, and Redis the last of all.",
+                status=404,
+                code="unknown_request",
+            )
+        if request.query.get("format") == "text":
+            return 200, b"text/plain; charset=utf-8", f"{records.readable(visible_values(found))}\n".encode()
+        return as_json(found)
 
 
 def seconds(span: str) -> int:
@@ -54,21 +76,30 @@ def seconds(span: str) -> int:
     return int(found[1]) * _SECONDS[found[2]]
 
 
-def _sought(query: Mapping[str, str]) -> Sought:
+def sought_by(query: Mapping[str, str]) -> Sought:
+    """Which requests a query asks for; raises InvalidRequest."""
     for name in query:
         if name not in _ACCEPTED:
-            raise InvalidRequest(f"Unknown parameter '{name}'; accepted: {', '.join(_ACCEPTED)}.", param=name, code="invalid_value")
-    state = query.get("state", "")
+            near = _nearest(name, _ACCEPTED)
+            raise InvalidRequest(f"Unknown parameter '{name}'{near}; accepted: {', '.join(_ACCEPTED)}.", param=name, code="invalid_value")
+    state, of = query.get("state", ""), query.get("of", _ALL)
     if state and state not in STATES:
-        raise InvalidRequest(f"'state' is {', '.join(STATES)}, or left out.", param="state", code="invalid_value")
+        raise InvalidRequest(f"'state' is {', '.join(STATES)}, or left out{_nearest(state, STATES)}.", param="state", code="invalid_value")
+    if of not in (_ALL, _HERE):
+        raise InvalidRequest(f"'of' is '{_ALL}', or '{_HERE}' for this one's alone.", param="of", code="invalid_value")
     last = query.get("last", str(Sought().last))
-    if not (last.isascii() and last.isdecimal()) or not 1 <= int(last) <= MAX_LISTED:
+    if not (last.isascii() and last.isdecimal() and len(last) < 10) or not 1 <= int(last) <= MAX_LISTED:
         raise InvalidRequest(f"'last' must be 1 to {MAX_LISTED}.", param="last", code="invalid_value")
     try:
         since_s = seconds(query["since"]) if "since" in query else None
     except ValueError:
         raise InvalidRequest(f"'since' must be {SPANS}.", param="since", code="invalid_value") from None
-    return Sought(state, query.get("key"), since_s, int(last))
+    return Sought(state, query.get("key"), since_s, int(last), query.get("model"), query.get("host"), of == _HERE)
+
+
+def _nearest(given: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(given, known, n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 async def _know(keeper: Keeper, name: str) -> None:

@@ -68,7 +68,7 @@ class Worker:
         with contextlib.suppress(OSError):
             self._writer.write(protocol.line(message))
 
-    def ask(self, question: protocol.Ask | protocol.Find | protocol.List) -> asyncio.Future[protocol.Answer]:
+    def ask(self, question: protocol.Question) -> asyncio.Future[protocol.Answer]:
         """The answer to come; cancelled when the worker ends without one. Whoever waits no more cancels it."""
         answer: asyncio.Future[protocol.Answer] = asyncio.get_running_loop().create_future()
         self._questions[question.number] = answer

@@ -132,10 +132,11 @@ class Report(msgspec.Struct, tag="report", frozen=True):
 
 ToWorker = Hello | Services | Ask | Find | List | Ledger | Retire | Drain
 ToParent = Serving | Report | Found | Listed | Spent
+# What a worker is asked, and what it answers.
+Question = Ask | Find | List
+Answer = Report | Found | Listed
 _to_worker = msgspec.json.Decoder(Hello | Services | Ask | Find | List | Ledger | Retire | Drain)
 _to_parent = msgspec.json.Decoder(Serving | Report | Found | Listed | Spent)
-# What a worker answers to a question of that number.
-Answer = Report | Found | Listed
 _encoder = msgspec.json.Encoder()
 
 

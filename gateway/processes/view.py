@@ -183,7 +183,7 @@ class View:
         told = [answer.result() for answer in done if not answer.cancelled()]
         found = [row for listed in told if isinstance(listed, protocol.Listed) for row in listed.rows]
         stored = self.stored_keys()
-        if stored is not None and sought.state != OPEN:
+        if stored is not None and sought.state != OPEN and not sought.here:
             known = {row.id for row in found}
             with contextlib.suppress(StoreFailed):  # what is known here is worth showing all the same
                 found += [row for row in await stored.requests(sought) if row.id not in known]

@@ -1,4 +1,5 @@
-"""Requests in rows, for `penstock requests`: those that are being answered, and those that a worker or the store still remembers."""
+"""Requests in rows, for `penstock requests` and the console: those that are being answered, and those that a worker or the store still
+remembers."""
 
 from __future__ import annotations
 
@@ -8,29 +9,32 @@ from typing import Any
 
 import msgspec
 
-from gateway.telemetry.record import PROBES, Record
+from gateway.telemetry.record import PROBES, Record, ending_of
 from gateway.telemetry.ring import phase_in_words, started, summary
 
-OPEN, FAILED, SLOW = "open", "failed", "slow"
-STATES = (OPEN, FAILED, SLOW)
+OPEN, FAILED, REFUSED, SLOW = "open", "failed", "refused", "slow"
+STATES = (OPEN, FAILED, REFUSED, SLOW)
 # At most so many rows at once.
 MAX_LISTED = 500
-# Who got what it asked for, or did not wait for it.
-_WELL = frozenset(["ok", "client_gone"])
 
 
 class Sought(msgspec.Struct, frozen=True):
-    """Which requests: one of STATES or all of them, of one key or all, that were open in the last so many seconds, and at most how many."""
+    """Which requests: one of STATES or all of them, of one key, model or host or all, that were open in the last so many seconds, and at
+    most how many. `here`: of this gateway alone, whatever others have put into the store."""
 
     state: str = ""
     key: str | None = None
     since_s: float | None = None
     last: int = 50
+    model: str | None = None
+    host: str | None = None
+    here: bool = False
 
 
 class Row(msgspec.Struct, frozen=True):
     """One request; what `explain` says of it too has the same name there. Of one that is being answered `outcome` is `open`, and `why` says
-    what it is at. `longest_wait_ms`: the longest that its client has waited for anything, be it the first event or the next."""
+    what it is at. `longest_wait_ms`: the longest that its client has waited for anything, be it the first event or the next. `host`: the
+    one that was asked last, of `tried`."""
 
     id: str
     request_id: str
@@ -46,7 +50,9 @@ class Row(msgspec.Struct, frozen=True):
     longest_wait_ms: float
     prompt_tokens: int | None
     completion_tokens: int | None
+    verdict: str
     host: str = ""
+    tried: int = 0
 
 
 def rows(open: Collection[Record], ended: Iterable[Record], sought: Sought) -> list[Row]:
@@ -62,12 +68,18 @@ def rows(open: Collection[Record], ended: Iterable[Record], sought: Sought) -> l
 
 def remembered(content: Mapping[str, Any], sought: Sought) -> Row | None:
     """The row of what `ring.summary` has made of a request; None where it is none of those that are sought."""
-    if (sought.key is not None and content["key"] != sought.key) or (sought.state == FAILED and content["outcome"] in _WELL):
+    hosts = [attempt["host"] for attempt in content["attempts"]]
+    if (
+        (sought.key is not None and content["key"] != sought.key)
+        or (sought.model is not None and content["model"] != sought.model)
+        or (sought.host is not None and sought.host not in hosts)
+        or (sought.state in (FAILED, REFUSED) and ending_of(content["outcome"]) != sought.state)
+    ):
         return None
     first_ms, gap_ms = content["first_event_ms"], content["largest_gap_ms"] or 0.0
     longest_ms = max(content["ms"] if first_ms is None else first_ms, gap_ms)
-    host = content["attempts"][-1]["host"] if content["attempts"] else ""
-    return msgspec.convert({**content, "longest_wait_ms": longest_ms, "host": host}, Row)
+    host = hosts[-1] if hosts else ""
+    return msgspec.convert({**content, "longest_wait_ms": longest_ms, "host": host, "tried": len(hosts)}, Row)
 
 
 def ordered(found: Iterable[Row], sought: Sought) -> list[Row]:
@@ -78,11 +90,13 @@ def ordered(found: Iterable[Row], sought: Sought) -> list[Row]:
 
 
 def _is_sought(record: Record, sought: Sought, now: float) -> bool:
-    if sought.key is not None and record.key != sought.key:
+    if (sought.key is not None and record.key != sought.key) or (sought.model is not None and record.model != sought.model):
+        return False
+    if sought.host is not None and all(attempt.target != sought.host for attempt in record.attempts):
         return False
     if sought.since_s is not None and record.ended_at and record.ended_at < now - sought.since_s:
         return False
-    return sought.state != FAILED or bool(record.outcome and record.outcome not in _WELL)
+    return sought.state not in (FAILED, REFUSED) or bool(record.outcome and record.ending == sought.state)
 
 
 def _waited_s(record: Record, now: float) -> float:
@@ -99,7 +113,7 @@ def _row(record: Record, now: float) -> Row:
     return Row(
         record.call_id, record.request_id, started(record), record.key, record.model, record.stream, record.status, OPEN,
         phase_in_words(record.phase), _ms(now - record.started_at), _ms(first - record.started_at) if first else None,
-        _ms(_waited_s(record, now)), None, None, record.target,
+        _ms(_waited_s(record, now)), None, None, "", record.target, len(record.attempts),
     )  # fmt: skip
 
 

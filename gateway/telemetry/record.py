@@ -339,9 +339,14 @@ class Record:
     @property
     def ending(self) -> str:
         """The outcome in one of four words, where many series would be too many: ok, client_gone, refused or failed."""
-        if self.outcome == "ok" or self.outcome == "client_gone":
-            return self.outcome
-        return "refused" if self.outcome in _REFUSED else "failed"
+        return ending_of(self.outcome)
+
+
+def ending_of(outcome: str) -> str:
+    """See `Record.ending`."""
+    if outcome == "ok" or outcome == "client_gone":
+        return outcome
+    return "refused" if outcome in _REFUSED else "failed"
 
 
 def _outcome(error: BaseException | None, begun: bool) -> tuple[str, str, str]:

@@ -50,6 +50,7 @@ def summary(record: Record) -> dict[str, Any]:
                 "host": attempt.target,
                 "began_ms": _ms(attempt.started_at - record.started_at),
                 "first_event_ms": _ms(attempt.first_at - record.started_at) if attempt.first_at else None,
+                "ended_ms": _ms(attempt.ended_at - record.started_at) if attempt.ended_at else None,
                 "result": attempt.result,
                 "continues": attempt.continues,
                 **_prefilled(attempt, record),
@@ -72,8 +73,9 @@ def summary(record: Record) -> dict[str, Any]:
 
 
 def started(record: Record) -> str:
-    """When it came, for people."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - time.monotonic() + record.started_at))
+    """When it came, for people; to the millisecond, so that rows have an order."""
+    at = time.time() - time.monotonic() + record.started_at
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(at))}.{int(at % 1 * 1000):03}Z"
 
 
 def phase_in_words(phase: int) -> str:

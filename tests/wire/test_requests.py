@@ -52,11 +52,14 @@ def test_a_day_in_rows(running: Gateway, scripted_sglang: Rehearsal) -> None:
     found = rows(running)
     assert next(iter(found)) == "unknown", "the newest first"
     assert list(found)[-1] == "well"
-    assert list(rows(running, "--failed")) == ["unknown", "ben-1", "broken"]
+    assert list(rows(running, "--failed")) == ["broken"]
+    assert list(rows(running, "--refused")) == ["unknown", "ben-1"]
     assert next(iter(rows(running, "--slow"))) == "waited", "whose client has waited longest"
     assert list(rows(running, "--slow", "--last", "1")) == ["waited"]
     assert list(rows(running, "--key", "ben")) == ["ben-1", "ben-0"]
-    assert list(rows(running, "--key", "ben", "--failed", "--since", "1h")) == ["ben-1"]
+    assert list(rows(running, "--key", "ben", "--refused", "--since", "1h")) == ["ben-1"]
+    assert rows(running, "--model", "nobody") == {}
+    assert "broken" in rows(running, "--host", scripted_sglang.url.removeprefix("http://"))
     assert rows(running, "--open") == {}
     well = found["well"]
     assert (well["key"], well["model"], well["outcome"], well["status"]) == ("ann", "deepseek-v3", "ok", 200)
@@ -124,8 +127,8 @@ def test_nor_does_a_flag_get_more(running: Gateway, flag: str, words: str) -> No
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("sate=open", "Unknown parameter 'sate'; accepted: state, key, since, last."),
-        ("state=opened", "'state' is open, failed, slow, or left out."),
+        ("sate=open", "Unknown parameter 'sate' (did you mean 'state'?); accepted: state, key, model, host, since, last, of."),
+        ("state=opened", "'state' is open, failed, refused, slow, or left out (did you mean 'open'?)."),
         ("since=-1h", "'since' must be a whole number and s, m, h or d, such as 90s, 15m, 1h or 2d."),
         ("last=501", "'last' must be 1 to 500."),
         ("last=%C2%B2", "'last' must be 1 to 500."),
