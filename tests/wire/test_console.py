@@ -219,7 +219,7 @@ def test_open_requests_and_refusals_are_shown_with_their_reasons(page: Browser, 
     with raw.connect(stage.running.port) as peer:
         body = json.dumps(raw.chat("[[tokens 2000]] [[pace 0.1]]", stream=True)).encode()
         peer.sendall(raw.request("POST", CHAT, body, {**ANN, "content-length": str(len(body))}))
-        page.wait("document.querySelector('#requests').textContent.includes('open: generate')")
+        page.wait("document.querySelector('#requests').textContent.includes('open: engine: generating')")
     page.wait("document.querySelector('#none').textContent === 'None.'")
     for status in (200, 429):
         assert raw.call(stage.running.port, "POST", CHAT, raw.chat("x"), {"authorization": "Bearer poor"}).status == status
