@@ -14,10 +14,10 @@ SOURCES := $(shell find gateway backends middleware openapi -name __pycache__ -p
 COMPILED = .venv-compiled/bin/python -P
 COMPILED_TESTS = --import-mode=importlib --form compiled -m "not engine and not storm and not slow and not conformance"
 
-# Two at a time: these mostly wait, for sockets and processes. What needs the engine, or is a storm, has the machine to itself.
+# Three at a time: these mostly wait, for sockets and processes. What needs the engine, or is a storm, has the machine to itself.
 # With ARGS="-k ..." one of the two may have nothing to do: that (exit code 5) is no failure then.
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? = 5 ])
-TWO = -n 2 --dist worksteal
+THREE = -n 3 --dist worksteal
 
 .PHONY: serve test test-fast test-compiled conformance check fix sbom audit bench bench-quick bench-stages bench-litellm bench-soak lock engine apt clean help
 
@@ -28,15 +28,15 @@ serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded en
 	@exec .venv/bin/penstock serve $(ARGS)
 
 test: .venv-dev/ready .venv-compiled/ready .venv-transfer/ready engine node apt ## everything, the real engine included, and what needs none once more on the compiled form
-	.venv-dev/bin/python -m pytest -m "not engine and not storm and not conformance" $(TWO) $(ARGS) $(NONE_IS_FINE)
-	$(COMPILED) -m pytest $(COMPILED_TESTS) $(TWO) $(ARGS) $(NONE_IS_FINE)
+	.venv-dev/bin/python -m pytest -m "not engine and not storm and not conformance" $(THREE) $(ARGS) $(NONE_IS_FINE)
+	$(COMPILED) -m pytest $(COMPILED_TESTS) $(THREE) $(ARGS) $(NONE_IS_FINE)
 	.venv-dev/bin/python -m pytest -m "engine or storm" $(ARGS) $(NONE_IS_FINE)
 
 test-compiled: .venv-compiled/ready node apt ## what needs no engine and no patience, on the compiled form
-	$(COMPILED) -m pytest $(COMPILED_TESTS) $(TWO) $(ARGS)
+	$(COMPILED) -m pytest $(COMPILED_TESTS) $(THREE) $(ARGS)
 
 test-fast: .venv-dev/ready node apt ## what needs no engine, kills nothing and takes no patience
-	.venv-dev/bin/python -m pytest -m "not engine and not chaos and not slow and not conformance" $(TWO) $(ARGS)
+	.venv-dev/bin/python -m pytest -m "not engine and not chaos and not slow and not conformance" $(THREE) $(ARGS)
 
 CLIENTS = .venv-clients/newest/ready .venv-clients/openai2/ready .venv-clients/suite/source/ready
 

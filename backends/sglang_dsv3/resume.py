@@ -103,7 +103,7 @@ def resume(call: Call, terms: Terms, delivered: bytes, usage: Usage | None) -> C
         names = BOUNDS[call.endpoint]
         fields = {name: value for name, value in fields.items() if name not in names}
         fields[names[0]] = body.encode(limit - used)
-    return msgspec.structs.replace(call, fields=fields, continues=Continuation(found.created, prompt, used))
+    return msgspec.structs.replace(call, fields=fields, continues=Continuation(found.created, prompt if found.text else 0, used))
 
 
 def _continued(call: Call, text: str) -> body.Fields | None:

@@ -177,7 +177,8 @@ class Answer(msgspec.Struct):
 
 
 class Continuation(msgspec.Struct, frozen=True):
-    """What the events of a continued answer take over from those before: when it began, and what was used."""
+    """What the events of a continued answer take over from those before: when it began, and what was used. `prompt_tokens` 0: nothing was
+    given yet, and the prompt is what the next engine says."""
 
     created: int
     prompt_tokens: int

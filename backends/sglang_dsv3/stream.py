@@ -139,7 +139,7 @@ class Chunks(EventStream):
         if found is None or before is None:
             return found
         completion = before.completion_tokens + found.completion_tokens
-        return Usage(before.prompt_tokens, completion, found.cached_tokens, estimated=found.estimated)
+        return Usage(before.prompt_tokens or found.prompt_tokens, completion, found.cached_tokens, estimated=found.estimated)
 
     def _without_usage(self, event: bytes) -> bytes:
         """The engine tells with every event what was used so far, for us alone: OpenAI's streams say it once."""
@@ -179,10 +179,9 @@ class Chunks(EventStream):
         """The usage event of a continued answer, as if one host had answered."""
         content = msgspec.json.decode(event[6:])
         completion = before.completion_tokens + usage.completion_tokens
-        self.usage = Usage(before.prompt_tokens, completion, usage.cached_tokens)
-        content["usage"].update(
-            prompt_tokens=before.prompt_tokens, completion_tokens=completion, total_tokens=before.prompt_tokens + completion
-        )
+        prompt = before.prompt_tokens or usage.prompt_tokens
+        self.usage = Usage(prompt, completion, usage.cached_tokens)
+        content["usage"].update(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
         return b"data: " + msgspec.json.encode(content) + b"\n\n"
 
     def end(self) -> bytes:

@@ -24,8 +24,10 @@ _NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,9})\b')
 
 # How much of an answer is kept so that it could be continued; a longer one that breaks ends in an error event.
 MAX_KEPT_BYTES: Final = 4 << 20
-# What is kept is packed once in so many blocks, plus one.
+# What is kept is packed once in so many blocks, plus one, and at once after a block that is larger than this: what is not packed yet is not
+# counted either.
 PACKED_EVERY: Final = 0xF
+_LARGE: Final = 64 << 10
 # What stands in a stream where another host took over; to every client a comment.
 _CONTINUED = b": continued on another host\n\n"
 # And while nothing has come yet, where `timeouts.keepalive_s` is set.
@@ -164,7 +166,7 @@ class Stream:
                     host.last_event_at = after
                 if kept is not None:
                     fresh.append(block)
-                    if not count & PACKED_EVERY:
+                    if not count & PACKED_EVERY or len(block) > _LARGE:
                         kept.pack()
                         if kept.size > MAX_KEPT_BYTES:
                             self._kept = kept = None

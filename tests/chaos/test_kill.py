@@ -86,6 +86,8 @@ def test_2_the_engine_is_killed(running: Gateway) -> None:
     assert b'data: {"error":{' in rest
     assert b"[DONE]" not in rest
     until("the gateway knows", lambda: status(f"{running.root}/readyz") == 503)
+    # Its probe may have failed before its supervisor has said why.
+    until("and why", lambda: "cannot be reached" not in ask(running).body.decode())
     assert_unavailable(running, "loading again")
     gone(family)
     running.wait_ready()

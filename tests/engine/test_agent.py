@@ -285,7 +285,7 @@ def test_an_end_is_told_with_what_to_change(tmp_path: Path, section: dict[str, A
         taken.listen()
         arguments = [word.format(taken=taken.getsockname()[1]) for word in section["extra_args"]]
         with agent(tmp_path / "broken", extra_args=arguments) as broken:
-            until("it listens", lambda: status(f"http://127.0.0.1:{broken.agent_port}/ready"), 20)
+            until("it listens, when it knows its SGLang", lambda: status(f"http://127.0.0.1:{broken.agent_port}/ready"), 120)
             until("it has ended", lambda: broken.status()["state"] in ("failed", "restarting"), 120, 0.2)
             said = broken.status()
             assert said["state"] == state

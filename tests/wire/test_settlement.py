@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +15,7 @@ import pytest
 from gateway.access.keys import hashed
 from gateway.telemetry.record import MAX_MODEL, MAX_URL, OUTCOMES
 from tests.support import raw, redis
-from tests.support.processes import Gateway, Rehearsal, gateway, until
+from tests.support.processes import Gateway, Rehearsal, gateway, rehearsal, until
 
 CHAT = "/v1/chat/completions"
 KEYS = [
@@ -193,3 +194,19 @@ def test_an_answer_that_is_settled_late_is_explained_with_its_cost_at_every_gate
                 found = until("it is explained", partial(explained, at, "late"))
                 assert found["outcome"] == "client_gone"
                 assert found["cost"] > 0
+
+
+def test_an_answer_that_broke_before_its_first_word_has_the_prompt_that_the_next_host_counts(tmp_path: Path) -> None:
+    """What was reserved for the prompt is an estimate, which a client is not told where an engine can be asked."""
+    with rehearsal() as one, rehearsal() as other:
+        other.behave(deaf=True)
+        hosts = {"kind": "sglang_dsv3", "hosts": [{"url": one.url}, {"url": other.url, "priority": 1}]}
+        config = {"models": {"deepseek-v3": {"backend": "d"}}, "backends": {"d": hosts}}
+        with gateway(tmp_path, config) as running:
+            running.wait_all_hosts()
+            whole = raw.call(running.port, "POST", CHAT, raw.chat("a prompt of some length " * 20)).json()["usage"]
+            body = raw.chat("[[die 1]] " + "a prompt of some length " * 20, stream=True, stream_options={"include_usage": True})
+            answer = raw.call(running.port, "POST", CHAT, body).body
+            assert answer.endswith(b"data: [DONE]\n\n")
+            (usage,) = [event["usage"] for event in map(json.loads, re.findall(rb"data: (\{.*)", answer)) if event.get("usage")]
+            assert usage == whole | {"prompt_tokens_details": usage["prompt_tokens_details"]}
