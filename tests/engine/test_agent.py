@@ -274,10 +274,13 @@ def test_two_nodes_hold_it_together_and_the_first_knows_how_the_second_is(tmp_pa
 
 @pytest.mark.parametrize(
     ("section", "kind", "state"),
-    [({"extra_args": ["--no-such-flag"]}, "arguments", "failed"), ({"extra_args": ["--nccl-port", "{taken}"]}, "port taken", "restarting")],
+    [
+        ({"extra_args": ["--max-prefill-tokens", "many"]}, "arguments", "failed"),
+        ({"extra_args": ["--nccl-port", "{taken}"]}, "port taken", "restarting"),
+    ],
 )
 def test_an_end_is_told_with_what_to_change(tmp_path: Path, section: dict[str, Any], kind: str, state: str) -> None:
-    """Proven with the real engine: what SGLang says when it does not know an argument, and when a port is taken."""
+    """Proven with the real engine: what SGLang says of an argument that only itself can tell is wrong, and when a port is taken."""
     import socket
 
     with socket.socket() as taken:
@@ -285,7 +288,7 @@ def test_an_end_is_told_with_what_to_change(tmp_path: Path, section: dict[str, A
         taken.listen()
         arguments = [word.format(taken=taken.getsockname()[1]) for word in section["extra_args"]]
         with agent(tmp_path / "broken", extra_args=arguments) as broken:
-            until("it listens, when it knows its SGLang", lambda: status(f"http://127.0.0.1:{broken.agent_port}/ready"), 120)
+            until("it listens, once SGLang was asked what it knows", lambda: status(f"http://127.0.0.1:{broken.agent_port}/ready"), 120)
             until("it has ended", lambda: broken.status()["state"] in ("failed", "restarting"), 120, 0.2)
             said = broken.status()
             assert said["state"] == state
