@@ -12,8 +12,9 @@ import msgspec
 
 from backends.sglang_dsv3 import recall, resume, roles
 from backends.sglang_dsv3.abandon import Abandoned
-from backends.sglang_dsv3.config import Config, key_in, verify_files
+from backends.sglang_dsv3.config import Config
 from backends.sglang_dsv3.exact import Progress
+from backends.sglang_dsv3.files import key_in, verify_files
 from backends.sglang_dsv3.host import PROBE_TIMEOUT_S, EngineHost
 from backends.sglang_dsv3.pair import PairReply
 from backends.sglang_dsv3.reply import Nowhere, SGLangReply

@@ -148,8 +148,8 @@ def server(folder: Path, binary: str = DEBIAN, arguments: Sequence[str] = (), du
     folder.mkdir(parents=True, exist_ok=True)
     kept = ("--appendonly", "yes", "--appendfsync", "always") if durable else ("--appendonly", "no")
     running = Server(folder, binary, ["--save", "", *kept, *arguments], **client)
-    running.start()
     try:
+        running.start()
         yield running
     finally:
         running.stop()

@@ -202,7 +202,7 @@ CLEANED: list[tuple[str, str, list[str]]] = [
     ("Failed to fetch http://minio:9000/x.png?X-Amz-Signature=abc again", "Failed to fetch [removed] again", ["X-Amz-Signature"]),
     ("Invalid key sk-abc123DEF was given to the engine", "Invalid key [removed] was given to the engine", []),
     ("Authorization: Bearer abcdef123 is not what is expected", "[removed] is not what is expected", []),
-    ("bad token in /root/.cache/huggingface/hub/tokenizer.json found", "bad token in [removed] found", ["/root/.cache"]),
+    ("bad token in /home/ann/.cache/huggingface/hub/tokenizer.json found", "bad token in [removed] found", ["/home/ann"]),
     ("sglang/srt/managers/io_struct.py:123 says that it is wrong", "[removed] says that it is wrong", ["io_struct.py"]),
     ("chat_template.jinja cannot do that for you", "[removed] cannot do that for you", ["chat_template.jinja"]),
     ("request failed (pid=4242), try another one", "request failed ([removed]), try another one", ["pid=4242"]),
