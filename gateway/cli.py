@@ -131,7 +131,7 @@ async def _plan(loaded: config.Loaded) -> Plan:
     return Plan(loaded, registry.services(loaded.settings, BackendEnv(home())))
 
 
-async def _rehearse(loaded: config.Loaded, check: bool = False) -> list[str]:
+async def _rehearse(loaded: config.Loaded, check: bool = False, force: bool = False) -> list[str]:
     """Certificates, backends, tokenizers and the way to Redis, as a worker will need them; returns what an operator should know of, with
     `check` also what the backends find. Raises ConfigErrors with everything that would not work."""
     from middleware import rate_limit  # not before it is known that these names are ours
@@ -148,7 +148,7 @@ async def _rehearse(loaded: config.Loaded, check: bool = False) -> list[str]:
         rate_limit.verify(settings)
         return []
 
-    for step in (files(), registry.rehearse(settings, BackendEnv(home()), check), tokenizers(), _ask_redis(settings)):
+    for step in (files(), registry.rehearse(settings, BackendEnv(home(), force=force), check), tokenizers(), _ask_redis(settings)):
         try:
             notes += await step
         except ConfigError as error:
@@ -280,15 +280,16 @@ def _refuse(error: ConfigError) -> NoReturn:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every value instead of lines.")
 @click.option("--all", "every", is_flag=True, help="Values that are left at their defaults, too.")
 @click.option("--reach", is_flag=True, help="Whatever is not there (a host, its agent, Redis, the collector) is a failure: exit code 1.")
-def check(path: Path | None, as_json: bool, every: bool, reach: bool) -> None:
+@click.option("--force", is_flag=True, help="Note, and do not refuse, an engine that cannot fit this machine's GPUs.")
+def check(path: Path | None, as_json: bool, every: bool, reach: bool, force: bool) -> None:
     """Validate the configuration and print what it sets, each value with its origin, secrets masked."""
     missing: list[str] = []
     try:
         loaded = _load(path)
         rows = registry.rows(loaded)
-        findings = asyncio.run(_rehearse(loaded, check=not reach))
+        findings = asyncio.run(_rehearse(loaded, not reach, force))
         if reach:
-            missing = asyncio.run(_missing(loaded.settings))
+            missing = asyncio.run(_missing(loaded.settings, force))
     except ConfigError as error:
         _refuse(error)
     if as_json:
@@ -307,8 +308,8 @@ def check(path: Path | None, as_json: bool, every: bool, reach: bool) -> None:
     sys.exit(1 if missing else 0)
 
 
-async def _missing(settings: config.Settings) -> list[str]:
-    return [finding async for finding in unreached(settings, BackendEnv(home()))]
+async def _missing(settings: config.Settings, force: bool) -> list[str]:
+    return [finding async for finding in unreached(settings, BackendEnv(home(), force=force))]
 
 
 @main.group("config")

@@ -271,11 +271,12 @@ class Service:
 
 
 class BackendEnv:
-    """What a backend may use of its surroundings: the home folder, the live state of services, by name, and how long (seconds) a
-    connection may take to be made."""
+    """What a backend may use of its surroundings: the home folder, the live state of services, by name, how long (seconds) a connection may
+    take to be made, and whether an operator insists on what a check would refuse for want of room (`force`)."""
 
-    def __init__(self, home: Path, services: Mapping[str, ServiceState] | None = None, connect_s: float = 5.0) -> None:
+    def __init__(self, home: Path, services: Mapping[str, ServiceState] | None = None, connect_s: float = 5.0, force: bool = False) -> None:
         self.home = home
+        self.force = force
         self.services: Mapping[str, ServiceState] = services if services is not None else {}
         self.connect_s = connect_s
         # Counts failures of tasks; whoever has metrics puts them here.

@@ -31,8 +31,9 @@ def _services(name: str, config: Config, env: BackendEnv) -> Sequence[Service]:
 
 def _commands() -> Sequence[click.Command]:
     from backends.sglang_dsv3.engine.commands import engine
+    from backends.sglang_dsv3.engine.plan.command import plan
 
-    return [engine]
+    return [engine, plan]
 
 
 plugin = Plugin("sglang_dsv3", Config, _build, _services, _commands)

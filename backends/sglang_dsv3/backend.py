@@ -87,6 +87,14 @@ class SGLang(Backend):
         except ConfigError as error:
             raise error.below("engine") from None
 
+    async def _fits(self) -> list[str]:
+        """What the plan says of the `engine` section, where its weights and GPUs are on this machine. Raises ConfigErrors."""
+        if not self._config.engine.gpus:
+            return []
+        from backends.sglang_dsv3.engine.plan import start
+
+        return await asyncio.to_thread(start.verify, self._config.engine, "engine", None, self._env.force)
+
     async def _resolve_forever(self) -> None:
         while True:
             asked = await asyncio.gather(*(resolver.ask() for resolver in self._resolvers), return_exceptions=True)
@@ -123,9 +131,9 @@ class SGLang(Backend):
 
     async def check(self) -> list[str]:
         """Hosts that cannot be reached or serve another architecture, and agents that do not answer. Raises ConfigErrors for what the
-        installed SGLang does not know."""
+        installed SGLang does not know, and for weights on this machine that cannot fit its GPUs."""
         await self._verify_engine(True)
-        findings: list[str] = []
+        findings = await self._fits()
         for host in self._hosts.values():
             if host.config.agent is not None:
                 try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
-from backends.sglang_dsv3 import environment, kv_events, roles
+from backends.sglang_dsv3 import environment, kv_events, origin, roles
 from gateway.errors import ConfigError, ConfigErrors
 from gateway.plugin import Endpoint
 from gateway.wire import address
@@ -71,6 +71,8 @@ ProxyUrl = Annotated[str, Check(_proxy_url, "http://HOST:PORT or https://HOST:PO
 class Engine(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """How SGLang is run: by `penstock engine` on a GPU host, or by the gateway for a host with `launch: local`. The defaults serve the tiny
     checkpoint on a CPU; what is left out is SGLang's to choose. Lengths and sizes are in tokens."""
+
+    FORMER: ClassVar[Mapping[str, str]] = {**origin.FORMER, **origin.CHANGED}
 
     model_path: Annotated[File | None, Meta(description="the checkpoint's folder", extra={"default": "the tiny checkpoint"})] = None
     served_model_name: Annotated[Text | None, Meta(description="what the engine calls it", extra={"default": "the folder's name"})] = None
@@ -311,6 +313,8 @@ class HostConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Hosts that serve the same weights."""
+
+    FORMER: ClassVar[Mapping[str, str]] = {key: f"{words} (below `engine`)" for key, words in origin.FORMER.items()}
 
     hosts: Annotated[list[HostConfig], Meta(min_length=1, description="where the engines are", extra={"accepted": "at least one"})]
     endpoints: Annotated[

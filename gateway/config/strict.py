@@ -6,7 +6,7 @@ import difflib
 import enum
 import re
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
@@ -83,12 +83,16 @@ def _within(value: Any, kind: Any, path: str) -> Iterator[ConfigError]:
 def _fields(value: dict[str, Any], kind: Any, path: str) -> Iterator[ConfigError]:
     config = getattr(get_origin(kind) or kind, "__struct_config__")  # noqa: B009 - msgspec's stubs do not have it on a class
     known = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    # What a section says of keys that it once had, or that once took something else.
+    former: Mapping[str, str] = getattr(get_origin(kind) or kind, "FORMER", {})
     for key, below in value.items():
         here = f"{path}.{key}" if path else str(key)
+        words = f"; {former[key]}" if key in former else ""
         if key in known:
-            yield from problems(below, known[key].type, here)
+            for problem in problems(below, known[key].type, here):
+                yield ConfigError(problem.path, f"{problem.problem}{words}") if words else problem
         elif config.forbid_unknown_fields and key != config.tag_field:
-            hint = _nearest(str(key), known) or f"; known: {', '.join(sorted(known))}"
+            hint = words or _nearest(str(key), known) or f"; known: {', '.join(sorted(known))}"
             yield ConfigError(here, f"unknown key{hint}")
     for name, field in known.items():
         if field.required and name not in value:

@@ -7,7 +7,8 @@ default of None stands for (`default`). What a range cannot say at all is a `Che
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -277,6 +278,10 @@ class Security(Section, frozen=True):
 
 class Settings(Section, frozen=True):
     """The whole tree. A backend's section is checked by the plugin that its `kind` names."""
+
+    FORMER: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("model", "inference", "resource"), "of a file for `SGLangEngine`, which `penstock engine import FILE` converts"
+    )
 
     listen: Listen = Listen()
     admin: Admin = Admin()

@@ -26,10 +26,14 @@ import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from backends.sglang_dsv3.config import Engine
-from backends.sglang_dsv3.engine import checkpoint, family, fit, monitor
+from backends.sglang_dsv3.engine import checkpoint, family, monitor
 from backends.sglang_dsv3.engine.known import Known
 from backends.sglang_dsv3.engine.monitor import Machine, Monitor
+from backends.sglang_dsv3.engine.plan import start
+from backends.sglang_dsv3.engine.plan.start import Expected
+from backends.sglang_dsv3.engine.reported import Reported, reported
 from backends.sglang_dsv3.engine.supervise import Supervisor, served_name
+from backends.sglang_dsv3.files import key_in
 from gateway.errors import ConfigError
 from gateway.plugin import ServiceState
 from gateway.supervision import listen, once, supervise
@@ -41,7 +45,7 @@ _STATES = ("starting", "loading", "ready", "restarting", "draining", "failed")
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What `/status` says."""
+    """What `/status` says. `plan` is what arithmetic expects of the engine's memory, `engine` what a ready one says of it."""
 
     state: str
     detail: str
@@ -57,6 +61,8 @@ class Status(msgspec.Struct, frozen=True):
     advice: str
     followers: dict[str, str]
     machine: Machine
+    plan: Expected | None
+    engine: Reported | None
 
 
 class Agent:
@@ -71,11 +77,15 @@ class Agent:
         self._changing: asyncio.Task[None] | None = None
         self._followers: dict[str, str] = {}
         self._failures: dict[str, int] = {}
+        self._plan: Expected | None = None
+        self._reported: Reported | None = None
+        self._home = home
         self.monitor = Monitor(config.gpus, Path(config.model_path) if config.model_path is not None else home)
         self.supervisor = Supervisor(f"engine-{config.port}", config, home, self._heard, config.port)
 
     def _heard(self, state: ServiceState) -> None:
         self._since = time.monotonic()
+        self._reported = None
         self._say(f"{state.state}{f', {state.detail}' if state.detail else ''}")
 
     def _failed(self, task: str) -> None:
@@ -99,11 +109,14 @@ class Agent:
         self._say(f"its status on http://{self._config.agent}")
         if self.monitor.note:
             self._say(f"{self.monitor.note}; the GPUs are not watched")
-        watching = supervise("followers", self._watch_followers, self._failed)
+        watching = [
+            supervise(name, work, self._failed) for name, work in (("followers", self._watch_followers), ("plan", self._watch_plan))
+        ]
         try:
             return await self.supervisor.run()
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             await runner.cleanup()
 
     def _begin(self, work: Any) -> None:
@@ -154,6 +167,21 @@ class Agent:
                         self._followers[url] = f"does not answer: {type(error).__name__}"
                 await asyncio.sleep(1.0)
 
+    async def _watch_plan(self) -> None:
+        """What is expected of the engine's memory, and once it is ready what it says."""
+        planned: Engine | None = None
+        async with ClientSession(timeout=ClientTimeout(total=FOLLOWER_TIMEOUT_S)) as session:
+            while True:
+                config, state = self._config, self.supervisor.state
+                if planned is not config and state.state == "ready":  # its checkpoint is there by then, and whole
+                    planned, self._plan = config, await asyncio.to_thread(start.expected, config, self._home)
+                if self._reported is None and state.state == "ready" and config.node_rank == 0:
+                    with contextlib.suppress(ClientError, TimeoutError, ConfigError, msgspec.DecodeError, IndexError):
+                        file = config.api_key_file
+                        key = await asyncio.to_thread(key_in, file, "api_key_file") if file is not None else None
+                        self._reported = await reported(session, state.url, key)
+                await asyncio.sleep(1.0)
+
     def status(self) -> Status:
         """Everything, as it is now."""
         state, end, config = self.supervisor.state, self.supervisor.last_end, self._config
@@ -163,6 +191,7 @@ class Agent:
             shown, state.detail, round(for_s, 1), max(0.0, round(state.eta_s - for_s, 1)), config.model_path or "the tiny checkpoint",
             served_name(config), config.weight_version or "default", config.node_rank, config.nnodes, self.supervisor.restarts,
             end.how if end is not None else "", end.advice if end is not None else "", dict(self._followers), self.monitor.look(),
+            self._plan, self._reported,
         )  # fmt: skip
 
     async def _ready(self, request: web.Request) -> web.Response:
@@ -201,8 +230,10 @@ class Agent:
         return web.Response(text=page, content_type="text/html")
 
 
-def prepare(config: Engine, path: str, show: Callable[[int, int], None], known: Known | None = None) -> None:
-    """What can be known before anything is started; raises ConfigError with the setting."""
+def prepare(config: Engine, path: str, show: Callable[[int, int], None], known: Known | None = None, force: bool = False) -> list[str]:
+    """What can be known before anything is started; raises ConfigError with the setting. What an operator should know is returned, and with
+    `force` what else would have been refused for want of memory."""
+    notes: list[str] = []
     watch = Monitor(config.gpus, Path("/"))
     count = watch.count()
     if config.gpus and count is None and not Path("/dev/kfd").exists():
@@ -211,9 +242,8 @@ def prepare(config: Engine, path: str, show: Callable[[int, int], None], known: 
         there = f"0 to {count - 1}" if count else "none"
         raise ConfigError(f"{path}.gpus", f"there is no GPU {absent[0]}; this machine has {count} ({there})")
     if config.model_path is not None:
-        weights = usable(config, path, show, known)
-        for gpu in watch.look().gpus[:1]:
-            _hold(config, path, weights, gpu, known)
+        usable(config, path, show, known)
+        notes = start.verify(config, path, known, force)
     host, _, agent_port = config.agent.rpartition(":")
     wanted = [("port", config.host, config.port), ("agent", host.strip("[]"), int(agent_port))]
     for name, address, port in wanted if config.node_rank == 0 else wanted[1:]:
@@ -223,24 +253,15 @@ def prepare(config: Engine, path: str, show: Callable[[int, int], None], known: 
                 probe.bind((address, port))
             except OSError as error:
                 raise ConfigError(f"{path}.{name}", f"cannot listen on {address}:{port}: {error.strerror}") from None
+    return notes
 
 
-def usable(config: Engine, path: str, show: Callable[[int, int], None], known: Known | None) -> int:
-    """Bytes of weights in the section's checkpoint; raises ConfigError."""
+def usable(config: Engine, path: str, show: Callable[[int, int], None], known: Known | None) -> None:
+    """Whether the section's checkpoint is whole; raises ConfigError."""
     try:
-        return checkpoint.verify(Path(config.model_path or ""), show, known, cpu=not config.gpus)
+        checkpoint.verify(Path(config.model_path or ""), show, known, cpu=not config.gpus)
     except checkpoint.Unusable as problem:
         raise ConfigError(f"{path}.model_path", str(problem)) from None
-
-
-def _hold(config: Engine, path: str, weights: int, gpu: monitor.Gpu, known: Known | None) -> None:
-    """Whether GPUs like this one can hold the weights and compute with them."""
-    gib = (gpu.memory_total or 0) / fit.GIB
-    problem = fit.too_large(weights, gib, config.ranks, gpu.name, config.memory_fraction, config.cpu_offload_gb or 0) if gib else None
-    if problem is None and known is not None:
-        problem = fit.too_old(fit.read(Path(config.model_path or "")), known.capabilities, gpu.name, config.quantization)
-    if problem is not None:
-        raise ConfigError(f"{path}.gpus", problem)
 
 
 def run(config: Engine, home: Path, say: Callable[[str], None], load: Callable[[], Engine]) -> int:

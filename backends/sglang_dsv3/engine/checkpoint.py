@@ -12,12 +12,13 @@ from typing import Any
 
 import msgspec
 
-from backends.sglang_dsv3.engine import fit
 from backends.sglang_dsv3.engine.arguments import refused
 from backends.sglang_dsv3.engine.known import Known
+from backends.sglang_dsv3.engine.plan import models
 
 # What the CPU engine's plugin was made for; docs/engine.md says what stops the others.
 ON_CPU = ("DeepseekV3ForCausalLM",)
+INDEX = "model.safetensors.index.json"
 # The official checkpoint's headers are 200 kB each; one that says more than this is no header.
 MAX_HEADER_BYTES = 100 << 20
 
@@ -26,8 +27,17 @@ class Unusable(Exception):
     """Why a checkpoint cannot be served: one line, with the file."""
 
 
-class _Index(msgspec.Struct):
+class Metadata(msgspec.Struct, frozen=True):
+    """What an index says of the whole."""
+
+    total_size: int | None = None
+
+
+class Index(msgspec.Struct):
+    """Which file each tensor is in."""
+
     weight_map: dict[str, str]
+    metadata: Metadata = Metadata()
 
 
 class _Tensor(msgspec.Struct):
@@ -39,19 +49,30 @@ def verify(
 ) -> int:
     """Bytes of weights in a whole checkpoint; `progress` hears of files done. With `known`, that SGLang has its architecture and its
     quantisation; with `cpu`, that the CPU engine runs it. Raises Unusable."""
-    config = _read(folder / "config.json", fit.Checkpoint)
+    config = _read(folder / "config.json", models.Checkpoint)
     _model(folder / "config.json", config, known, cpu)
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         raise Unusable(f"{folder}: there is no tokenizer.json")
+    return sum(sizes(folder, progress).values())
+
+
+def sizes(folder: Path, progress: Callable[[int, int], None] = lambda done, of: None) -> dict[str, int]:
+    """Bytes of every tensor, by name, from the headers of files that are whole. Raises Unusable."""
     expected = _expected(folder)
-    total = 0
+    found: dict[str, int] = {}
     for number, (file, tensors) in enumerate(sorted(expected.items())):
-        total += _shard(folder / file, tensors)
+        found |= _shard(folder / file, tensors)
         progress(number + 1, len(expected))
-    return total
+    return found
 
 
-def _model(path: Path, config: fit.Checkpoint, known: Known | None, cpu: bool) -> None:
+def index(folder: Path) -> Index | None:
+    """A folder's index; None where it has none. Raises Unusable."""
+    found: Index | None = _read(folder / INDEX, Index) if (folder / INDEX).is_file() else None
+    return found
+
+
+def _model(path: Path, config: models.Checkpoint, known: Known | None, cpu: bool) -> None:
     if not config.architectures:
         raise Unusable(f"{path}: it names no architecture")
     architecture = config.architectures[0]
@@ -66,21 +87,22 @@ def _model(path: Path, config: fit.Checkpoint, known: Known | None, cpu: bool) -
 
 def _expected(folder: Path) -> dict[str, set[str]]:
     """Tensors by file, as the index has them; without one there is a single file."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    said = index(folder)
+    if said is None:
         if (folder / "model.safetensors").is_file():
             return {"model.safetensors": set()}
-        raise Unusable(f"{folder}: there is neither model.safetensors.index.json nor model.safetensors")
+        raise Unusable(f"{folder}: there is neither {INDEX} nor model.safetensors")
     found: dict[str, set[str]] = {}
-    for tensor, file in _read(index, _Index).weight_map.items():
+    for tensor, file in said.weight_map.items():
         found.setdefault(file, set()).add(tensor)
     missing = sorted(file for file in found if not (folder / file).is_file())
     if missing:
-        raise Unusable(f"{index}: {len(missing)} of {len(found)} shards are missing, the first is {missing[0]}")
+        raise Unusable(f"{folder / INDEX}: {len(missing)} of {len(found)} shards are missing, the first is {missing[0]}")
     return found
 
 
-def _shard(path: Path, tensors: set[str]) -> int:
+def _shard(path: Path, tensors: set[str]) -> dict[str, int]:
+    """Bytes of each tensor of a file that is whole and has those that are expected of it."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -93,7 +115,7 @@ def _shard(path: Path, tensors: set[str]) -> int:
         raise Unusable(f"{path}: it has {size} bytes, its header says {8 + length + ends}; it was not downloaded to its end")
     if lost := sorted(tensors - set(header)):
         raise Unusable(f"{path}: {len(lost)} tensors of the index are not in it, the first is {lost[0]}")
-    return ends
+    return {name: end - start for name, (start, end) in header.items()}
 
 
 def _tensors(path: Path, header: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -110,5 +132,7 @@ def _read(path: Path, kind: Any) -> Any:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
         raise Unusable(f"{path.parent}: there is no {path.name}, so this is no checkpoint") from None
+    except msgspec.ValidationError as error:
+        raise Unusable(f"{path}: cannot be read: {models.place(str(error))}") from None
     except (OSError, msgspec.DecodeError) as error:
         raise Unusable(f"{path}: cannot be read: {error}") from None

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
-from backends.sglang_dsv3.config import Config, Engine
-from backends.sglang_dsv3.engine import TINY_MODEL, environment_folder, fit, install, known, launch
+from backends.sglang_dsv3.config import Engine
+from backends.sglang_dsv3.engine import TINY_MODEL, environment_folder, install, known, launch, section
 from gateway.errors import ConfigError
 from gateway.plugin import CommandEnv
 from gateway.wire.visible import visible
@@ -23,70 +24,65 @@ from gateway.wire.visible import visible
 @click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="The configuration; its `engine` section says what is run.")
 @click.option("--backend", "name", help="Which backend's section, where several are of this kind.")
 @click.option("--show-command", is_flag=True, help="Print SGLang's environment and command line, and run nothing.")
+@click.option("--force", is_flag=True, help="Start also what the plan says cannot fit.")
 @click.pass_context
-def engine(ctx: click.Context, path: Path | None, name: str | None, show_command: bool) -> None:
+def engine(ctx: click.Context, path: Path | None, name: str | None, show_command: bool, force: bool) -> None:
     """Run SGLang on this host from the `engine` section, and keep it running; without a configuration the tiny checkpoint on the CPU."""
     if ctx.invoked_subcommand is not None:
         return
     env: CommandEnv = ctx.obj
     home = env.home
     try:
-        section, config = _section(env, path, name)
+        where, config = _section(env, path, name)
         if show_command:
             if known.kept_at(home) is not None:
-                _known(env, config, section)
+                _known(env, config, where)
             _show(config, home)
             return
         if not (environment_folder(home) / "bin" / "python").exists():
             raise ConfigError("", "the engine's environment is not installed: run `penstock engine install`")
         from backends.sglang_dsv3.engine import agent
 
-        _prepare(config, section, _known(env, config, section))
+        _prepare(config, where, _known(env, config, where), force)
     except ConfigError as error:
         for line in str(error).splitlines():
             click.echo(f"penstock: {line}", err=True)
         sys.exit(2)
     logging.basicConfig(format="penstock: %(message)s", level=logging.WARNING)
-    sys.exit(agent.run(config, home, lambda text: click.echo(f"penstock: {visible(text)}"), lambda: _again(env, path, name)))
+    sys.exit(agent.run(config, home, lambda text: click.echo(f"penstock: {visible(text)}"), lambda: _again(env, path, name, force)))
 
 
 def _section(env: CommandEnv, path: Path | None, name: str | None) -> tuple[str, Engine]:
     """The path of an `engine` section and what it holds; raises ConfigError."""
     if path is None:
         return "engine", Engine()
-    sections = env.sections(path, "sglang_dsv3")
-    if name is None and len(sections) != 1:
-        raise ConfigError(
-            "backends", f"{len(sections)} are of kind sglang_dsv3 ({', '.join(sections) or 'none'}): say which with --backend"
-        )
-    chosen = name or next(iter(sections))
-    if chosen not in sections:
-        raise ConfigError("backends", f"none of kind sglang_dsv3 is called '{chosen}' (have: {', '.join(sections)})")
-    config: Config = sections[chosen]
-    return f"backends.{chosen}.engine", config.engine
+    where, config = section.chosen(env, path, name)
+    return where, config.engine
 
 
-def _known(env: CommandEnv, config: Engine, section: str) -> known.Known:
+def _known(env: CommandEnv, config: Engine, where: str) -> known.Known:
     """What the installed SGLang knows, when it knows everything that the section says; raises ConfigError."""
     found = known.known(env.home, lambda text: click.echo(f"penstock: {text}", err=True))
     try:
         known.verify(config, found)
     except ConfigError as error:
-        raise error.below(section) from None
+        raise error.below(where) from None
     return found
 
 
-def _again(env: CommandEnv, path: Path | None, name: str | None) -> Engine:
-    section, config = _section(env, path, name)
+def _again(env: CommandEnv, path: Path | None, name: str | None, force: bool) -> Engine:
+    where, config = _section(env, path, name)
     from backends.sglang_dsv3.engine import agent
+    from backends.sglang_dsv3.engine.plan import start
 
-    found = _known(env, config, section)
+    found = _known(env, config, where)
     if config.model_path is not None:
-        agent.usable(config, section, lambda done, of: None, found)
+        agent.usable(config, where, lambda done, of: None, found)
+        start.verify(config, where, found, force)
     return config
 
 
-def _prepare(config: Engine, section: str, found: known.Known) -> None:
+def _prepare(config: Engine, where: str, found: known.Known, force: bool) -> None:
     """Look at everything that can be known beforehand; shards are counted on a terminal, and told in a pipe."""
     from backends.sglang_dsv3.engine import agent
 
@@ -100,7 +96,8 @@ def _prepare(config: Engine, section: str, found: known.Known) -> None:
             told = time.monotonic()
             click.echo(f"penstock: reading headers, {done} of {of} shards")
 
-    agent.prepare(config, section, progress, found)
+    for note in agent.prepare(config, where, progress, found, force):
+        click.echo(f"penstock: {visible(note)}", err=True)
 
 
 def _show(config: Engine, home: Path) -> None:
@@ -137,31 +134,22 @@ def install_command(env: CommandEnv, device: str) -> None:
         sys.exit(1)
 
 
-@engine.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--gpus", help="For which GPUs, such as 8xH200; otherwise all that could hold it are told.")
-@click.pass_obj
-def plan(env: CommandEnv, folder: Path, gpus: str | None) -> None:
-    """Say what a checkpoint is and which GPUs hold it, from its headers alone; exit code 2 where those named cannot."""
-    from backends.sglang_dsv3.engine import checkpoint
+@engine.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+def import_command(file: Path) -> None:
+    """Convert a file for `SGLangEngine` (max_seq_len, batch_size, gpu_ids, ...): the configuration on standard output, and beside it what
+    became of each line."""
+    from backends.sglang_dsv3.engine import former
 
     try:
-        host = fit.parsed(gpus) if gpus is not None else None
-        found = known.known(env.home, lambda text: click.echo(f"penstock: {text}", err=True)) if known.kept_at(env.home) else None
-        weights = checkpoint.verify(folder, known=found)
-        model = fit.read(folder)
-        for line in fit.told(model, weights):
-            click.echo(visible(line))
-        if host is not None:
-            count, card = host
-            problem = fit.too_large(weights, card.gib, count, card.name)
-            problem = problem or fit.too_old(model, found.capabilities if found is not None else {}, card.name, None)
-            if problem is not None:
-                raise ValueError(problem)
-            click.echo(f"{count} x {card.name}: {weights / fit.GIB / count:.1f} of {card.gib:.0f} GiB are weights on each")
-    except (ValueError, checkpoint.Unusable, ConfigError) as error:
-        click.echo(f"penstock: {visible(str(error))}", err=True)
+        made, said = former.convert(file)
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            click.echo(f"penstock: {visible(line)}", err=True)
         sys.exit(2)
+    for line in said:
+        click.echo(f"penstock: {visible(line)}", err=True)
+    click.echo(yaml.safe_dump(made, sort_keys=False, allow_unicode=False).rstrip("\n"))
 
 
 @engine.command()
