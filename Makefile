@@ -54,6 +54,7 @@ check: .venv-dev/ready ## format, lint, types, import rules, generated files
 	.venv-dev/bin/python -m scripts.dashboards --check
 	.venv-dev/bin/python -m scripts.observability --check
 	.venv-dev/bin/python -m scripts.settings --check
+	.venv-dev/bin/python -m scripts.capacity --check
 	.venv-dev/bin/python -m scripts.licences
 
 fix: .venv-dev/ready ## format, repair what can be repaired by itself, write generated files
@@ -61,6 +62,7 @@ fix: .venv-dev/ready ## format, repair what can be repaired by itself, write gen
 	.venv-dev/bin/python -m scripts.dashboards
 	.venv-dev/bin/python -m scripts.observability
 	.venv-dev/bin/python -m scripts.settings
+	.venv-dev/bin/python -m scripts.capacity
 	.venv-dev/bin/ruff format .
 	.venv-dev/bin/ruff check --fix .
 

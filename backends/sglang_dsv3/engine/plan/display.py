@@ -121,9 +121,9 @@ def _memory(shown: Plan) -> Iterator[Sequence[str | float | None]]:
     yield "memory", round(room.gpu_gib, 1), source["room.gpu_gib"]
     yield "weights", _short(room.weights_gib), source["room.weights_gib"]
     yield f"for the KV cache, at memory_fraction {room.fraction:.2f}", round(room.headroom_gib, 1), "computed"
-    yield "left for activations, graphs, NCCL", round(room.outside_gib, 1), "computed"
     if room.absorbed_gib:
-        yield "of that, MLA's absorbed matrices", _short(room.absorbed_gib), "computed"
+        yield "  of that at most, for MLA's absorbed matrices", _short(room.absorbed_gib), "computed"
+    yield "left for activations, graphs, NCCL", round(room.outside_gib, 1), "computed"
 
 
 def _short(value: float) -> float:

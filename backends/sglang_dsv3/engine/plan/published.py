@@ -37,15 +37,15 @@ _V4 = Shape(
     num_nextn_predict_layers=1, index_topk=1024, compress_ratios=[128, *([128, 4] * 30), 0], o_groups=16,
 )  # fmt: skip
 _V32 = Shape(**{**{name: getattr(_V3, name) for name in _V3.__struct_fields__}, "index_topk": 2048})
-_HUB = "published (config.json of deepseek-ai/DeepSeek-{} on Hugging Face)"
+_HUB = "published (config.json of {})"
 
 MODELS = (
-    Known("V3", "DeepSeek-V3 or R1", _V3, "fp8", 671, 37, _HUB.format("V3-0324")),
-    Known("R1", "DeepSeek-V3 or R1", _V3, "fp8", 671, 37, _HUB.format("R1")),
-    Known("V3.1", "DeepSeek-V3.1", _V3, "fp8", 671, 37, _HUB.format("V3.1")),
-    Known("V3.2", "DeepSeek-V3.2 (DSA)", _V32, "fp8", 671, 37, _HUB.format("V3.2")),
-    Known("V4-Flash", "DeepSeek-V4", _V4_FLASH, "mxfp4", 284, 13, _HUB.format("V4-Flash")),
-    Known("V4", "DeepSeek-V4", _V4, "mxfp4", 1600, 49, _HUB.format("V4-Pro")),
+    Known("V3", "DeepSeek-V3 or R1", _V3, "fp8", 671, 37, _HUB.format("deepseek-ai/DeepSeek-V3-0324")),
+    Known("R1", "DeepSeek-V3 or R1", _V3, "fp8", 671, 37, _HUB.format("deepseek-ai/DeepSeek-R1")),
+    Known("V3.1", "DeepSeek-V3.1", _V3, "fp8", 671, 37, _HUB.format("deepseek-ai/DeepSeek-V3.1")),
+    Known("V3.2", "DeepSeek-V3.2 (DSA)", _V32, "fp8", 671, 37, _HUB.format("deepseek-ai/DeepSeek-V3.2")),
+    Known("V4-Flash", "DeepSeek-V4", _V4_FLASH, "mxfp4", 284, 13, _HUB.format("nvidia/DeepSeek-V4-Flash-NVFP4")),
+    Known("V4", "DeepSeek-V4", _V4, "mxfp4", 1600, 49, _HUB.format("nvidia/DeepSeek-V4-Pro-NVFP4")),
 )
 _ALIASES = {"v3-0324": "v3", "r1-0528": "r1", "v3.1-terminus": "v3.1", "v3.2-exp": "v3.2", "v4-pro": "v4"}
 
