@@ -14,8 +14,8 @@ _REQUESTS = "srt/managers/io_struct.py"
 # Routes, by the file that declares them.
 ROUTES = {
     _HTTP: [
-        "/health_generate", "/ready", "/model_info", "/generate", "/abort_request", "/tokenize", "/v1/chat/completions", "/v1/completions",
-        "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/rerank", "/v1/score",
+        "/health_generate", "/ready", "/model_info", "/server_info", "/generate", "/abort_request", "/tokenize",
+        "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/rerank", "/v1/score",
     ],
     "srt/entrypoints/v1_loads.py": ["/v1/loads"],
 }  # fmt: skip
@@ -63,6 +63,8 @@ WORDS: dict[str, list[str]] = {
         "has_audio_understanding",
         "disaggregation_mode",
     ],
+    "srt/managers/scheduler_components/memory_usage.py": ["weight", "kvcache", "token_capacity"],
+    "srt/managers/scheduler_components/internal_state.py": ["memory_usage"],
     "srt/managers/tokenizer_manager.py": ["text", "output_ids", "meta_info", "finish_reason", "cached_tokens"],
 }
 

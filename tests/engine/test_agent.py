@@ -164,6 +164,9 @@ def test_a_host_tells_what_it_is_and_how_it_is(pair: tuple[Agent, Agent, Gateway
     assert said["machine"]["note"].startswith("no NVML")
     assert b'penstock_engine_state{state="ready"} 1' in fetch(f"http://127.0.0.1:{one.agent_port}/metrics")
     assert b"penstock engine" in fetch(f"http://127.0.0.1:{one.agent_port}/")
+    both = until("the plan stands beside what the engine says", lambda: (now := one.status())["engine"] and now["plan"] and now, 30, 0.2)
+    assert both["engine"]["kv_tokens"] == both["plan"]["kv_tokens"]
+    assert both["engine"]["kv_gib"] == pytest.approx(both["plan"]["kv_gib"], rel=0.01)
 
     def shown() -> dict[str, Any]:
         found: dict[str, Any] = next(row for row in running.admin("/admin/hosts").json()["hosts"] if row["id"].endswith(str(one.port)))

@@ -112,7 +112,7 @@ def test_the_facts_of_the_official_checkpoint() -> None:
     assert MTP.total / gb == pytest.approx(11.72, rel=0.001)
     assert MAIN.total + MTP.total + MAIN.embedding + MAIN.head == pytest.approx(688_586_727_753, rel=0.0001)
     assert MAIN.routed / gb == pytest.approx(653.9, rel=0.001)
-    assert roofline.active(V3.shape) / gb == pytest.approx(36.62, rel=0.001)
+    assert weights.active(V3.shape) / gb == pytest.approx(36.62, rel=0.001)
     for name, size in (("bf16", 1342), ("nvfp4", 387), ("w4a8", 366)):
         assert weights.computed(V3.shape, weights.scheme(name))[0].total / gb == pytest.approx(size, rel=0.01)
     layout = Layout(4)
@@ -145,7 +145,7 @@ def test_v4s_cache_is_what_its_makers_publish() -> None:
 def test_every_model_has_as_many_parameters_as_its_makers_say(known: published.Known) -> None:
     # In BF16 each takes two bytes, but for a few in float32.
     assert weights.computed(known.shape, weights.scheme("bf16"))[0].total / 2e9 == pytest.approx(known.parameters, rel=0.02)
-    assert roofline.active(known.shape) / 1e9 == pytest.approx(known.active, rel=0.05)
+    assert weights.active(known.shape) / 1e9 == pytest.approx(known.active, rel=0.05)
 
 
 def test_v4_flash_takes_what_is_published() -> None:
