@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from gateway.admin import keytable
+from gateway.admin import cost, keytable
 from gateway.admin.client import KEY_VARIABLE, Client, refuse
 from gateway.admin.keytable import Made
 from gateway.admin.used import Used
@@ -278,14 +278,36 @@ def explain(client: Client, request_id: str, as_json: bool) -> None:
 @click.option("--to", "last", help="Last day.")
 @click.option("--by", help="What to tell apart: key, model, day, team, separated by commas.")
 @click.option("--csv", "as_csv", is_flag=True, help="A table for a spreadsheet.")
+@click.option("--cost-per-token", is_flag=True, help="What a million tokens cost, from --gpus, --hours and --gpu-price.")
+@click.option("--gpus", type=click.IntRange(1), help="GPUs that were paid for.")
+@click.option("--hours", type=click.FloatRange(0, min_open=True), help="For so long, as the days that are asked for.")
+@click.option("--gpu-price", type=click.FloatRange(0), help="Of one GPU for an hour.")
+@click.option("--list-price", type=click.FloatRange(0), help="An API's, for a million tokens of answers, to compare with.")
+@click.option("--list-prompt-price", type=click.FloatRange(0), help="The same for prompts.")
 @asks
-def usage(client: Client, first: str | None, last: str | None, by: str | None, as_csv: bool) -> None:
-    """What was used, by key, model, day and team."""
+def usage(
+    client: Client, first: str | None, last: str | None, by: str | None, as_csv: bool, cost_per_token: bool, gpus: int | None,
+    hours: float | None, gpu_price: float | None, list_price: float | None, list_prompt_price: float | None,
+) -> None:  # fmt: skip
+    """What was used, by key, model, day and team; what a token cost."""
+    prices = {"--gpus": gpus, "--hours": hours, "--gpu-price": gpu_price}
+    if cost_per_token and (missing := [name for name, value in prices.items() if value is None]):
+        raise click.UsageError(f"--cost-per-token: {', '.join(missing)} is missing; accepted: --gpus 8 --hours 24 --gpu-price 2.5")
+    if not cost_per_token and (given := [name for name, value in {**prices, "--list-price": list_price}.items() if value is not None]):
+        raise click.UsageError(f"{given[0]}: says nothing without --cost-per-token")
+    if list_prompt_price is not None and list_price is None:
+        raise click.UsageError("--list-prompt-price: says nothing without --list-price")
     query = {"from": first, "to": last, "by": by, "format": "csv" if as_csv else None}
     asked = urllib.parse.urlencode({name: value for name, value in query.items() if value is not None})
     content = client.ask("GET", f"/admin/usage?{asked}")
     if as_csv:
         say_lines(content.decode().rstrip("\n"))
+        return
+    if cost_per_token:
+        for line in cost.lines(
+            msgspec.json.decode(content)["usage"], cost.Prices(gpus or 0, hours or 0.0, gpu_price or 0.0, list_price, list_prompt_price)
+        ):
+            say(line)
         return
     shown = ("day", "team", "key", "model") if "team" in (by or "").split(",") else ("day", "key", "model")
     say_table(
