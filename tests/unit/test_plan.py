@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -141,11 +142,64 @@ def test_v4s_cache_is_what_its_makers_publish() -> None:
     assert memory.cache(shape, "bf16").token * 1048576 < whole
 
 
+# In billions, all and of a token, as DeepSeek says them.
+PARAMETERS = {"V3": (671, 37), "R1": (671, 37), "V3.1": (671, 37), "V3.2": (671, 37), "V4-Flash": (284, 13), "V4": (1600, 49)}
+
+
 @pytest.mark.parametrize("known", published.MODELS, ids=lambda known: known.name)
 def test_every_model_has_as_many_parameters_as_its_makers_say(known: published.Known) -> None:
     # In BF16 each takes two bytes, but for a few in float32.
-    assert weights.computed(known.shape, weights.scheme("bf16"))[0].total / 2e9 == pytest.approx(known.parameters, rel=0.02)
-    assert weights.active(known.shape) / 1e9 == pytest.approx(known.active, rel=0.05)
+    every, active = PARAMETERS[known.name]
+    assert weights.computed(known.shape, weights.scheme("bf16"))[0].total / 2e9 == pytest.approx(every, rel=0.02)
+    assert weights.active(known.shape) / 1e9 == pytest.approx(active, rel=0.05)
+
+
+def official() -> Iterator[tuple[str, int]]:
+    """Every tensor of DeepSeek-V3 on the hub, by its name there, with its bytes: the MTP layer is the 62nd."""
+    hidden, wide = 7168, 128
+
+    def matrix(name: str, rows: int, columns: int) -> Iterator[tuple[str, int]]:
+        yield f"{name}.weight", rows * columns
+        yield f"{name}.weight_scale_inv", 4 * -(-rows // 128) * -(-columns // 128)
+
+    def mlp(name: str, inner: int) -> Iterator[tuple[str, int]]:
+        for part in ("gate_proj", "up_proj"):
+            yield from matrix(f"{name}.{part}", inner, hidden)
+        yield from matrix(f"{name}.down_proj", hidden, inner)
+
+    yield "model.embed_tokens.weight", 2 * 129280 * hidden
+    yield "lm_head.weight", 2 * 129280 * hidden
+    yield "model.norm.weight", 2 * hidden
+    for number in range(62):
+        layer = f"model.layers.{number}"
+        for name, rows, columns in (
+            ("q_a_proj", 1536, hidden), ("q_b_proj", wide * 192, 1536), ("kv_a_proj_with_mqa", 576, hidden), ("kv_b_proj", wide * 256, 512),
+            ("o_proj", hidden, wide * 128),
+        ):  # fmt: skip
+            yield from matrix(f"{layer}.self_attn.{name}", rows, columns)
+        for name, size in (("self_attn.q_a_layernorm", 1536), ("self_attn.kv_a_layernorm", 512), ("input_layernorm", hidden)):
+            yield f"{layer}.{name}.weight", 2 * size
+        yield f"{layer}.post_attention_layernorm.weight", 2 * hidden
+        if number < 3:
+            yield from mlp(f"{layer}.mlp", 18432)
+            continue
+        yield f"{layer}.mlp.gate.weight", 2 * 256 * hidden
+        yield f"{layer}.mlp.gate.e_score_correction_bias", 4 * 256
+        yield from mlp(f"{layer}.mlp.shared_experts", 2048)
+        for expert in range(256):
+            yield from mlp(f"{layer}.mlp.experts.{expert}", 2048)
+    for name, size in (("embed_tokens", 129280 * hidden), ("shared_head.head", 129280 * hidden), ("eh_proj", 2 * hidden * hidden)):
+        yield f"model.layers.61.{name}.weight", 2 * size
+    for name in ("enorm", "hnorm", "shared_head.norm"):
+        yield f"model.layers.61.{name}.weight", 2 * hidden
+
+
+def test_the_official_checkpoints_tensors_fall_into_the_same_pieces() -> None:
+    tensors = dict(official())
+    assert sum(tensors.values()) == pytest.approx(688_586_727_753, rel=0.0001), "what its index says"
+    for found, made in zip(weights.counted(tensors, 61), (MAIN, MTP), strict=True):
+        for name in weights.Pieces.__struct_fields__:
+            assert getattr(found, name) == pytest.approx(getattr(made, name), rel=0.001), name
 
 
 def test_v4_flash_takes_what_is_published() -> None:

@@ -10,14 +10,12 @@ from backends.sglang_dsv3.engine.plan.models import Shape
 
 
 class Known(NamedTuple):
-    """A published model. `scheme`: how it is published; `parameters` and `active` in billions, as its makers say them."""
+    """A published model. `scheme`: how it is published."""
 
     name: str
     family: str
     shape: Shape
     scheme: str
-    parameters: float
-    active: float
     source: str
 
 
@@ -40,12 +38,12 @@ _V32 = Shape(**{**{name: getattr(_V3, name) for name in _V3.__struct_fields__}, 
 _HUB = "published (config.json of {})"
 
 MODELS = (
-    Known("V3", "DeepSeek-V3 or R1", _V3, "fp8", 671, 37, _HUB.format("deepseek-ai/DeepSeek-V3-0324")),
-    Known("R1", "DeepSeek-V3 or R1", _V3, "fp8", 671, 37, _HUB.format("deepseek-ai/DeepSeek-R1")),
-    Known("V3.1", "DeepSeek-V3.1", _V3, "fp8", 671, 37, _HUB.format("deepseek-ai/DeepSeek-V3.1")),
-    Known("V3.2", "DeepSeek-V3.2 (DSA)", _V32, "fp8", 671, 37, _HUB.format("deepseek-ai/DeepSeek-V3.2")),
-    Known("V4-Flash", "DeepSeek-V4", _V4_FLASH, "mxfp4", 284, 13, _HUB.format("nvidia/DeepSeek-V4-Flash-NVFP4")),
-    Known("V4", "DeepSeek-V4", _V4, "mxfp4", 1600, 49, _HUB.format("nvidia/DeepSeek-V4-Pro-NVFP4")),
+    Known("V3", "DeepSeek-V3 or R1", _V3, "fp8", _HUB.format("deepseek-ai/DeepSeek-V3-0324")),
+    Known("R1", "DeepSeek-V3 or R1", _V3, "fp8", _HUB.format("deepseek-ai/DeepSeek-R1")),
+    Known("V3.1", "DeepSeek-V3.1", _V3, "fp8", _HUB.format("deepseek-ai/DeepSeek-V3.1")),
+    Known("V3.2", "DeepSeek-V3.2 (DSA)", _V32, "fp8", _HUB.format("deepseek-ai/DeepSeek-V3.2")),
+    Known("V4-Flash", "DeepSeek-V4", _V4_FLASH, "mxfp4", _HUB.format("nvidia/DeepSeek-V4-Flash-NVFP4")),
+    Known("V4", "DeepSeek-V4", _V4, "mxfp4", _HUB.format("nvidia/DeepSeek-V4-Pro-NVFP4")),
 )
 _ALIASES = {"v3-0324": "v3", "r1-0528": "r1", "v3.1-terminus": "v3.1", "v3.2-exp": "v3.2", "v4-pro": "v4"}
 

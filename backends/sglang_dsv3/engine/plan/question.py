@@ -143,9 +143,9 @@ def spread(
     return layout(host, of.shape, of.scheme, given)
 
 
-def section(config: Engine, host: Host, of: Model | None = None) -> Question:
+def section(config: Engine, host: Host) -> Question:
     """What an `engine` section asks of GPUs such as these. Raises ValueError."""
-    of = of or served(Path(config.model_path or ""))
+    of = served(Path(config.model_path or ""))
     travel = config.moe_a2a_backend not in (None, "none")
     drafts = config.speculative_algorithm is not None and of.mtp.total > 0
     given = spread(host, of, config.ranks, config.attn_dp_size or 1, config.ep_size or 1, travel, drafts)

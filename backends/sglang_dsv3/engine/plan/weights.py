@@ -16,7 +16,7 @@ _FP8 = 1 + 4 / (128 * 128)
 
 class Scheme(NamedTuple):
     """A way to store weights. Bytes a parameter: of routed experts, of every other matrix but embedding, head and gates (BF16 always).
-    `capability`: the least of CUDA's, None for any; `rocm`: the cards that can; `where`: the rest in words."""
+    `capability`: the least of CUDA's, None for any; `rocm`: AMD's cards that can."""
 
     name: str
     title: str
@@ -24,21 +24,20 @@ class Scheme(NamedTuple):
     other: float
     capability: int | None
     rocm: tuple[str, ...]
-    source: str
 
 
 _AMD = ("MI300X", "MI325X", "MI355X")
-_PAGE = 'SGLang, "DeepSeek V3/V3.1/R1 Usage" (docs.sglang.io/docs/basic_usage/deepseek_v3)'
+# Which cards take which: SGLang, "DeepSeek V3/V3.1/R1 Usage" (docs.sglang.io/docs/basic_usage/deepseek_v3).
 SCHEMES = (
-    Scheme("fp8", "FP8", _FP8, _FP8, 90, _AMD, _PAGE),
-    Scheme("bf16", "BF16", 2.0, 2.0, None, _AMD, _PAGE),
-    Scheme("int8", "INT8", _FP8, _FP8, None, (), _PAGE),
+    Scheme("fp8", "FP8", _FP8, _FP8, 90, _AMD),
+    Scheme("bf16", "BF16", 2.0, 2.0, None, _AMD),
+    Scheme("int8", "INT8", _FP8, _FP8, None, ()),
     # Groups of 128 with a float32 scale (SGLang's w4afp8), of 16 with an FP8 one (NVFP4), of 32 with an exponent (MXFP4), of 128 with a
     # float16 scale and a 4-bit zero (AWQ).
-    Scheme("w4a8", "W4A8, INT4 experts", 0.5 + 4 / 128, _FP8, 90, (), _PAGE),
-    Scheme("nvfp4", "NVFP4 experts", 0.5 + 1 / 16, _FP8, 100, (), _PAGE),
-    Scheme("mxfp4", "MXFP4 experts", 0.5 + 1 / 32, _FP8, 90, ("MI355X",), _PAGE),
-    Scheme("awq", "AWQ, INT4", 0.5 + 2.5 / 128, 0.5 + 2.5 / 128, 80, (), _PAGE),
+    Scheme("w4a8", "W4A8, INT4 experts", 0.5 + 4 / 128, _FP8, 90, ()),
+    Scheme("nvfp4", "NVFP4 experts", 0.5 + 1 / 16, _FP8, 100, ()),
+    Scheme("mxfp4", "MXFP4 experts", 0.5 + 1 / 32, _FP8, 90, ("MI355X",)),
+    Scheme("awq", "AWQ, INT4", 0.5 + 2.5 / 128, 0.5 + 2.5 / 128, 80, ()),
 )
 
 
@@ -80,7 +79,7 @@ class Pieces(msgspec.Struct, frozen=True):
 
 
 class Parameters(NamedTuple):
-    """Parameters of one layer's parts and of the MTP layer's own projection; BF16 ones apart."""
+    """Parameters of one layer's attention: shared out over ranks, and whole on each, of which those in BF16 apart."""
 
     attention: float
     latent: float
