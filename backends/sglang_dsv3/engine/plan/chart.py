@@ -8,7 +8,7 @@ from html import escape
 
 from backends.sglang_dsv3.engine.plan.display import Plan
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 440, 70, 190, 50, 50
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 800, 440, 70, 230, 50, 50
 
 
 def svg(shown: Plan) -> str:

@@ -71,7 +71,7 @@ class Alternative(msgspec.Struct, frozen=True):
 def room(asked: Question) -> Room:
     """The arithmetic of one GPU."""
     of, layout, gib = asked.model, asked.layout, asked.host.card.gib
-    share = memory.weights(of.main, of.mtp, layout) / GIB - asked.offload_gib
+    share = max(0.0, memory.weights(of.main, of.mtp, layout) / GIB - asked.offload_gib)
     limit = asked.fraction * gib if asked.fraction is not None else memory.most(gib)
     own = 1 - memory.reserved(gib, layout, asked.concurrency, asked.chunk) / gib
     absorbed, token, request = 0.0, None, 0.0
