@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from backends.sglang_dsv3 import recall, resume, roles
+from backends.sglang_dsv3 import recall, roles
 from backends.sglang_dsv3.abandon import Abandoned
 from backends.sglang_dsv3.config import Config
-from backends.sglang_dsv3.exact import Progress
+from backends.sglang_dsv3.continuation import resume
+from backends.sglang_dsv3.continuation.exact import Progress
 from backends.sglang_dsv3.files import key_in, verify_files
 from backends.sglang_dsv3.host import PROBE_TIMEOUT_S, EngineHost
 from backends.sglang_dsv3.pair import PairReply

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from backends.sglang_dsv3 import answer, breaking, exact, failures, stream, translate
+from backends.sglang_dsv3 import answer, breaking, failures, stream, translate
 from backends.sglang_dsv3.abandon import MAX_JSON_BYTES, Abandoned
+from backends.sglang_dsv3.continuation import exact
 from backends.sglang_dsv3.host import EngineHost, small
 from backends.sglang_dsv3.ranks import HEADER
 from backends.sglang_dsv3.stream import EventStream

@@ -6,7 +6,8 @@ code, so that the list stays whole.
 
 from __future__ import annotations
 
-from backends.sglang_dsv3 import exact, shapes, translate
+from backends.sglang_dsv3 import shapes, translate
+from backends.sglang_dsv3.continuation import exact
 
 _HTTP, _OPENAI, _LOADS = "srt/entrypoints/http_server.py", "srt/entrypoints/openai/protocol.py", "srt/managers/load_snapshot.py"
 _REQUESTS = "srt/managers/io_struct.py"

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from backends.sglang_dsv3 import answer, exact, failures, resume, stream, translate
+from backends.sglang_dsv3 import answer, failures, stream, translate
+from backends.sglang_dsv3.continuation import exact, resume
 from gateway.errors import InvalidRequest
 from gateway.plugin import AttemptFailed, Call, Endpoint, Reply, Terms, Usage, Verdict
 from gateway.serving import calls

@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 
-from backends.sglang_dsv3 import failures, resume, stream, translate
+from backends.sglang_dsv3 import failures, stream, translate
+from backends.sglang_dsv3.continuation import resume
 from backends.sglang_dsv3.framing import Framing
 from backends.sglang_dsv3.shapes import generate_decoder, tokens_decoder
 from gateway.plugin import Call, Endpoint, Terms, Usage
