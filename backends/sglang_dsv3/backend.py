@@ -13,8 +13,10 @@ import msgspec
 from backends.sglang_dsv3 import recall, roles
 from backends.sglang_dsv3.abandon import Abandoned
 from backends.sglang_dsv3.config import Config
-from backends.sglang_dsv3.continuation import resume
+from backends.sglang_dsv3.continuation import named, resume
 from backends.sglang_dsv3.continuation.exact import Progress
+from backends.sglang_dsv3.continuation.named import Going
+from backends.sglang_dsv3.continuation.named.reply import NamedReply
 from backends.sglang_dsv3.files import key_in, verify_files
 from backends.sglang_dsv3.host import PROBE_TIMEOUT_S, EngineHost
 from backends.sglang_dsv3.pair import PairReply
@@ -198,6 +200,8 @@ class SGLang(Backend):
         host = self._hosts.get(target)
         if host is None:
             return Nowhere(target)
+        if isinstance(call.continues, Going):
+            return NamedReply(host, call.continues, terms, trace, self._connect_s, lambda chat: self.send(target, chat, terms, trace))
         return SGLangReply(host, call, terms, trace, self._abandoned, self._allowed, self._connect_s, self._order)
 
     def send_pair(
@@ -207,21 +211,35 @@ class SGLang(Backend):
         first, second = self._hosts.get(prefill), self._hosts.get(target)
         if first is None or second is None:
             return Nowhere(prefill if first is None else target, "prefill" if first is None else "decode")
+        if isinstance(call.continues, Going):
+
+            def ask(chat: Call) -> Reply:
+                return self.send_pair(prefill, target, chat, terms, traces, again)
+
+            return NamedReply(second, call.continues, terms, traces[1], self._connect_s, ask)
         reached = self._abandoned, self._allowed, self._connect_s
         return PairReply((first, second), call, terms, traces, *reached, again, self._env.failed, self._order)
 
     def resumable(self, call: Call) -> bool:
-        """See `resume`."""
-        return resume.resumable(call)
+        """See `resume`, and `named` for streams whose events have names."""
+        return named.resumable(call) if named.speaks(call) else resume.resumable(call)
 
     def resume(self, call: Call, terms: Terms, broken: Reply, delivered: bytes) -> Call | Reply | None:
         """Over its token ids where it was answered so, else with the delivered text as the beginning of the assistant's message."""
+        if isinstance(broken, named.Written) and broken.chat is not None:
+            broken = broken.chat
+        if named.speaks(call):
+            told = None if broken.usage is None or broken.usage.estimated else broken.usage
+            return named.resume_named(call, terms, told, delivered, lambda chat, said, usage: self._go_on(chat, terms, broken, said, usage))
+        usage = broken.usage
+        return self._go_on(call, terms, broken, delivered, None if usage is None or usage.estimated else usage)
+
+    def _go_on(self, call: Call, terms: Terms, broken: Reply, delivered: bytes, usage: Usage | None) -> Call | Reply | None:
         half = broken.decode if isinstance(broken, PairReply) else broken
         progress = half.progress if isinstance(half, SGLangReply) else None
         if progress is not None:
             return _from(progress, call, terms, delivered)
-        usage = broken.usage
-        return resume.resume(call, terms, delivered, None if usage is None or usage.estimated else usage)
+        return resume.resume(call, terms, delivered, usage)
 
 
 def _from(progress: Progress, call: Call, terms: Terms, delivered: bytes) -> Call | Reply:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from backends.sglang_dsv3 import translate
-from backends.sglang_dsv3.continuation import exact
 from backends.sglang_dsv3.config import Engine
+from backends.sglang_dsv3.continuation import exact
 from backends.sglang_dsv3.engine.launch import command
 from gateway.errors import InvalidRequest
 from gateway.plugin import Endpoint, Terms

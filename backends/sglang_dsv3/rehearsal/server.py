@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import re
 import struct
@@ -244,6 +245,10 @@ async def _plain(request: web.Request) -> web.Response:
     if "refuse" in commands:
         return _flat(int(commands["refuse"]))
     answer = _PLAIN[request.path]
+    if request.path == "/tokenize":  # as many as usages say, and a token for each that its answers are made of
+        asked = json.loads(seen.last_body)
+        count = 12 if "messages" in asked else len(_TOKENS.findall(str(asked.get("prompt")))) or 2
+        answer = {**answer, "tokens": [271, 78, *range(count - 2)][:count], "count": count}
     if request.path == "/v1/embeddings" and json.loads(seen.last_body).get("encoding_format") == "base64":
         packed = base64.b64encode(struct.pack("<2f", *answer["data"][0]["embedding"])).decode()
         answer = {**answer, "data": [{**answer["data"][0], "embedding": packed}]}
@@ -437,25 +442,39 @@ def _named_failure(path: str) -> bytes:
 
 
 def _response(body: dict[str, Any], status: str, text: str, count: int) -> dict[str, Any]:
-    item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed"}
+    item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "phase": "final_answer"}
     output = [{**item, "content": [{"type": "output_text", "text": text, "annotations": []}]}] if text else []
     head = {"id": body["ids"][0], "object": "response", "created_at": _CREATED, "model": body["model"], "output": output, "status": status}
     usage = {"input_tokens": 12, "output_tokens": count, "total_tokens": 12 + count, "input_tokens_details": {"cached_tokens": 4}}
     error = {"code": "server_error", "message": "The request queue is full."} if status == "failed" else None
+    head["incomplete_details"] = {"reason": "max_output_tokens"} if status == "incomplete" else None
     return {**head, "usage": usage, "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "error": error, "metadata": {}}
 
 
 def _response_events(body: dict[str, Any], count: int) -> Iterator[bytes]:
-    """As SGLang writes them, but for the bookkeeping of items and parts."""
+    number = itertools.count()
+
+    def said(name: str, **fields: Any) -> bytes:
+        return _named(f"response.{name}", **fields, sequence_number=next(number))
+
     begun = {**_response(body, "in_progress", "", 0), "usage": None}
-    yield _named("response.created", response=begun, sequence_number=0)
-    yield _named("response.in_progress", response=begun, sequence_number=1)
+    yield said("created", response=begun)
+    yield said("in_progress", response=begun)
     place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
-    for number in range(count):
+    # As SGLang does: two tokens less than were asked for.
+    left = min(count, (body.get("max_output_tokens") or count + 2) - 2)
+    text = "".join(f"token {index} {body['tail']}" for index in range(left))
+    whole = _response(body, "completed" if left == count else "incomplete", text, left)
+    (item,) = whole["output"] or [{"content": [{"type": "output_text", "text": ""}]}]
+    yield said("output_item.added", item={**item, "content": [], "status": "in_progress"}, output_index=0)
+    yield said("content_part.added", part={**item["content"][0], "text": ""}, **place)
+    for index in range(left):
         body["made"] += 1
-        yield _named("response.output_text.delta", **place, delta=f"token {number} ", sequence_number=number + 2)
-    text = "".join(f"token {number} " for number in range(count))
-    yield _named("response.completed", response=_response(body, "completed", text, count), sequence_number=count + 2)
+        yield said("output_text.delta", delta=f"token {index} {body['tail']}", logprobs=[], **place)
+    yield said("output_text.done", text=text, logprobs=[], **place)
+    yield said("content_part.done", part=item["content"][0], **place)
+    yield said("output_item.done", item=item, output_index=0)
+    yield said(whole["status"], response=whole)
 
 
 def _message(body: dict[str, Any], text: str) -> dict[str, Any]:
@@ -468,9 +487,10 @@ def _message_events(body: dict[str, Any], count: int) -> Iterator[bytes]:
         "message_start", message={**_message(body, ""), "usage": {"input_tokens": 8, "output_tokens": 0, "cache_read_input_tokens": 4}}
     )
     yield _named("content_block_start", index=0, content_block={"type": "text", "text": ""})
-    for number in range(count):
+    left = min(count, body.get("max_tokens") or count)
+    for number in range(left):
         body["made"] += 1
-        yield _named("content_block_delta", index=0, delta={"type": "text_delta", "text": f"token {number} "})
+        yield _named("content_block_delta", index=0, delta={"type": "text_delta", "text": f"token {number} {body['tail']}"})
     yield _named("content_block_stop", index=0)
-    yield _named("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": count})
+    yield _named("message_delta", delta={"stop_reason": "end_turn" if left == count else "max_tokens"}, usage={"output_tokens": left})
     yield _named("message_stop")
