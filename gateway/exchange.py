@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.plugin import AttemptFailed, Call, Endpoint
-from gateway.serving import affinity, calls, relay
+from gateway.serving import affinity, calls, gathered, relay
 from gateway.serving.affinity import Affinities
 from gateway.serving.dispatch import Dispatcher, Exchange
 from gateway.serving.registry import Registry
@@ -37,6 +37,7 @@ class Exchanges:
         self._body_bytes = settings.security.body_limit_mb << 20
         self._memory = BodyMemory(settings.security.body_memory_mb << 20)
         self._strict = settings.security.strict_parameters
+        self._hedges = settings.retry.hedge_json
 
     def of(self, endpoint: Endpoint) -> App:
         """The handler of one endpoint."""
@@ -76,12 +77,17 @@ class Exchanges:
         if call.endpoint in calls.KEPT:  # its id says where it was made, and for whom
             call = calls.owned(affinity.marked(call, bound), record.key)
             record.asks(call)
+        gathering = served.pool.backend.gather(call) if self._hedges and not call.stream else None
+        if gathering is not None:
+            call = gathering.call
         record.enter(LIMITS)
         try:
             async with self._rate_limit.admitted(call, served, record) as terms:
                 with Watch(self._watches, connection, receive) as watch:
                     exchange = Exchange(call, bound, terms, served, record, watch, scope["headers"])
-                    if call.stream:
+                    if gathering is not None:
+                        await gathered.whole(exchange, gathering, self._dispatcher, self._timeouts.between_tokens_s, send)
+                    elif call.stream:
                         await relay.Stream(exchange, self._dispatcher, self._timeouts, connection, send).run()
                     else:
                         await relay.whole(exchange, await self._dispatcher.begin(exchange), send)

@@ -175,6 +175,21 @@ class Reply:
         return self.usage
 
 
+class Gathering(abc.ABC):
+    """A JSON answer that is asked for as a stream, so that it is known at once when its host dies: `call` is what is asked instead."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    @abc.abstractmethod
+    def add(self, block: bytes) -> None:
+        """Whole events of its answer, as `Reply.next` gives them. Raises AttemptFailed where they are none of a JSON answer's."""
+
+    @abc.abstractmethod
+    def whole(self) -> bytes:
+        """All of them as the JSON answer that the engine would have given; asked for once they have ended."""
+
+
 class Gpu(msgspec.Struct, frozen=True):
     """One GPU of a target's machine; None is what it does not tell."""
 
@@ -344,6 +359,10 @@ class Backend(abc.ABC):
         A call for another target, whose events follow what was delivered without a seam: same id, no role again, one usage with the totals.
         A reply, where only the closing events are missing. None where going on would not be sound.
         """
+        return None
+
+    def gather(self, call: Call) -> Gathering | None:
+        """A call for JSON to be asked for as a stream; None where its answer could not be put together again."""
         return None
 
     async def recall(self, id: str, model: str, cancel: bool = False) -> bytes | None:

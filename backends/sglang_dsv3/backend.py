@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from backends.sglang_dsv3 import recall, roles
+from backends.sglang_dsv3 import gather, recall, roles
 from backends.sglang_dsv3.abandon import Abandoned
 from backends.sglang_dsv3.config import Config
 from backends.sglang_dsv3.continuation import named, resume
@@ -23,7 +23,7 @@ from backends.sglang_dsv3.pair import PairReply
 from backends.sglang_dsv3.reply import Nowhere, SGLangReply
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, tls
 from gateway.errors import ConfigError
-from gateway.plugin import Backend, BackendEnv, Call, Endpoint, Reply, Target, Terms, Usage
+from gateway.plugin import Backend, BackendEnv, Call, Endpoint, Gathering, Reply, Target, Terms, Usage
 
 if TYPE_CHECKING:
     from backends.sglang_dsv3.resolve import Resolver
@@ -200,7 +200,7 @@ class SGLang(Backend):
         host = self._hosts.get(target)
         if host is None:
             return Nowhere(target)
-        if isinstance(call.continues, Going):
+        if call.continues is not None and isinstance(call.continues, Going):
             return NamedReply(host, call.continues, terms, trace, self._connect_s, lambda chat: self.send(target, chat, terms, trace))
         return SGLangReply(host, call, terms, trace, self._abandoned, self._allowed, self._connect_s, self._order)
 
@@ -211,7 +211,7 @@ class SGLang(Backend):
         first, second = self._hosts.get(prefill), self._hosts.get(target)
         if first is None or second is None:
             return Nowhere(prefill if first is None else target, "prefill" if first is None else "decode")
-        if isinstance(call.continues, Going):
+        if call.continues is not None and isinstance(call.continues, Going):
 
             def ask(chat: Call) -> Reply:
                 return self.send_pair(prefill, target, chat, terms, traces, again)
@@ -233,6 +233,10 @@ class SGLang(Backend):
             return named.resume_named(call, terms, told, delivered, lambda chat, said, usage: self._go_on(chat, terms, broken, said, usage))
         usage = broken.usage
         return self._go_on(call, terms, broken, delivered, None if usage is None or usage.estimated else usage)
+
+    def gather(self, call: Call) -> Gathering | None:
+        """See `gather`."""
+        return gather.gather(call)
 
     def _go_on(self, call: Call, terms: Terms, broken: Reply, delivered: bytes, usage: Usage | None) -> Call | Reply | None:
         half = broken.decode if isinstance(broken, PairReply) else broken

@@ -148,6 +148,9 @@ class Retry(Section, frozen=True):
     max_continuations: Annotated[
         int, Meta(ge=0, le=10, description="how often an answer that has begun may move to another host; 0 is never")
     ] = 2
+    hedge_json: Annotated[
+        bool, Meta(description="ask for JSON as streams: [who dies or is silent is noticed at once](failover.md#json-answers)")
+    ] = False
 
 
 class LimitRules(Section, frozen=True):

@@ -78,13 +78,15 @@ class Dispatcher:
         self._timeouts = settings.timeouts
         self._retry = settings.retry
 
-    async def begin(self, exchange: Exchange) -> Attempt:
-        """An answer that has begun (first event or whole body); raises GatewayError."""
+    async def begin(self, exchange: Exchange, last: AttemptFailed | None = None) -> Attempt:
+        """An answer that has begun (first event or whole body); raises GatewayError. `last`: what the attempt before it has ended with, of
+        which nothing has reached the client."""
         now = time.monotonic()
-        exchange.served.pool.budget.deposit(exchange.terms.prompt_tokens, now)
+        if last is None:
+            exchange.served.pool.budget.deposit(exchange.terms.prompt_tokens, now)
         exchange.watch.begin_by(now + self._timeouts.request_s)
         try:
-            attempt = await self._attempts(exchange, exchange.call, False)
+            attempt = await self._attempts(exchange, exchange.call, False, last)
         except asyncio.CancelledError:
             if not exchange.watch.was_too_late():
                 raise
@@ -93,11 +95,10 @@ class Dispatcher:
         exchange.watch.begun()
         return attempt
 
-    async def _attempts(self, exchange: Exchange, call: Call, continues: bool) -> Attempt:
+    async def _attempts(self, exchange: Exchange, call: Call, continues: bool, last: AttemptFailed | None = None) -> Attempt:
         """Try hosts until one has begun to answer; a continuation's retries are not charged to the budget."""
         served, record, tried = exchange.served, exchange.record, exchange.tried
         pool, prompt_tokens = served.pool, exchange.terms.prompt_tokens
-        last: AttemptFailed | None = None
         bound, affine = exchange.bound, served.affine
         pairs = pool.paired and call.endpoint in BOUNDS
         while True:
