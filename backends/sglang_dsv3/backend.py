@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,7 +13,9 @@ import msgspec
 from backends.sglang_dsv3 import gather, recall, roles
 from backends.sglang_dsv3.abandon import Abandoned
 from backends.sglang_dsv3.config import Config
-from backends.sglang_dsv3.continuation import named, resume
+from backends.sglang_dsv3.continuation import choices, named, resume
+from backends.sglang_dsv3.continuation.choices import Choices, Parts
+from backends.sglang_dsv3.continuation.counting import Counting
 from backends.sglang_dsv3.continuation.exact import Progress
 from backends.sglang_dsv3.continuation.named import Going
 from backends.sglang_dsv3.continuation.named.reply import NamedReply
@@ -200,8 +202,9 @@ class SGLang(Backend):
         host = self._hosts.get(target)
         if host is None:
             return Nowhere(target)
-        if call.continues is not None and isinstance(call.continues, Going):
-            return NamedReply(host, call.continues, terms, trace, self._connect_s, lambda chat: self.send(target, chat, terms, trace))
+        if call.continues is not None and isinstance(call.continues, Going | Parts):
+            counting = Counting(host, trace, self._connect_s)
+            return _rest(call.continues, counting, lambda rest: self.send(target, rest, terms, trace))
         return SGLangReply(host, call, terms, trace, self._abandoned, self._allowed, self._connect_s, self._order)
 
     def send_pair(
@@ -212,17 +215,16 @@ class SGLang(Backend):
         if first is None or second is None:
             return Nowhere(prefill if first is None else target, "prefill" if first is None else "decode")
         if call.continues is not None and isinstance(call.continues, Going):
-
-            def ask(chat: Call) -> Reply:
-                return self.send_pair(prefill, target, chat, terms, traces, again)
-
-            return NamedReply(second, call.continues, terms, traces[1], self._connect_s, ask)
+            counting = Counting(second, traces[1], self._connect_s)
+            return _rest(call.continues, counting, lambda rest: self.send_pair(prefill, target, rest, terms, traces, again))
         reached = self._abandoned, self._allowed, self._connect_s
         return PairReply((first, second), call, terms, traces, *reached, again, self._env.failed, self._order)
 
     def resumable(self, call: Call) -> bool:
-        """See `resume`, and `named` for streams whose events have names."""
-        return named.resumable(call) if named.speaks(call) else resume.resumable(call)
+        """See `resume`, `named` for streams whose events have names, and `choices` for those of several."""
+        if named.speaks(call):
+            return named.resumable(call)
+        return choices.resumable(call) if choices.several(call) else resume.resumable(call)
 
     def resume(self, call: Call, terms: Terms, broken: Reply, delivered: bytes) -> Call | Reply | None:
         """Over its token ids where it was answered so, else with the delivered text as the beginning of the assistant's message."""
@@ -231,6 +233,8 @@ class SGLang(Backend):
         if named.speaks(call):
             told = None if broken.usage is None or broken.usage.estimated else broken.usage
             return named.resume_named(call, terms, told, delivered, lambda chat, said, usage: self._go_on(chat, terms, broken, said, usage))
+        if choices.several(call):
+            return choices.resume_several(call, terms, delivered)
         usage = broken.usage
         return self._go_on(call, terms, broken, delivered, None if usage is None or usage.estimated else usage)
 
@@ -244,6 +248,10 @@ class SGLang(Backend):
         if progress is not None:
             return _from(progress, call, terms, delivered)
         return resume.resume(call, terms, delivered, usage)
+
+
+def _rest(going: Going | Parts, counting: Counting, send: Callable[[Call], Reply]) -> Reply:
+    return NamedReply(going, counting, send) if isinstance(going, Going) else Choices(going, counting, send)
 
 
 def _from(progress: Progress, call: Call, terms: Terms, delivered: bytes) -> Call | Reply:

@@ -132,7 +132,7 @@ class Chunks(EventStream):
         before = self._continues
         if self.usage is not None:
             return self.usage
-        if self._tail:
+        if self._tail and self._call.choices == 1:  # of several each tells its own
             found = usage_of(b'{"usage":%s}' % self._tail)
         else:
             found = Usage(self._prompt_tokens, self.passed, estimated=True) if self.passed > 0 else None

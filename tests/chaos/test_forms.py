@@ -167,7 +167,8 @@ def test_a_host_that_is_killed_in_the_middle_is_not_noticed(tmp_path: Any) -> No
                 claude.messages.stream(model="m", max_tokens=100, messages=[{"role": "user", "content": prompt}]) as one,
                 client.responses.stream(model="m", input=prompt) as other,
             ):
-                said, events = "", []
+                said = ""
+                events: list[Any] = []
                 texts = iter(one.text_stream)
                 while len(said) < 60:
                     said += next(texts)
@@ -180,5 +181,31 @@ def test_a_host_that_is_killed_in_the_middle_is_not_noticed(tmp_path: Any) -> No
                 assert [event.sequence_number for event in events] == list(range(len(events)))
                 usage = one.get_final_message().usage
                 assert (usage.input_tokens + (usage.cache_read_input_tokens or 0), usage.output_tokens) == (12, 40)
-            lines = until("both are logged", lambda: found if len(found := running.requests()) == 2 else None)
+            until("both are logged", lambda: len(running.requests()) == 2)
+            lines = running.requests()
             assert [(line["continuations"], line["completion_tokens"], line["outcome"]) for line in lines] == [(1, 40, "ok")] * 2
+
+
+@pytest.mark.parametrize("at", [2, 5, 8, 17, 18, 19])
+@pytest.mark.parametrize("kind", ["chat", "prompts"])
+def test_several_choices_go_on_each_by_itself(pair: Pair, kind: str, at: int) -> None:
+    """Two choices of 8 tokens: two roles (or nothing), 16 tokens, two finishes, the usage."""
+    prompt, headers = pair.ask(f"cut {at}")
+    asked: dict[str, Any] = {"model": "text", "stream": True, "stream_options": {"include_usage": True}, "n": 2}
+    path = "/v1/chat/completions" if kind == "chat" else "/v1/completions"
+    asked |= {"messages": [{"role": "user", "content": prompt}]} if kind == "chat" else {"prompt": [prompt]}
+    answer = raw.call(pair.running.port, "POST", path, asked, headers)
+    assert answer.body.endswith(b"data: [DONE]\n\n"), answer.body[-300:]
+    chunks = [json.loads(event[6:]) for event in answer.body.split(b"\n\n") if event.startswith(b"data: {")]
+    assert len({(chunk["id"], chunk["created"]) for chunk in chunks}) == 1
+    for index in range(2):
+        parts = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+        said = [(part["delta"].get("content") if kind == "chat" else part["text"]) or "" for part in parts]
+        assert "".join(said) == TEXT
+        assert [part["finish_reason"] for part in parts if part["finish_reason"]] == ["stop"]
+        if kind == "chat":
+            assert sum("role" in part["delta"] for part in parts) == 1
+    (usage,) = [chunk["usage"] for chunk in chunks if chunk.get("usage")]
+    assert usage["completion_tokens"] == 16
+    line = pair.line(headers)
+    assert (line["completion_tokens"], line["outcome"]) == (16, "ok")

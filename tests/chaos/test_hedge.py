@@ -60,6 +60,10 @@ class Two:
         rows = [row for row in self.running.admin("/admin/usage").json()["usage"] if row["key"] == key]
         return {name: sum(row.get(name, 0) for row in rows) for name in names}
 
+    def counted(self, before: dict[str, int], key: str = "hedged") -> dict[str, int]:
+        """The same, once one more request is in it."""
+        return until("it is in the ledger", lambda: found if (found := self.used(key))["requests"] > before["requests"] else {})
+
     @contextlib.contextmanager
     def one_row_more(self, **counts: int) -> Iterator[None]:
         """What the ledger has more afterwards."""
@@ -146,7 +150,7 @@ def test_what_cannot_go_on_is_begun_anew(two: Two, more: dict[str, Any], texts: 
     assert answer.json()["usage"]["completion_tokens"] == 8 * texts
     line = two.line(name)
     assert (line["attempts"], line.get("continuations", 0), line["outcome"]) == (2, 0, "ok")
-    after = until("it is in the ledger", lambda: used if (used := two.used())["requests"] > before["requests"] else None)
+    after = two.counted(before)
     assert after["delivered_tokens"] - before["delivered_tokens"] == 8 * texts
     assert after["generated_tokens"] - before["generated_tokens"] > 8 * texts
 
@@ -167,7 +171,7 @@ def test_a_client_that_leaves_stops_the_engine_and_has_got_nothing(two: Two) -> 
         until("it is in the middle", lambda: two.first.seen()["events_sent"] > sent + 5)
     until("the engine has stopped", lambda: two.first.seen()["open"] == 0)
     assert two.first.seen()["made"][prompt] < 100_000
-    used = until("it is in the ledger", lambda: found if (found := two.used("leaving"))["requests"] else None)
+    used = two.counted({"requests": 0}, "leaving")
     assert used["delivered_tokens"] == 0
     assert used["generated_tokens"] >= 5
 
@@ -180,7 +184,7 @@ def test_when_nobody_is_left_there_is_one_error_and_no_half_answer(tmp_path: Any
         assert answer.error()["code"] == "engine_error"
         assert answer.headers["x-should-retry"] == "false"
         assert both.line(name)["outcome"] == "engine_error"
-        after = until("it is in the ledger", lambda: used if (used := both.used())["requests"] > before["requests"] else None)
+        after = both.counted(before)
         assert after["delivered_tokens"] == before["delivered_tokens"]
         assert after["generated_tokens"] > before["generated_tokens"]
 
