@@ -176,10 +176,13 @@ _KINDS: dict[Endpoint, type[_Gathered]] = {
 
 
 def gather(call: Call) -> Gathering | None:
-    """See `Backend.gather`. What the operator allows of the engine's inside is not in streams, or elsewhere there; log-probabilities of
-    responses are not in theirs, and those that are made in the background have no stream that anybody waits for."""
+    """See `Backend.gather`. What the operator allows of the engine's inside is not in streams, or elsewhere there; log-probabilities
+    of chats have gaps in theirs (tokens that end in half a character), those of responses are not in them at all, and what is made in the
+    background has no stream that anybody waits for."""
     kind = _KINDS.get(call.endpoint)
     if kind is None or not INTERNAL_FIELDS.isdisjoint(call.fields):
+        return None
+    if call.endpoint is Endpoint.CHAT and bytes(call.fields.get("logprobs", b"false")) != b"false":
         return None
     if kind is Responses and not {"include", "background"}.isdisjoint(call.fields):
         return None
