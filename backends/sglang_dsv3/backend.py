@@ -222,6 +222,8 @@ class SGLang(Backend):
 
     def resumable(self, call: Call) -> bool:
         """See `resume`, `named` for streams whose events have names, and `choices` for those of several."""
+        if call.endpoint is Endpoint.CHAT and call.choices == 1:  # which most are, and no call more is made for it
+            return resume.resumable(call)
         if named.speaks(call):
             return named.resumable(call)
         return choices.resumable(call) if choices.several(call) else resume.resumable(call)

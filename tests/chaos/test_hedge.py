@@ -141,7 +141,9 @@ def test_a_host_that_fails_in_the_middle_is_not_noticed(two: Two, path: str, fau
     assert (line["attempts"], line.get("continuations"), line["outcome"], line["completion_tokens"]) == (2, 1, "ok", 8)
 
 
-@pytest.mark.parametrize(("more", "texts"), [({"tools": TOOLS, "tool_choice": "required"}, 1), ({"n": 2}, 2)])
+@pytest.mark.parametrize(
+    ("more", "texts"), [({"tools": TOOLS, "tool_choice": "required"}, 1), ({"tools": TOOLS, "tool_choice": "required", "n": 2}, 2)]
+)
 def test_what_cannot_go_on_is_begun_anew(two: Two, more: dict[str, Any], texts: int) -> None:
     """Nothing has reached the client; what the first host has made counts, and is not delivered."""
     before = two.used()
