@@ -232,13 +232,16 @@ class SGLang(Backend):
         """Over its token ids where it was answered so, else with the delivered text as the beginning of the assistant's message."""
         if isinstance(broken, named.Written) and broken.chat is not None:
             broken = broken.chat
+
+        def again(one: Call, said: bytes, usage: Usage | None) -> Call | Reply | None:
+            return self._go_on(one, terms, broken, said, usage)
+
+        usage = None if broken.usage is None or broken.usage.estimated else broken.usage
         if named.speaks(call):
-            told = None if broken.usage is None or broken.usage.estimated else broken.usage
-            return named.resume_named(call, terms, told, delivered, lambda chat, said, usage: self._go_on(chat, terms, broken, said, usage))
+            return named.resume_named(call, terms, usage, delivered, again)
         if choices.several(call):
-            return choices.resume_several(call, terms, delivered)
-        usage = broken.usage
-        return self._go_on(call, terms, broken, delivered, None if usage is None or usage.estimated else usage)
+            return None if isinstance(broken, PairReply) else choices.resume_several(call, terms, delivered, again)
+        return again(call, delivered, usage)
 
     def gather(self, call: Call) -> Gathering | None:
         """See `gather`."""

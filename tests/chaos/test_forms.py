@@ -83,11 +83,9 @@ def response(client: openai.OpenAI, prompt: str, headers: dict[str, str], **more
         return stream.get_final_response(), events
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "die 13"])  # whose last event is the twelfth
 def test_messages_go_on(pair: Pair, claude: anthropic.Anthropic, fault: str) -> None:
     at = int(fault.split()[1])
-    if at > 12:
-        pytest.skip("the whole answer was there")
     prompt, headers = pair.ask(fault)
     found, events = message(claude, prompt, headers)
     undisturbed, as_ever = message(claude, "Hello", {})

@@ -20,15 +20,19 @@ from gateway.wire import body
 from gateway.wire.sse import DONE
 
 Event = dict[str, Any]
+# How a stream of one choice is continued, from what of it was delivered and what it has used.
+Again = Callable[[Call, bytes, Usage | None], Call | Reply | None]
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """`Call.continues` of such a stream: what of each choice was delivered, as one of one choice would have been."""
+    """`Call.continues` of such a stream: what of each choice was delivered, as one of one choice would have been. `again`: how one of one
+    choice is continued."""
 
     call: Call
     terms: Terms
     created: int
     delivered: dict[int, bytes]
+    again: Again
 
 
 def several(call: Call) -> bool:
@@ -51,7 +55,7 @@ def prompts(call: Call) -> list[str | list[int]]:
     return [found] if isinstance(found, str) or (found and isinstance(found[0], int)) else found
 
 
-def resume_several(call: Call, terms: Terms, delivered: bytes) -> Call | None:
+def resume_several(call: Call, terms: Terms, delivered: bytes, again: Again) -> Call | None:
     """How to go on; None where one of the choices cannot."""
     found: dict[int, list[Event]] = {}
     created = 0
@@ -63,10 +67,9 @@ def resume_several(call: Call, terms: Terms, delivered: bytes) -> Call | None:
         for choice in chunk["choices"]:
             found.setdefault(choice["index"], []).append({**chunk, "choices": [{**choice, "index": 0}]})
     said = {index: b"".join(b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks) for index, chunks in found.items()}
-    parts = Parts(call, terms, created, said)
-    for index, content in said.items():
-        if resume.resume(_alone(parts, index), terms, content, None) is None:
-            return None
+    parts = Parts(call, terms, created, said, again)
+    if any(again(_alone(parts, index), content, None) is None for index, content in said.items()):
+        return None
     return msgspec.structs.replace(call, continues=parts)
 
 
@@ -137,7 +140,7 @@ class Choices(Reply):
         again: Call | Reply | None = alone  # of which the client has nothing yet, not even who speaks
         if said:
             usage = Usage(self._prompts[index * call.prompts // call.choices], self._used[index])
-            again = resume.resume(alone, parts.terms, said, usage)
+            again = parts.again(alone, said, usage)
         if again is None:
             raise AttemptFailed("broken", BadGateway("The answer cannot be continued."))
         if isinstance(again, Reply):
