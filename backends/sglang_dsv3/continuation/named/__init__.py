@@ -73,15 +73,17 @@ def speaks(call: Call) -> bool:
 
 
 def resumable(call: Call) -> bool:
-    """See `Backend.resumable`: as far as the parameters tell, without a look at the conversation."""
+    """See `Backend.resumable`: as far as the parameters tell, without a look at the conversation or into the tools, which are large."""
+    tools = {name: value for name, value in call.fields.items() if name == "tools"}
     try:
-        return call.stream and resume.resumable(_chat(call, _parameters(call)))
+        plain = _parameters(call.endpoint, {name: value for name, value in call.fields.items() if name not in ("tools", "tool_choice")})
+        return call.stream and resume.resumable(_chat(call, {**plain, **tools}))
     except _BAD:
         return False
 
 
-def _parameters(call: Call) -> body.Fields:
-    return messages.parameters(call.fields) if call.endpoint is Endpoint.MESSAGES else inputs.parameters(call.fields)
+def _parameters(endpoint: Endpoint, fields: body.Fields) -> body.Fields:
+    return messages.parameters(fields) if endpoint is Endpoint.MESSAGES else inputs.parameters(fields)
 
 
 def _chat(call: Call, fields: body.Fields) -> Call:
@@ -90,7 +92,7 @@ def _chat(call: Call, fields: body.Fields) -> Call:
 
 def _as_chat(call: Call, terms: Terms) -> Call:
     """The request as a chat's, with the bound that its own endpoint would have set; raises NoChat."""
-    fields = _parameters(call)
+    fields = _parameters(call.endpoint, call.fields)
     said = messages.messages(call.fields) if call.endpoint is Endpoint.MESSAGES else inputs.messages(call.fields)
     fields["messages"] = body.encode(said)
     fields["model"] = body.encode(call.model)
