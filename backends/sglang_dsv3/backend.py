@@ -23,6 +23,7 @@ from backends.sglang_dsv3.files import key_in, verify_files
 from backends.sglang_dsv3.host import PROBE_TIMEOUT_S, EngineHost
 from backends.sglang_dsv3.pair import PairReply
 from backends.sglang_dsv3.reply import Nowhere, SGLangReply
+from backends.sglang_dsv3.shapes import Parsers
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, tls
 from gateway.errors import ConfigError
 from gateway.plugin import Backend, BackendEnv, Call, Endpoint, Gathering, Reply, Target, Terms, Usage
@@ -252,7 +253,8 @@ class SGLang(Backend):
         progress = half.progress if isinstance(half, SGLangReply) else None
         if progress is not None:
             return _from(progress, call, terms, delivered)
-        return resume.resume(call, terms, delivered, usage)
+        parsers = half.parsers if isinstance(half, SGLangReply) else Parsers()
+        return resume.resume(call, terms, delivered, usage, parsers)
 
 
 def _rest(going: Going | Parts, counting: Counting, send: Callable[[Call], Reply]) -> Reply:
@@ -262,7 +264,8 @@ def _rest(going: Going | Parts, counting: Counting, send: Callable[[Call], Reply
 def _from(progress: Progress, call: Call, terms: Terms, delivered: bytes) -> Call | Reply:
     limit = resume.limit_of(call, terms)
     if resume.read(delivered).finished or (limit is not None and len(progress.output_ids) >= limit):
-        return resume.closing(call, delivered, Usage(len(progress.prompt_ids), len(progress.output_ids)))
+        thought = progress.thought_before + progress.thought_since
+        return resume.closing(call, delivered, Usage(len(progress.prompt_ids), len(progress.output_ids), reasoning_tokens=thought))
     return msgspec.structs.replace(call, continues=progress)
 
 

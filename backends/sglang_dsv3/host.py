@@ -13,7 +13,7 @@ from backends.sglang_dsv3 import roles
 from backends.sglang_dsv3.config import HostConfig
 from backends.sglang_dsv3.kv_events import Subscription
 from backends.sglang_dsv3.ranks import Ranks
-from backends.sglang_dsv3.shapes import AgentStatus, Cards, Load, Loads, Machine, ModelInfo
+from backends.sglang_dsv3.shapes import AgentStatus, Cards, Load, Loads, Machine, ModelInfo, Parsers
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Options, Response, Transport, request, to_host
 from gateway.errors import BadGateway
 from gateway.plugin import AttemptFailed, Gpu, ServiceState, Stats, Target
@@ -64,6 +64,9 @@ class EngineHost:
         self._served_name: str | None = None
         self._transport: tuple[str, Transport] | None = None
         self.id = self._url.split("://", 1)[1] if self._url is not None else self._service
+        # How it reads its model's text, and which token ids a prompt ends in that has opened the thinking, once that was asked.
+        self.parsers = Parsers()
+        self.openings: list[list[int]] | None = None
         # What it says of its cache while it runs, where it is listened to.
         self.events = Subscription(self.id, config.kv_events, config.kv_replay) if config.kv_events is not None else None
 
@@ -188,6 +191,7 @@ class EngineHost:
         self._share = self._canary.get(info.weight_version or "", 1.0)
         self._details = {**self._details, "model_path": info.model_path, "weight_version": info.weight_version}
         self._abilities = _abilities(info)
+        self.parsers = Parsers(info.reasoning_parser or "", info.tool_call_parser or "")
         self.mismatch = roles.mismatch(info, self.config.role)
         status, content = await self.get("/v1/models")
         lengths = [card.max_model_len for card in msgspec.json.decode(content, type=Cards).data] if status == 200 else []
@@ -204,7 +208,7 @@ class EngineHost:
 
     def lost(self) -> None:
         """It did not answer: whoever comes back may serve something else."""
-        self._looked_at, self._weights, self.mismatch = float("-inf"), "", ""
+        self._looked_at, self._weights, self.mismatch, self.openings = float("-inf"), "", "", None
         self.ranks.forget()
         if self.events is not None:
             self.events.cache.lost(time.monotonic())

@@ -9,13 +9,14 @@ import msgspec
 
 from backends.sglang_dsv3 import answer, breaking, failures, stream, translate
 from backends.sglang_dsv3.abandon import MAX_JSON_BYTES, Abandoned
-from backends.sglang_dsv3.continuation import exact
+from backends.sglang_dsv3.continuation import exact, joint, placing
 from backends.sglang_dsv3.host import EngineHost, small
 from backends.sglang_dsv3.ranks import HEADER
+from backends.sglang_dsv3.shapes import Continuation, Parsers
 from backends.sglang_dsv3.stream import EventStream
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, Response, Unanswered, request
 from gateway.errors import BadGateway, Unavailable
-from gateway.plugin import AttemptFailed, Call, Reply, Role, Terms, Usage
+from gateway.plugin import AttemptFailed, Call, Reply, Role, Terms, Usage, Verdict
 
 
 class Asked(NamedTuple):
@@ -57,6 +58,8 @@ class SGLangReply(Reply):
         # Whether the engine may be at work for this attempt.
         self._working = False
         self._closed = False
+        # How its engine reads the model's text.
+        self.parsers = host.parsers
         # The data-parallel rank that it is sent to, where that is ours to say.
         self.rank: int | None = None
         # The first block, which was there when the answer began.
@@ -99,10 +102,11 @@ class SGLangReply(Reply):
             if not breaking.SUSPECTS.isdisjoint(call.fields):
                 breaking.refuse(call)
             served_name = await self._host.served_name() if translate.needs_served_name(call) else None
-            if isinstance(call.continues, exact.Progress):
-                self.progress = call.continues.copy()
-            elif terms.keep == "exact" and call.continues is None and exact.takes(call, terms):
-                self.progress = exact.Progress(await self._prompt_ids())
+            parsers = self._host.parsers
+            if call.continues is not None:
+                call = await self._going_on(call)
+            elif terms.keep == "exact" and exact.takes(call, terms, parsers):
+                self.progress = await self._exactly(call, parsers)
             if "routed_dp_rank" not in call.fields and not self.bound:
                 self.rank = self._host.ranks.take(terms.affinity)
             if self.progress is not None:
@@ -126,8 +130,10 @@ class SGLangReply(Reply):
             return
         if self.progress is not None:
             self._source = exact.Generated(call, terms, self.progress)
+        elif self._call.continues is not None and placing.amid_a_call(self._call):
+            self._source = joint.Joint(self._call, terms, served_name)
         else:
-            self._source = stream.stream_of(call, terms, served_name)
+            self._source = stream.stream_of(self._call, terms, served_name)
         self.streams = True
         self.content_type = b"text/event-stream; charset=utf-8"
         self._first = await self.next()
@@ -152,19 +158,65 @@ class SGLangReply(Reply):
             raise lost from None
         return response
 
-    async def _prompt_ids(self) -> list[int]:
-        """The prompt as the chat template and the tokenizer make it; raises AttemptFailed for what chat would refuse too."""
-        asked = exact.tokenize_body(self._call)
-        response = self._response = await request(self._host.transport(), "POST", "/tokenize", asked, self._trace, self._connect_s)
-        content = await self._content(response)
-        self._release(response)
-        if response.status != 200:
-            raise failures.failure(response.status, content, self._call)
+    async def _asks(self, path: str, asked: bytes) -> bytes:
+        """One more question to the host; raises AttemptFailed for what chat would refuse too."""
+        response = await request(self._host.transport(), "POST", path, asked, self._trace, self._connect_s)
         try:
-            return exact.prompt_ids(content)
+            content = bytearray()
+            while part := await response.read():
+                content += part
+                if len(content) > MAX_JSON_BYTES:
+                    raise AttemptFailed("broken", BadGateway("The engine's answer is too large."))
+        finally:
+            response.close()
+        if response.status != 200:
+            raise failures.failure(response.status, bytes(content), self._call)
+        return bytes(content)
+
+    async def _openings(self) -> list[list[int]]:
+        host = self._host
+        if host.openings is None:
+            host.openings = await placing.openings(self._asks)
+        return host.openings
+
+    async def _exactly(self, call: Call, parsers: Parsers) -> exact.Progress:
+        """The prompt as the chat template and the tokenizer make it."""
+        try:
+            ids = placing.prompt_ids(await self._asks("/tokenize", placing.tokenize_body(call)))
+            thinking = bool(parsers.reasoning) and placing.opens(ids, await self._openings())
         except msgspec.DecodeError as error:
-            nonsense = BadGateway("The engine sent nonsense.", detail=f"{self._host.id}: /tokenize: {error}")
-            raise AttemptFailed("broken", nonsense) from None
+            raise self._nonsense("/tokenize", error) from None
+        return exact.Progress(ids, exact.splitter(call, parsers, thinking))
+
+    async def _going_on(self, call: Call) -> Call:
+        """A call that goes on, in this host's words."""
+        continues = call.continues
+        if isinstance(continues, exact.Progress):
+            self.progress = continues.copy()
+            return call
+        assert isinstance(continues, Continuation)
+        if continues.parsers is None:
+            return call
+        if self._host.parsers != continues.parsers:
+            other = Unavailable("The engine reads its model's text in another way.", code="engine_unavailable", detail=self._host.id)
+            raise AttemptFailed("refused", other, Verdict.OK)
+        try:
+            return await placing.placed(call, self._asks, self._openings)
+        except msgspec.DecodeError as error:
+            raise self._nonsense("/tokenize", error) from None
+
+    def _nonsense(self, path: str, error: Exception) -> AttemptFailed:
+        return AttemptFailed("broken", BadGateway("The engine sent nonsense.", detail=f"{self._host.id}: {path}: {error}"))
+
+    async def _answer(self, source: EventStream) -> bytes:
+        """What the client lacks, once the engine has read the calls in its model's text."""
+        try:
+            return source.answered(await self._asks("/parse_function_call", source.asks))
+        except (ConnectFailed, ConnectionLost) as error:
+            lost = BadGateway("The engine was lost in the middle of the answer.", detail=f"{self._host.id}: {error}")
+            raise AttemptFailed("cut", lost) from error
+        except msgspec.DecodeError as error:
+            raise self._nonsense("/parse_function_call", error) from None
 
     async def _read_whole(self, response: Response, served_name: str | None) -> None:
         content = await self._content(response)
@@ -200,6 +252,11 @@ class SGLangReply(Reply):
         while True:
             if source.failure is not None:
                 raise source.failure
+            if source.asks:
+                block = await self._answer(source)
+                if block:
+                    return block
+                continue
             if source.complete:
                 return b""
             try:

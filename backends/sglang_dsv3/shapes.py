@@ -176,6 +176,36 @@ class Answer(msgspec.Struct):
 # Chunks that were delivered, and what continues them
 
 
+class Called(msgspec.Struct):
+    """A tool call as far as a client has it."""
+
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class Delivered(msgspec.Struct):
+    """What a client has been given of an answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[Called] = []
+    created: int = 0
+    chunks: int = 0
+    finished: bool = False
+    # Tokens that were generated after what the client has: one that ended the answer.
+    unshown: int = 0
+    usage_shown: bool = False
+    sound: bool = True
+
+
+class Parsers(msgspec.Struct, frozen=True):
+    """What an engine was started with to read its model's text: `--reasoning-parser` and `--tool-call-parser`; empty for none."""
+
+    reasoning: str = ""
+    tools: str = ""
+
+
 class Continuation(msgspec.Struct, frozen=True):
     """What the events of a continued answer take over from those before: when it began, and what was used. `prompt_tokens` 0: nothing was
     given yet, and the prompt is what the next engine says."""
@@ -183,6 +213,26 @@ class Continuation(msgspec.Struct, frozen=True):
     created: int
     prompt_tokens: int
     completion_tokens: int
+    # None where the engine does not tell.
+    reasoning_tokens: int | None = None
+    # Of a chat: what the next engine has to have before it goes on, and how it is to read it; None where nothing was given yet.
+    given: Delivered | None = None
+    parsers: Parsers | None = None
+
+
+class CalledFunction(msgspec.Struct):
+    """Of a tool call."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallDelta(msgspec.Struct):
+    """What a chunk adds to a tool call."""
+
+    index: int = 0
+    id: str | None = None
+    function: CalledFunction | None = None
 
 
 class Delta(msgspec.Struct):
@@ -190,7 +240,7 @@ class Delta(msgspec.Struct):
 
     content: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class Choice(msgspec.Struct):
@@ -199,6 +249,8 @@ class Choice(msgspec.Struct):
     delta: Delta = msgspec.field(default_factory=Delta)
     text: str | None = None
     finish_reason: str | None = None
+    # What ended it: a token's id, or a text.
+    matched_stop: Any = None
 
 
 class Chunk(msgspec.Struct):
@@ -216,17 +268,6 @@ class Message(msgspec.Struct):
     content: Any = None
 
 
-class Delivered(msgspec.Struct):
-    """What a client has been given of an answer."""
-
-    text: str = ""
-    created: int = 0
-    chunks: int = 0
-    finished: bool = False
-    usage_shown: bool = False
-    sound: bool = True
-
-
 # /tokenize and /generate
 
 
@@ -241,6 +282,10 @@ class Meta(msgspec.Struct):
 
     finish_reason: Finish | None = None
     cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    # Of every token so far: its logarithm, its id, its text; and for each those that were likely.
+    output_token_logprobs: list[tuple[float | None, int, str | None]] | None = None
+    output_top_logprobs: list[list[tuple[float | None, int, str | None]] | None] | None = None
 
 
 class GenerateEvent(msgspec.Struct):
@@ -257,6 +302,28 @@ class Tokens(msgspec.Struct):
     tokens: list[int]
 
 
+class ManyTokens(msgspec.Struct):
+    """The same for several texts."""
+
+    tokens: list[list[int]]
+
+
+# /parse_function_call
+
+
+class ParsedCall(msgspec.Struct):
+    """A call that the engine's own detector has found."""
+
+    name: str | None = None
+    parameters: str = ""
+
+
+class Parsed(msgspec.Struct):
+    """All of them."""
+
+    calls: list[ParsedCall] = []
+
+
 answer_decoder = msgspec.json.Decoder(Answer)
 typed_decoder = msgspec.json.Decoder(Typed)
 error_decoder = msgspec.json.Decoder(MaybeError)
@@ -267,3 +334,5 @@ chunk_decoder = msgspec.json.Decoder(Chunk)
 raws_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 generate_decoder = msgspec.json.Decoder(GenerateEvent)
 tokens_decoder = msgspec.json.Decoder(Tokens)
+many_tokens_decoder = msgspec.json.Decoder(ManyTokens)
+parsed_decoder = msgspec.json.Decoder(Parsed)

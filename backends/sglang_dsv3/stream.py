@@ -65,6 +65,8 @@ class EventStream:
         self.reasons: list[str] = []
         # Events with words of the answer that passed on to the client.
         self.passed = 0
+        # What `/parse_function_call` has to be asked before the answer is whole; see `answered`.
+        self.asks = b""
 
     def feed(self, data: bytes) -> bytes:
         """What of these bytes of the engine, and of those before, goes to the client: whole events, or nothing yet."""
@@ -78,6 +80,10 @@ class EventStream:
         """The engine's bytes are at their end: what the client still lacks of a whole answer; else the failure is set."""
         self.failure = self.failure or cut("the stream ended before its last event")
         return b""
+
+    def answered(self, content: bytes) -> bytes:
+        """What the client still lacks, by what `asks` was answered; else the failure is set."""
+        raise NotImplementedError
 
     def used(self) -> Usage | None:
         """The usage as far as it is known; where the engine has not told, as the events say that passed: a token each, or more."""
@@ -180,9 +186,20 @@ class Chunks(EventStream):
         content = msgspec.json.decode(event[6:])
         completion = before.completion_tokens + usage.completion_tokens
         prompt = before.prompt_tokens or usage.prompt_tokens
-        self.usage = Usage(prompt, completion, usage.cached_tokens)
+        thought = self._thought(before, usage)
+        self.usage = Usage(prompt, completion, usage.cached_tokens, thought)
         content["usage"].update(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+        if thought is not None and "reasoning_tokens" in content["usage"]:
+            content["usage"]["reasoning_tokens"] = thought
         return b"data: " + msgspec.json.encode(content) + b"\n\n"
+
+    def _thought(self, before: Continuation, usage: Usage) -> int | None:
+        """Tokens of thoughts in both parts. An engine that has not seen their end, since it lies in the prompt, takes all it generates for
+        thoughts."""
+        given = before.given
+        if given is not None and (given.text or given.calls):
+            return before.reasoning_tokens
+        return None if usage.reasoning_tokens is None else (before.reasoning_tokens or 0) + usage.reasoning_tokens
 
     def end(self) -> bytes:
         """See `EventStream`: when every choice has finished only the closing line is missing."""

@@ -1,5 +1,7 @@
 """Hosts that are killed again and again under two hundred streams: with continuation nobody notices, without it nobody is deceived.
 
+The streams are what people send: words, words with tools on offer, thoughts and words, calls after words, thoughts and a call.
+
 PENSTOCK_KILL_S=600 make test ARGS="-k kill_hosts -s"      for as long as you like; prints the counts
 """
 
@@ -27,8 +29,31 @@ CHAT = "/v1/chat/completions"
 STREAMS, TOKENS, PACE_S, KILL_EVERY_S = 200, 100, 0.04, 2.0
 ON_S = float(os.environ.get("PENSTOCK_KILL_S", "60"))
 OFF_S = 10.0
-TEXT = "".join(f"token {number} " for number in range(TOKENS))
-BODY = raw.chat(f"[[tokens {TOKENS}]] [[pace {PACE_S}]]", max_tokens=TOKENS, stream=True)
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
+# What a client has of an answer: thoughts, words, and arguments of a call.
+Said = tuple[str, str, str]
+
+
+def kind(thoughts: int = 0, words: int = 0, numbers: int = 0, offered: bool = False) -> tuple[dict[str, Any], Said]:
+    """A request, and what its answer has to be."""
+    prompt = f"[[thinks {thoughts}]] [[tokens {words}]] [[calls {numbers}]] [[pace {PACE_S}]]"
+    body = raw.chat(prompt, max_tokens=2 * TOKENS, stream=True)
+    if thoughts:
+        body["chat_template_kwargs"] = {"thinking": True}
+    if numbers or offered:
+        body["tools"] = TOOLS
+    arguments = '{"days":[' + "".join(f"{number}," for number in range(numbers)) + "31]}" if numbers else ""
+    thought, said = ("".join(f"{name} {number} " for number in range(count)) for name, count in (("thought", thoughts), ("token", words)))
+    return body, (thought, said, arguments)
+
+
+KINDS = {
+    "words": kind(words=TOKENS),
+    "tools on offer": kind(words=TOKENS, offered=True),
+    "thoughts, words": kind(TOKENS // 2, TOKENS // 2),
+    "words, a call": kind(words=TOKENS // 2, numbers=TOKENS // 2),
+    "thoughts, a call": kind(TOKENS // 2, 0, TOKENS // 2),
+}
 
 
 class Hosts:
@@ -41,7 +66,7 @@ class Hosts:
 
     def _start(self, port: int) -> tuple[contextlib.ExitStack, Rehearsal]:
         own = contextlib.ExitStack()
-        host = own.enter_context(rehearsal(port))
+        host = own.enter_context(rehearsal(port, "--speaks"))
         self._stack.callback(own.close)
         return own, host
 
@@ -54,42 +79,56 @@ class Hosts:
         self.running[index] = self._start(int(host.url.rsplit(":", 1)[1]))
 
 
-async def one(port: int) -> str:
+def added(chunks: list[dict[str, Any]]) -> Said:
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk.get("choices", ())]
+    calls = [call for delta in deltas for call in delta.get("tool_calls") or ()]
+    assert all(call["index"] == 0 for call in calls), calls
+    assert sum(bool(call.get("id")) for call in calls) == bool(calls), "a call begins once"
+    thoughts, words = ("".join(delta.get(name) or "" for delta in deltas) for name in ("reasoning_content", "content"))
+    return thoughts, words, "".join(call["function"].get("arguments") or "" for call in calls)
+
+
+async def one(port: int, body: dict[str, Any], expected: Said) -> str:
     """One stream of a thin client, and what became of it."""
-    content = json.dumps(BODY).encode()
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(raw.request("POST", CHAT, content))
+        writer.write(raw.request("POST", CHAT, json.dumps(body).encode()))
         got = await reader.read()
         writer.close()
     except OSError as error:
         return f"lost: {type(error).__name__}"
     head, _, chunked = got.partition(b"\r\n\r\n")
-    body = raw.unchunk(chunked) if b"chunked" in head else chunked
+    answer = raw.unchunk(chunked) if b"chunked" in head else chunked
     if not head.startswith(b"HTTP/1.1 200"):
         return f"refused: {head[:12].decode()}"
-    chunks = [json.loads(event[6:]) for event in body.split(b"\n\n") if event.startswith(b"data: {")]
-    text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk.get("choices", ()))
-    if b'data: {"error"' in body:
-        return "told of an error" if b"[DONE]" not in body and TEXT.startswith(text) else "told, and wrong"
-    if not body.endswith(b"data: [DONE]\n\n"):
+    said = added([json.loads(event[6:]) for event in answer.split(b"\n\n") if event.startswith(b"data: {")])
+    if b'data: {"error"' in answer:
+        right = b"[DONE]" not in answer and all(whole.startswith(part) for part, whole in zip(said, expected, strict=True))
+        return "told of an error" if right else "told, and wrong"
+    if not answer.endswith(b"data: [DONE]\n\n"):
         return "silently cut"
-    if text != TEXT:
+    if said != expected:
         return "whole, and wrong"
-    return "continued" if b": continued" in body else "undisturbed"
+    return "continued" if b": continued" in answer else "undisturbed"
 
 
-async def by_sdk(base_url: str) -> str:
-    """One stream of the SDK, and what became of it."""
+async def by_sdk(base_url: str, body: dict[str, Any], expected: Said) -> str:
+    """One stream of the SDK, put together by its own parser, and what became of it."""
     async with openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
+        more = {"extra_body": {"chat_template_kwargs": body["chat_template_kwargs"]}} if "chat_template_kwargs" in body else {}
+        asked: Any = {name: value for name, value in body.items() if name not in ("stream", "chat_template_kwargs")} | more
+        thoughts = ""
         try:
-            body: Any = BODY
-            text = ""
-            async for chunk in await client.chat.completions.create(**body):
-                text += chunk.choices[0].delta.content or ""
+            async with client.chat.completions.stream(**asked) as stream:
+                async for event in stream:
+                    if event.type == "chunk":
+                        for choice in event.chunk.choices:
+                            thoughts += getattr(choice.delta, "reasoning_content", None) or ""
+                message = (await stream.get_final_completion()).choices[0].message
         except openai.APIError as error:
             return f"sdk: {type(error).__name__}"
-    return "sdk: whole" if text == TEXT else "sdk: silently cut"
+    said = thoughts, message.content or "", "".join(call.function.arguments for call in message.tool_calls or ())
+    return "sdk: whole" if said == expected else "sdk: wrong"
 
 
 async def storm(running: Gateway, hosts: Hosts, seconds: float) -> Counter[str]:
@@ -99,8 +138,12 @@ async def storm(running: Gateway, hosts: Hosts, seconds: float) -> Counter[str]:
 
     async def client(number: int) -> None:
         await asyncio.sleep(number * PACE_S * TOKENS / STREAMS)  # not all in step
+        body, expected = list(KINDS.values())[number % len(KINDS)]
         while not over.is_set():
-            found[await (by_sdk(running.base_url) if number % 50 == 0 else one(running.port))] += 1
+            if number % 20 < len(KINDS):  # a quarter, of every kind
+                found[await by_sdk(running.base_url, body, expected)] += 1
+            else:
+                found[await one(running.port, body, expected)] += 1
 
     async def killer() -> None:
         for index in itertools.cycle(range(3)):

@@ -184,8 +184,8 @@ class Rehearsal:
 
 
 @contextlib.contextmanager
-def rehearsal(port: int = 0) -> Iterator[Rehearsal]:
-    command = [sys.executable, "-m", "backends.sglang_dsv3.rehearsal", "--golden", str(GOLDEN), "--lifeline", "--port", str(port)]
+def rehearsal(port: int = 0, *more: str) -> Iterator[Rehearsal]:
+    command = [sys.executable, "-m", "backends.sglang_dsv3.rehearsal", "--golden", str(GOLDEN), "--lifeline", "--port", str(port), *more]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
     assert process.stdout is not None
     assert process.stdin is not None

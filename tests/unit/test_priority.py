@@ -11,6 +11,7 @@ import pytest
 from backends.sglang_dsv3 import translate
 from backends.sglang_dsv3.config import Engine
 from backends.sglang_dsv3.continuation import exact
+from backends.sglang_dsv3.continuation.splitter import Splitter
 from backends.sglang_dsv3.engine.launch import command
 from gateway.errors import InvalidRequest
 from gateway.plugin import Endpoint, Terms
@@ -63,7 +64,12 @@ def test_what_is_no_number_is_refused_where_it_is_heard() -> None:
 def test_an_exact_answer_has_it_too() -> None:
     call = calls.parse(Endpoint.CHAT, json.dumps({"model": "m", **ASKED[Endpoint.CHAT], "max_tokens": 4}).encode())
     for order, found in (("higher_first", 6), ("lower_first", 3), (None, None)):
-        assert json.loads(exact.generate_body(call, Terms(priority=3), exact.Progress([1]), None, order)).get("priority") == found
+        assert (
+            json.loads(exact.generate_body(call, Terms(priority=3), exact.Progress([1], Splitter("", "", False)), None, order)).get(
+                "priority"
+            )
+            == found
+        )
 
 
 def test_a_launched_engine_is_told_so() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from backends.sglang_dsv3 import answer, failures, stream, translate
 from backends.sglang_dsv3.continuation import exact, resume
+from backends.sglang_dsv3.shapes import Parsers
 from gateway.errors import InvalidRequest
 from gateway.plugin import AttemptFailed, Call, Endpoint, Reply, Terms, Usage, Verdict
 from gateway.serving import calls
@@ -81,19 +82,19 @@ def test_what_bounds_nothing_is_bounded_by_nobody() -> None:
 def test_what_continues_an_answer_is_bounded_by_what_is_left() -> None:
     delivered = b"".join(b'data: {"created":5,"choices":[{"index":0,"delta":{"content":"w "},"finish_reason":null}]}\n\n' for _ in range(3))
     for fields, terms in (({}, Terms(bound=10)), ({"max_tokens": 10}, Terms()), ({"max_completion_tokens": 10}, Terms(bound=10))):
-        again = resume.resume(call(stream=True, **fields), terms, delivered, Usage(4, 3))
+        again = resume.resume(call(stream=True, **fields), terms, delivered, Usage(4, 3), Parsers())
         assert isinstance(again, Call)
         body = json.loads(translate.engine_body(again, terms))
         assert [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body] == [7]
         assert body["messages"][-1] == {"role": "assistant", "content": "w w w "}
-        ended = resume.resume(call(stream=True, **fields), terms, delivered, Usage(4, 10))
+        ended = resume.resume(call(stream=True, **fields), terms, delivered, Usage(4, 10), Parsers())
         assert isinstance(ended, Reply), "the bound is reached"
 
 
 @pytest.mark.parametrize("content", ['[{"type":"text"}]', "5"])
 def test_what_was_delivered_in_a_shape_nobody_knows_is_not_continued(content: str) -> None:
     delivered = b'data: {"choices":[{"index":0,"delta":{"content":%s}}]}\n\n' % content.encode()
-    assert resume.resume(call(stream=True), Terms(), delivered, None) is None
+    assert resume.resume(call(stream=True), Terms(), delivered, None, Parsers()) is None
 
 
 def test_false_for_what_is_internal_asks_for_nothing() -> None:
@@ -113,7 +114,7 @@ def test_false_for_what_is_internal_asks_for_nothing() -> None:
     ],
 )
 def test_numbers_in_quotes_do_not_go_where_nobody_reads_them_as_numbers(fields: dict[str, Any], taken: bool) -> None:
-    assert exact.takes(call(stream=True, max_tokens=5, **fields), Terms()) == taken
+    assert exact.takes(call(stream=True, max_tokens=5, **fields), Terms(), Parsers()) == taken
 
 
 OVER = "context_length_exceeded"

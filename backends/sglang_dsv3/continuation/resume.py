@@ -1,8 +1,9 @@
 """Going on with an answer whose host died: what may be continued, and the call that continues it.
 
-The delivered text goes back as the beginning of the assistant's message (`continue_final_message`). The engine tokenises it anew, so greedy
-text goes on identically where it tokenises back to the tokens that were generated; where it does not, the answer still goes on, in other
-words. What cannot go on without a seam is not continued: several choices, tools, grammars, log-probabilities, reasoning.
+The delivered text goes back as the beginning of the assistant's message (`continue_final_message`): SGLang puts it behind the prompt as it
+is, with no template between, so thoughts are in context too. The engine tokenises it anew, so greedy text goes on identically where it
+tokenises back to the tokens that were generated; where it does not, the answer still goes on, in other words. What the next engine has to
+be asked first is in `placing`.
 """
 
 from __future__ import annotations
@@ -11,31 +12,43 @@ from typing import Any
 
 import msgspec
 
-from backends.sglang_dsv3.shapes import Continuation, Delivered, Message, chunk_decoder, raws_decoder
+from backends.sglang_dsv3.continuation import markup, unfinished
+from backends.sglang_dsv3.shapes import Called, Choice, Continuation, Delivered, Message, Parsers, chunk_decoder, raws_decoder
 from gateway.plugin import BOUNDS, Call, Endpoint, Reply, Terms, Usage
 from gateway.wire import body
 from gateway.wire.sse import DONE
 
-# Parameters whose answers cannot be cut in two and joined again.
-_UNSOUND = (
-    "tools",
-    "functions",
-    "response_format",
-    "regex",
-    "ebnf",
-    "json_schema",
-    "logprobs",
-    "top_logprobs",
-    "echo",
-    "suffix",
-    "best_of",
-)
+# Parameters of completions whose answers cannot be cut in two and joined again.
+_UNSOUND = ("regex", "ebnf", "json_schema", "response_format", "logprobs", "echo", "suffix", "best_of")
+# What makes chat's text follow a grammar, which begins anew with the first token that another engine generates.
+_GRAMMARS = ("response_format", "regex", "ebnf", "json_schema", "structural_tag")
 _NOTHING = frozenset([b"null", b"false", b"[]", b'{"type":"text"}', b"0"])
+
+
+class _Function(msgspec.Struct):
+    strict: bool | None = None
+
+
+class _Tool(msgspec.Struct):
+    function: _Function = msgspec.field(default_factory=_Function)
+
+
+class _Format(msgspec.Struct):
+    type: str = ""
+
+
+_tools = msgspec.json.Decoder(list[_Tool] | None)
+
+
+def asked(call: Call, name: str) -> bool:
+    """Whether a parameter asks for anything."""
+    value = call.fields.get(name)
+    return value is not None and bytes(value) not in _NOTHING
 
 
 def read(delivered: bytes) -> Delivered:
     """The events of one choice, added up."""
-    found, pieces = Delivered(), []
+    found, words, thoughts = Delivered(), list[str](), list[str]()
     for event in delivered.split(b"\n\n"):
         if not event.startswith(b"data: {"):
             continue
@@ -48,25 +61,40 @@ def read(delivered: bytes) -> Delivered:
         found.usage_shown = found.usage_shown or (not chunk.choices and chunk.usage is not None)
         for choice in chunk.choices:
             piece = choice.text if choice.text is not None else choice.delta.content
+            if choice.delta.reasoning_content:
+                # Thoughts after words are none that a prompt could hold.
+                found.sound = found.sound and not words and not found.calls
+                thoughts.append(choice.delta.reasoning_content)
             if piece:
-                pieces.append(piece)
-                found.chunks += 1
-            if choice.delta.reasoning_content or choice.delta.tool_calls:
-                found.sound = False
+                found.sound = found.sound and not found.calls
+                words.append(piece)
+            found.chunks += bool(piece or choice.delta.reasoning_content or choice.delta.tool_calls)
+            _add_calls(found, choice)
             found.finished = found.finished or choice.finish_reason is not None
-    found.text = "".join(pieces)
+            found.unshown += isinstance(choice.matched_stop, int)
+    found.text, found.reasoning = "".join(words), "".join(thoughts)
     return found
 
 
+def _add_calls(found: Delivered, choice: Choice) -> None:
+    for piece in choice.delta.tool_calls or ():
+        if piece.index == len(found.calls):
+            found.calls.append(Called())
+        if piece.index != len(found.calls) - 1:  # calls come one after the other
+            found.sound = False
+            return
+        call = found.calls[-1]
+        call.id = call.id or piece.id or ""
+        if piece.function is not None:
+            call.name = call.name or piece.function.name or ""
+            call.arguments += piece.function.arguments or ""
+
+
 def resumable(call: Call) -> bool:
-    """Whether an answer to this call could be continued."""
-    if call.endpoint not in (Endpoint.CHAT, Endpoint.COMPLETIONS) or call.choices != 1 or not call.stream:
+    """Whether an answer to this call could be continued, as far as the call tells: how far it got when it broke tells more."""
+    if call.choices != 1 or not call.stream:
         return False
-    for name in _UNSOUND:
-        value = call.fields.get(name)
-        if value is not None and bytes(value) not in _NOTHING:
-            return False
-    return True
+    return call.endpoint is Endpoint.CHAT or (call.endpoint is Endpoint.COMPLETIONS and not any(asked(call, name) for name in _UNSOUND))
 
 
 def limit_of(call: Call, terms: Terms) -> int | None:
@@ -86,49 +114,139 @@ def _number(value: msgspec.Raw) -> int | None:
     return found if found > 0 else None
 
 
-def resume(call: Call, terms: Terms, delivered: bytes, usage: Usage | None) -> Call | Reply | None:
-    """See `gateway.plugin.Backend.resume`; `usage` is what the engine itself has told, if anything."""
+def resume(call: Call, terms: Terms, delivered: bytes, usage: Usage | None, parsers: Parsers) -> Call | Reply | None:
+    """See `gateway.plugin.Backend.resume`; `usage` is what the engine itself has told, if anything, `parsers` what it
+    runs with."""
     found = read(delivered)
     if not found.sound or not resumable(call):
         return None
     used = usage.completion_tokens if usage is not None and usage.completion_tokens else found.chunks
     prompt = usage.prompt_tokens if usage is not None and usage.prompt_tokens else terms.prompt_tokens
+    thought = usage.reasoning_tokens if usage is not None else None
     limit = limit_of(call, terms)
     if found.finished or (limit is not None and used >= limit):
-        return closing(call, delivered, Usage(prompt, used))
-    fields = _continued(call, found.text) if found.text else call.fields
+        return closing(call, delivered, Usage(prompt, used + found.unshown, reasoning_tokens=thought))
+    given = bool(found.text or found.reasoning or found.calls)
+    if given and _inside_a_stop(call, found):
+        return None
+    continues = Continuation(found.created, prompt if given else 0, used)
+    fields: body.Fields | None = call.fields
+    if given and call.endpoint is Endpoint.CHAT:
+        if not goes_on(call, found, parsers):
+            return None
+        if grammar(call) is not None and found.text and not unfinished.rest(found.text):
+            return closing(call, delivered, Usage(prompt, used, reasoning_tokens=thought), "stop")
+        continues = Continuation(found.created, prompt, used, thought, found, parsers)
+        fields = as_words(call, found, parsers) if not raw(call, found) and parsers.reasoning not in markup.THINKING else fields
+    elif given:
+        prompted = msgspec.json.decode(call.fields["prompt"])
+        fields = {**call.fields, "prompt": body.encode(prompted + found.text)} if isinstance(prompted, str) else None
     if fields is None:
         return None
     if limit is not None:
         names = BOUNDS[call.endpoint]
         fields = {name: value for name, value in fields.items() if name not in names}
         fields[names[0]] = body.encode(limit - used)
-    return msgspec.structs.replace(call, fields=fields, continues=Continuation(found.created, prompt if found.text else 0, used))
+    return msgspec.structs.replace(call, fields=fields, continues=continues)
 
 
-def _continued(call: Call, text: str) -> body.Fields | None:
-    """The call's fields with what was delivered put where the engine goes on from it; None where it would not."""
-    if _inside_a_stop(call, text):
-        return None
-    if call.endpoint is Endpoint.COMPLETIONS:
-        prompt = msgspec.json.decode(call.fields["prompt"])
-        return {**call.fields, "prompt": body.encode(prompt + text)} if isinstance(prompt, str) else None
+def raw(call: Call, given: Delivered) -> bool:
+    """Whether the engine's own parsers could not go on with what was given: it is in the middle of a call, or of a form."""
+    return bool(given.calls) or (bool(given.text) and grammar(call) is not None)
+
+
+def as_words(call: Call, given: Delivered, parsers: Parsers, opened: bool = False) -> body.Fields:
+    """The call's fields with what was given put where the engine goes on from it; `opened`: the prompt has opened the thinking."""
     messages = raws_decoder.decode(call.fields["messages"])
     last = msgspec.json.decode(messages[-1], type=Message)
+    own = ""
     if last.role == "assistant":
-        going_on = call.fields.get("continue_final_message")
-        if going_on is None or bytes(going_on) != b"true" or not isinstance(last.content, str):
-            return None  # two assistants' messages in a row are not what the template was made for
         messages.pop()
-        text = last.content + text
-    messages.append(body.encode({"role": "assistant", "content": text}))
+        own = last.content
+    if parsers.reasoning in markup.STRUCTURED:
+        message = {"content": given.text, **({"reasoning_content": given.reasoning} if given.reasoning else {})}
+    else:
+        message = {"content": own + markup.spoken(given, opened, thoughts_apart(call))}
+    messages.append(body.encode({"role": "assistant", **message}))
     return {**call.fields, "messages": body.encode(messages), "continue_final_message": body.encode(True)}
 
 
-def _inside_a_stop(call: Call, text: str) -> bool:
+def goes_on(call: Call, given: Delivered, parsers: Parsers) -> bool:
+    """Whether another engine could go on with what was given of a chat."""
+    last = last_message(call)
+    if last.role == "assistant" and (not _continuing(call) or not isinstance(last.content, str)):
+        return False  # two assistants' messages in a row are not what the template was made for
+    if asked(call, "logprobs"):
+        return False  # whose tokens would not be those that the next engine reads
+    apart = thoughts_apart(call)
+    if given.reasoning and parsers.reasoning not in markup.THINKING and parsers.reasoning not in markup.STRUCTURED:
+        return False
+    if parsers.reasoning in markup.STRUCTURED and (not apart or last.role == "assistant"):
+        return False
+    if given.calls:
+        return (
+            parsers.tools in markup.FORMATS
+            and parsers.reasoning not in markup.STRUCTURED
+            and grammar(call) is None
+            and all(begun.name for begun in given.calls)
+        )
+    if not given.text or (forced := grammar(call)) is None:
+        return True
+    # A grammar would wait for the end of thoughts that are over, where an engine always thinks.
+    if forced != "json_object" or parsers.reasoning not in ("", "deepseek-v3") or asked(call, "tools"):
+        return False
+    try:
+        unfinished.rest(given.text)
+    except unfinished.NotJSONError:
+        return False
+    return True
+
+
+def grammar(call: Call) -> str | None:
+    """What holds the words or calls of an answer to a form: a parameter's name, `json_object`, or None for nothing."""
+    for name in _GRAMMARS:
+        if asked(call, name):
+            if name != "response_format":
+                return name
+            found = msgspec.json.decode(call.fields[name], type=_Format)
+            if found.type != "text":
+                return "json_object" if found.type == "json_object" else name
+    if not asked(call, "tools"):
+        return None
+    choice = bytes(call.fields.get("tool_choice", b'"auto"'))
+    if choice not in (b'"auto"', b'"none"', b"null"):
+        return "tool_choice"
+    try:
+        strict = any(tool.function.strict for tool in _tools.decode(call.fields["tools"]) or ())
+    except msgspec.ValidationError:
+        return "tools"
+    return "tools" if strict else None
+
+
+def _continuing(call: Call) -> bool:
+    return bytes(call.fields.get("continue_final_message", b"")) == b"true"
+
+
+def last_message(call: Call) -> Message:
+    """The last of its messages."""
+    return msgspec.json.decode(raws_decoder.decode(call.fields["messages"])[-1], type=Message)
+
+
+def without_last(call: Call) -> msgspec.Raw:
+    """The messages but for the last."""
+    return body.encode(raws_decoder.decode(call.fields["messages"])[:-1])
+
+
+def thoughts_apart(call: Call) -> bool:
+    """Whether thoughts are told apart from words, as they are unless a client asks for one text."""
+    return bytes(call.fields.get("separate_reasoning", b"true")) != b"false"
+
+
+def _inside_a_stop(call: Call, given: Delivered) -> bool:
     """Whether the text ends in what may be the beginning of a stop word: its end would not be recognised on the other side."""
     if "stop" not in call.fields:
         return False
+    text = given.calls[-1].arguments if given.calls else given.text or given.reasoning
     stop = msgspec.json.decode(call.fields["stop"])
     words = [stop] if isinstance(stop, str) else stop or []
     return any(text.endswith(word[:length]) for word in words for length in range(1, len(word)))
@@ -150,7 +268,7 @@ class Ending(Reply):
         return events
 
 
-def closing(call: Call, delivered: bytes, usage: Usage) -> Reply:
+def closing(call: Call, delivered: bytes, usage: Usage, reason: str = "length") -> Reply:
     """The events that the client lacks of an answer whose text is complete."""
     found = read(delivered)
     kind = "chat.completion.chunk" if call.endpoint is Endpoint.CHAT else "text_completion"
@@ -158,10 +276,11 @@ def closing(call: Call, delivered: bytes, usage: Usage) -> Reply:
     events = []
     if not found.finished:
         empty: dict[str, Any] = {"delta": {}} if call.endpoint is Endpoint.CHAT else {"text": ""}
-        events.append({**head, "choices": [{"index": 0, **empty, "logprobs": None, "finish_reason": "length"}]})
+        events.append({**head, "choices": [{"index": 0, **empty, "logprobs": None, "finish_reason": reason}]})
     if call.show_usage and not found.usage_shown:
         total = usage.prompt_tokens + usage.completion_tokens
         counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens, "total_tokens": total}
+        counts["reasoning_tokens"] = usage.reasoning_tokens or 0
         events.append({**head, "choices": [], "usage": counts})
 
     return Ending(b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events) + DONE, usage)

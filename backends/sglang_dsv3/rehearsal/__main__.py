@@ -15,9 +15,11 @@ from aiohttp import web
 from backends.sglang_dsv3.rehearsal.server import application
 
 
-async def run(host: str, port: int, golden: Path | None, lifeline: bool) -> None:
+async def run(host: str, port: int, golden: Path | None, lifeline: bool, speaks: bool) -> None:
     """Serve on loopback until told to stop."""
-    runner = web.AppRunner(application(golden), access_log=None, keepalive_timeout=5.0, shutdown_timeout=0.1, handler_cancellation=True)
+    runner = web.AppRunner(
+        application(golden, speaks), access_log=None, keepalive_timeout=5.0, shutdown_timeout=0.1, handler_cancellation=True
+    )
     await runner.setup()
     site = web.TCPSite(runner, host, port, backlog=1024)
     await site.start()
@@ -44,8 +46,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--golden", type=Path)
     parser.add_argument("--lifeline", action="store_true")
+    parser.add_argument("--speaks", action="store_true", help="as an engine with DeepSeek-V3.1's parsers: thoughts and calls")
     options = parser.parse_args()
-    asyncio.run(run(options.host, options.port, options.golden, options.lifeline))
+    asyncio.run(run(options.host, options.port, options.golden, options.lifeline, options.speaks))
 
 
 if __name__ == "__main__":

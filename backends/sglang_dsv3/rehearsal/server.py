@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
-from backends.sglang_dsv3.rehearsal import kept, pairs
+from backends.sglang_dsv3.rehearsal import kept, pairs, spoken
 from backends.sglang_dsv3.rehearsal.cache import PrefixCache
 
 _COMMAND = re.compile(r"\[\[([\w-]+) ?([\w.-]*)\]\]")
@@ -74,8 +74,8 @@ _CACHE = web.AppKey("cache", PrefixCache)
 _GOLDEN = web.AppKey("golden", Path)
 
 
-def application(golden: Path | None = None) -> web.Application:
-    """The whole server; `golden` is the folder of recorded streams."""
+def application(golden: Path | None = None, speaks: bool = False) -> web.Application:
+    """The whole server; `golden` is the folder of recorded streams, `speaks`: see `spoken`."""
     app = web.Application(client_max_size=256 << 20)
     app[_SEEN] = Seen()
     app[_CACHE] = PrefixCache()
@@ -85,8 +85,12 @@ def application(golden: Path | None = None) -> web.Application:
     app.router.add_post("/v1/completions", _generate)
     app.router.add_post("/v1/responses", _generate)
     app.router.add_post("/v1/messages", _generate)
+    if speaks:
+        app[_SEEN].info = dict(spoken.INFO)
+        spoken.add(app)
     for path in _PLAIN:
-        app.router.add_post(path, _plain)
+        if not speaks or path != "/tokenize":
+            app.router.add_post(path, _plain)
     app.router.add_post("/abort_request", _abort)
     app.router.add_get("/ready", _ready)
     app.router.add_get("/model_info", _model_info)
@@ -178,13 +182,23 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         rid = body.get("rid") or body.get("request_id") or f"msg_{uuid.uuid4().hex}"
         seen.last_ids = body["ids"] = [rid] if n == 1 else [uuid.uuid4().hex for _ in range(n)]
         try:
-            text, body["done"] = _asked(body)
+            raw_text = ""
+            if spoken.VOCABULARY in request.app and request.path == "/v1/chat/completions":
+                messages, raw_text, body["opened"] = spoken.given(request.app, body)
+                text, body["done"] = messages[-1]["content"], 0
+            else:
+                text, body["done"] = _asked(body)
         except (AttributeError, LookupError, TypeError):  # messages that are none: SGLang's models refuse them
             return _flat(422)
         text = text if isinstance(text, str) else json.dumps(text)
         if seen.caching and "messages" in body:
             body["prompt_tokens"], body["cached_tokens"] = request.app[_CACHE].ask(body.get("cache_salt"), body["messages"])
         commands = pairs.commands_of(seen.role, dict(_COMMAND.findall(text)))
+        if "opened" in body:
+            body["script"] = spoken.script(commands, body["opened"])
+            if (done := spoken.after(body["script"], raw_text)) is None:
+                return _flat(400, f"nobody has said {raw_text!r}")
+            body["done"] = done
         seen.asked[text] = seen.asked.get(text, 0) + 1
         if seen.asked[text] > int(commands.get("times", seen.asked[text])):
             commands = {}
@@ -195,7 +209,7 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         if seen.failing:
             return _flat(500 if seen.failing is True else seen.failing)
         if body["done"]:  # what broke the first half off was the first host's own affair
-            commands = {name: value for name, value in commands.items() if name in ("tokens", "wide", "pace")}
+            commands = {name: value for name, value in commands.items() if name in ("tokens", "wide", "pace", *spoken.COMMANDS)}
         body["tail"] = "w" * int(commands.get("wide", "0"))
         if "refuse" in commands:
             return _flat(int(commands["refuse"]))
@@ -351,7 +365,8 @@ async def _stream(request: web.Request, body: dict[str, Any], commands: dict[str
             await response.write(b"data: " + b"x" * 65536)
         return response
     pace_s = float(commands.get("pace", "0"))
-    made = {"/v1/responses": _response_events, "/v1/messages": _message_events}.get(request.path, _events)
+    chunks = _spoken_events if "script" in body else _events
+    made = {"/v1/responses": _response_events, "/v1/messages": _message_events}.get(request.path, chunks)
     events = made(body, int(commands.get("tokens", "8")))
     for index, event in enumerate(events):
         if index == at:
@@ -415,6 +430,33 @@ def _events(body: dict[str, Any], count: int) -> Iterator[bytes]:
     count = left
     if (body.get("stream_options") or {}).get("include_usage"):
         yield _chunk(body, [], usage=_usage(count * len(choices), body))
+    yield b"data: [DONE]\n\n"
+
+
+def _spoken_events(body: dict[str, Any], _: int) -> Iterator[bytes]:
+    """The same of an answer with thoughts and calls; a token that adds nothing takes its time all the same."""
+    made, start, finish = 0, body["done"], "stop"
+    limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(body["script"])
+    options = body.get("stream_options") or {}
+
+    def said(delta: dict[str, Any]) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+        used = {"usage": _usage(made, body)} if made and options.get("continuous_usage_stats") else {}
+        return _chunk(body, [choice], **used)
+
+    yield said({"role": "assistant", "content": "", "reasoning_content": None})
+    for delta in spoken.deltas(body["script"], start, body, body["opened"]):
+        if made == limit:
+            finish = "length"
+            break
+        made += 1
+        body["made"] += 1
+        if delta is not None:
+            finish = "tool_calls" if "tool_calls" in delta else finish
+            yield said(delta)
+    yield _finish(body, finish)
+    if options.get("include_usage"):
+        yield _chunk(body, [], usage=_usage(made, body))
     yield b"data: [DONE]\n\n"
 
 

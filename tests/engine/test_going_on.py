@@ -1,0 +1,216 @@
+"""Whatever an answer is made of, it goes on at another engine: thoughts, words, calls, forms; cut before, in and between them.
+
+Two real SGLang engines with the reasoning and tool call parsers of DeepSeek-V3.1. Their checkpoint is the tiny one with other weights
+(`scripted.py`): it thinks, speaks and calls in an order that a request can choose, which an untrained model never would; the tokens are
+generated, sampled, detokenised and parsed by SGLang as any are. One engine is cut off by a proxy, and at last one is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+
+from tests.support import raw
+from tests.support.cutting import Cutting, cutting
+from tests.support.engine import engine_urls
+from tests.support.processes import ROOT, Gateway, command, gateway
+
+CHAT = "/v1/chat/completions"
+MODELS = {mode: {"backend": "dsv3", "continuation": mode, "balance": "weighted_round_robin"} for mode in ("exact", "text", "off")}
+HEALTH = {"max_ejected_share": 0, "slow_start_s": 0}
+PYTHON = ROOT / ".venv-engine" / "bin" / "python"
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "", "parameters": {"type": "object", "properties": {}}}}]
+THINKING: dict[str, Any] = {"chat_template_kwargs": {"thinking": True}}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scripted") / "scripted"
+    subprocess.run([PYTHON, Path(__file__).with_name("scripted.py"), folder], check=True, timeout=120)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calling(checkpoint: Path) -> dict[str, Any]:
+    """What makes the script take the way to its call."""
+    vocabulary = {token["content"]: token["id"] for token in json.loads((checkpoint / "tokenizer.json").read_text())["added_tokens"]}
+    return {"tools": TOOLS, "logit_bias": {str(vocabulary["<｜tool▁calls▁begin｜>"]): 2}}
+
+
+def at_once(calling: dict[str, Any]) -> dict[str, Any]:
+    """The same, in place of the words."""
+    return {**calling, "logit_bias": dict.fromkeys(calling["logit_bias"], 3)}
+
+
+@pytest.fixture(scope="module")
+def two(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway with two engines of its own."""
+    engine = {
+        "dtype": "float32", "model_path": str(checkpoint), "reasoning_parser": "deepseek-v3", "tool_call_parser": "deepseekv31",
+    }  # fmt: skip
+    section = {"kind": "sglang_dsv3", "hosts": [{"launch": "local"}, {"launch": "local"}], "engine": engine, "health": HEALTH}
+    with gateway(tmp_path_factory.mktemp("two"), {"models": MODELS, "backends": {"dsv3": section}}) as running:
+        running.wait_ready(300)
+        running.wait_all_hosts(300)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def dying(two: Gateway) -> Iterator[Cutting]:
+    with cutting(engine_urls(two)[0]) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def cut(two: Gateway, dying: Cutting, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway in front of the same two engines, the first one behind the proxy that cuts; nearly every request goes there first."""
+    hosts = [{"url": dying.url, "weight": 1000}, {"url": engine_urls(two)[1], "weight": 1}]
+    section = {"kind": "sglang_dsv3", "hosts": hosts, "health": HEALTH}
+    with gateway(tmp_path_factory.mktemp("cut"), {"models": MODELS, "backends": {"dsv3": section}}) as running:
+        running.wait_ready()
+        running.wait_all_hosts()
+        yield running
+
+
+def body(model: str, more: dict[str, Any]) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Hello"}]
+    options = {"include_usage": True}
+    return {"model": model, "messages": messages, "max_tokens": 120, "temperature": 0, "stream": True, "stream_options": options, **more}
+
+
+class Heard:
+    """A stream as a client has it, and which of its events brings what."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.continued = b": continued on another host\n\n" in content
+        self.chunks = [json.loads(event[6:]) for event in content.split(b"\n\n") if event.startswith(b"data: {")]
+        self.thoughts, self.words, self.finish, self.probable = "", "", "", list[Any]()
+        self.calls: list[dict[str, str]] = []
+        # Of every event: "role", "thoughts", "words", "calls", "finish" or "usage".
+        self.kinds: list[str] = []
+        self.usage: dict[str, Any] = {}
+        for chunk in self.chunks:
+            self._add(chunk)
+
+    def _add(self, chunk: dict[str, Any]) -> None:
+        if "error" in chunk:
+            self.kinds.append("error")
+            return
+        if not chunk["choices"]:
+            self.usage = chunk["usage"]
+            self.kinds.append("usage")
+            return
+        choice = chunk["choices"][0]
+        delta = choice["delta"]
+        self.finish = choice["finish_reason"] or self.finish
+        self.probable += (choice.get("logprobs") or {}).get("content", ())
+        for piece in delta.get("tool_calls") or ():
+            if piece["index"] == len(self.calls):
+                self.calls.append({"id": piece["id"], "name": piece["function"]["name"], "arguments": ""})
+            self.calls[piece["index"]]["arguments"] += piece["function"].get("arguments") or ""
+        self.thoughts += delta.get("reasoning_content") or ""
+        self.words += delta.get("content") or ""
+        kind = "role" if delta.get("role") else "finish" if choice["finish_reason"] else "calls" if delta.get("tool_calls") else ""
+        self.kinds.append(kind or ("thoughts" if delta.get("reasoning_content") else "words"))
+
+    def said(self) -> tuple[Any, ...]:
+        """Everything that two answers must have in common."""
+        calls = [(call["name"], call["arguments"]) for call in self.calls]
+        return self.thoughts, self.words, calls, self.finish, self.usage.get("prompt_tokens")
+
+    def assert_seamless(self) -> None:
+        assert self.content.endswith(b"data: [DONE]\n\n")
+        assert {len({chunk[name] for chunk in self.chunks}) for name in ("id", "created", "model")} == {1}
+        assert (self.kinds.count("role"), self.kinds.count("finish"), self.kinds.count("usage")) == (1, 1, 1)
+        for call in self.calls:
+            json.loads(call["arguments"])
+
+    def places(self) -> list[int]:
+        """How many events to let pass: after the first one, after the first of each kind, before the last of it, after it, and between."""
+        first: dict[str, int] = {}
+        last: dict[str, int] = {}
+        for number, kind in enumerate(self.kinds, 1):
+            first.setdefault(kind, number)
+            last[kind] = number
+        found = {1}
+        for kind in first.keys() - {"usage"}:
+            middle = (first[kind] + last[kind]) // 2
+            found |= {first[kind], middle, last[kind] - 1, last[kind]}
+        return sorted(place for place in found if 0 < place < len(self.kinds))
+
+
+def ask(running: Gateway, model: str, more: dict[str, Any]) -> Heard:
+    answer = raw.call(running.port, "POST", CHAT, body(model, more))
+    assert answer.status == 200, answer.body
+    return Heard(answer.body)
+
+
+def everywhere(cut: Gateway, dying: Cutting, mode: str, more: dict[str, Any]) -> Heard:
+    """The answer undisturbed, and the same wherever it is cut."""
+    dying.after = None
+    undisturbed = ask(cut, mode, more)
+    undisturbed.assert_seamless()
+    assert not undisturbed.continued
+    for after in undisturbed.places():
+        dying.after, cuts = after, dying.cuts
+        disturbed = ask(cut, mode, more)
+        assert dying.cuts == cuts + 1, (after, undisturbed.kinds)
+        where = (after, undisturbed.kinds[after - 1 : after + 1], disturbed.content[-900:])
+        assert disturbed.said() == undisturbed.said(), where
+        disturbed.assert_seamless()
+        # What ends a call is shown in no event: a host that dies behind it has not told of these tokens.
+        unshown = 2 if undisturbed.calls and mode == "text" and undisturbed.kinds[after - 1] == "finish" else 0
+        assert disturbed.usage["completion_tokens"] == undisturbed.usage["completion_tokens"] - unshown, where
+        assert disturbed.usage["reasoning_tokens"] == undisturbed.usage["reasoning_tokens"] or unshown, where
+    dying.after = None
+    return undisturbed
+
+
+@pytest.mark.parametrize("mode", ["text", "exact"])
+def test_tools_that_are_offered_and_not_called(cut: Gateway, dying: Cutting, mode: str) -> None:
+    heard = everywhere(cut, dying, mode, {"tools": TOOLS})
+    assert heard.said() == (ask(cut, "off", {"tools": TOOLS})).said()
+    assert heard.words.startswith("\nThe result")
+    assert heard.finish == "stop"
+
+
+@pytest.mark.parametrize("mode", ["text", "exact"])
+def test_thoughts_and_the_words_after_them(cut: Gateway, dying: Cutting, mode: str) -> None:
+    heard = everywhere(cut, dying, mode, THINKING)
+    plain = ask(cut, "off", THINKING)
+    assert heard.said() == plain.said(), "and the same that chat itself gives"
+    assert heard.usage["reasoning_tokens"] == plain.usage["reasoning_tokens"] > 20
+    assert heard.thoughts.startswith(" First")
+    assert heard.words.startswith("\nThe result")
+
+
+@pytest.mark.parametrize("mode", ["text", "exact"])
+def test_a_call_after_words(cut: Gateway, dying: Cutting, mode: str, calling: dict[str, Any]) -> None:
+    heard = everywhere(cut, dying, mode, calling)
+    assert [call["name"] for call in heard.calls] == ["get_weather"]
+    assert heard.finish == "tool_calls"
+
+
+@pytest.mark.parametrize("mode", ["text", "exact"])
+def test_a_call_right_after_thoughts(cut: Gateway, dying: Cutting, mode: str, calling: dict[str, Any]) -> None:
+    heard = everywhere(cut, dying, mode, {**THINKING, **at_once(calling)})
+    assert (bool(heard.thoughts), heard.words, len(heard.calls), heard.finish) == (True, "", 1, "tool_calls")
+
+
+@pytest.mark.parametrize("mode", ["text", "exact"])
+def test_thoughts_words_and_a_call(cut: Gateway, dying: Cutting, mode: str, calling: dict[str, Any]) -> None:
+    heard = everywhere(cut, dying, mode, {**THINKING, **calling})
+    assert heard.thoughts
+    assert heard.words
+    assert heard.calls[0]["arguments"] == '{"days":[31,28.5e7]}'
+    plain = ask(cut, "off", {**THINKING, **calling})
+    assert (heard.thoughts, heard.words, heard.finish) == (plain.thoughts, plain.words, plain.finish)
+    assert json.loads(heard.calls[0]["arguments"]) == json.loads(plain.calls[0]["arguments"])
