@@ -213,8 +213,9 @@ class Continuation(msgspec.Struct, frozen=True):
     created: int
     prompt_tokens: int
     completion_tokens: int
-    # None where the engine does not tell.
+    # None where the engine does not tell; and whether there can be no more of them.
     reasoning_tokens: int | None = None
+    thought_over: bool = False
     # Of a chat: what the next engine has to have before it goes on, and how it is to read it; None where nothing was given yet.
     given: Delivered | None = None
     parsers: Parsers | None = None

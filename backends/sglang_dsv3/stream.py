@@ -189,15 +189,16 @@ class Chunks(EventStream):
         thought = self._thought(before, usage)
         self.usage = Usage(prompt, completion, usage.cached_tokens, thought)
         content["usage"].update(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
-        if thought is not None and "reasoning_tokens" in content["usage"]:
-            content["usage"]["reasoning_tokens"] = thought
+        if "reasoning_tokens" in content["usage"]:
+            content["usage"]["reasoning_tokens"] = thought or 0
+        if content["usage"].get("completion_tokens_details") is not None:
+            content["usage"]["completion_tokens_details"]["reasoning_tokens"] = thought or 0
         return b"data: " + msgspec.json.encode(content) + b"\n\n"
 
     def _thought(self, before: Continuation, usage: Usage) -> int | None:
         """Tokens of thoughts in both parts. An engine that has not seen their end, since it lies in the prompt, takes all it generates for
         thoughts."""
-        given = before.given
-        if given is not None and (given.text or given.calls):
+        if before.thought_over:
             return before.reasoning_tokens
         return None if usage.reasoning_tokens is None else (before.reasoning_tokens or 0) + usage.reasoning_tokens
 

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 TINY = Path(__file__).parents[2] / "backends" / "sglang_dsv3" / "engine" / "tiny"
 THOUGHTS = " First the function is called with an object and then its value returned from that module before every other class may use it"
 WORDS = "\nThe result type should be written here as one string; any name which has been set can raise errors"
-CALL = '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"days":[31,28.5e7]}<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+CALL = '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"days": 31.5287e4}<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
 EOS = "<｜end▁of▁sentence｜>"
 TEMPLATE = """\
 {%- if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif -%}

@@ -48,11 +48,12 @@ class Cutting:
             return
         up = asyncio.create_task(self._pass(reader, back))
         try:
-            events = 0
+            events, streams = 0, False
             while data := await there.read(65536):
                 if data.startswith(b"HTTP/1.1 "):  # another answer on the same connection
-                    events = 0
-                if self.after is not None and b"data: " in data:
+                    events, streams = 0, False
+                streams = streams or b"data: " in data  # what is read later may be the end of an event alone
+                if self.after is not None and streams:
                     passed, events = _up_to(data, self.after - events), events + data.count(_END)
                     if passed != data:
                         self.cuts += 1

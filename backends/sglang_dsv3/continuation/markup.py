@@ -19,7 +19,8 @@ STRUCTURED = frozenset(["deepseek-v4", "deepseek-v41"])
 CALLING = {
     "deepseekv3": ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"),
     "deepseekv31": ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"),
-    "deepseekv32": ("<｜DSML｜function_calls>", "<｜DSML｜invoke"),
+    # With the blank line before it, which is none of the words.
+    "deepseekv32": ("\n\n<｜DSML｜function_calls>", "<｜DSML｜function_calls>", "<｜DSML｜invoke"),
 }
 
 

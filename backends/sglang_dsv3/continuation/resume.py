@@ -65,7 +65,7 @@ def read(delivered: bytes) -> Delivered:
                 # Thoughts after words are none that a prompt could hold.
                 found.sound = found.sound and not words and not found.calls
                 thoughts.append(choice.delta.reasoning_content)
-            if piece:
+            if piece and (not found.calls or piece.strip()):  # V3 has a line break between calls
                 found.sound = found.sound and not found.calls
                 words.append(piece)
             found.chunks += bool(piece or choice.delta.reasoning_content or choice.delta.tool_calls)
@@ -136,7 +136,8 @@ def resume(call: Call, terms: Terms, delivered: bytes, usage: Usage | None, pars
             return None
         if grammar(call) is not None and found.text and not unfinished.rest(found.text):
             return closing(call, delivered, Usage(prompt, used, reasoning_tokens=thought), "stop")
-        continues = Continuation(found.created, prompt, used, thought, found, parsers)
+        over = bool(found.calls or (found.text and (thoughts_apart(call) or markup.THOUGHT in found.text)))
+        continues = Continuation(found.created, prompt, used, thought, over, found, parsers)
         fields = as_words(call, found, parsers) if not raw(call, found) and parsers.reasoning not in markup.THINKING else fields
     elif given:
         prompted = msgspec.json.decode(call.fields["prompt"])
