@@ -3,7 +3,7 @@
     .venv-engine/bin/python tests/engine/joints.py        a JSON object a line, answered by one
 
 `parse`: what a stream's parsers give for each piece of a model's text, the end included; `calls`: what `/parse_function_call` finds in a
-text; `encode`: V3.2's prompt of messages.
+text; `encode`: V3.2's prompt of messages; `accepts`: whether xgrammar lets a text through.
 """
 
 # mypy: ignore-errors
@@ -55,6 +55,13 @@ def calls(parser, text):
 
     words, found = FunctionCallParser(tools(), parser).parse_non_stream(text)
     return {"normal_text": words, "calls": [{"name": call.name, "parameters": call.parameters} for call in found]}
+
+
+def accepts(grammar, text):
+    from xgrammar import Grammar
+    from xgrammar.testing import _is_grammar_accept_string
+
+    return _is_grammar_accept_string(Grammar.from_ebnf(grammar), text)
 
 
 def encode(messages, thinking):

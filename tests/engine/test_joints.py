@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from backends.sglang_dsv3.continuation import joint, markup, resume
+from backends.sglang_dsv3.continuation import joint, markup, resume, unfinished
 from backends.sglang_dsv3.continuation.splitter import Splitter
 from backends.sglang_dsv3.engine import environment_folder
 from backends.sglang_dsv3.shapes import Continuation, Parsers, parsed_decoder
@@ -182,3 +182,14 @@ def test_v32s_prompts_end_in_the_mark(sglang: SGLang, thinking: bool) -> None:
     prompt = sglang("encode", messages=thought, thinking=thinking)
     assert "Hm" not in prompt, "thoughts of answers before are dropped, which is why those of this one go behind the prompt"
     assert prompt.endswith(f"<｜Assistant｜>{mark}")
+
+
+def test_the_rest_of_an_object_is_let_through_wherever_it_broke_off(sglang: SGLang) -> None:
+    text = ' {"a": [1, -2.50e+3, {}, [], "x\\n\\u00e9 \\"ñ", true], "b" :{"c":null , "d": false}, "e": 0.5E7, "f": -0 } '
+    json.loads(text)
+    for cut in range(1, len(text) - 1):
+        grammar, rest = unfinished.rest(text[:cut]), text[cut:].rstrip()
+        assert sglang("accepts", grammar=grammar, text=rest), (text[:cut], grammar.partition("\n")[0])
+        assert not sglang("accepts", grammar=grammar, text=rest + "}"), text[:cut]
+        assert not sglang("accepts", grammar=grammar, text=rest[:-1]), text[:cut]
+    assert unfinished.rest(text) == ""
