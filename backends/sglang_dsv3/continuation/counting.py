@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from backends.sglang_dsv3.abandon import MAX_JSON_BYTES
-from backends.sglang_dsv3.continuation import exact
+from backends.sglang_dsv3.continuation import placing
 from backends.sglang_dsv3.host import EngineHost
 from backends.sglang_dsv3.transport import ConnectFailed, ConnectionLost, request
 from gateway.plugin import Call
@@ -24,7 +24,7 @@ class Counting:
 
     async def of_chat(self, chat: Call) -> int:
         """Of a chat's prompt; 0 where that is not told."""
-        return len(await self._ids(exact.tokenize_body(chat)))
+        return len(await self._ids(placing.tokenize_body(chat)))
 
     async def of_prompt(self, model: str, prompt: str) -> int:
         """Of a completion's; 0 where that is not told."""
@@ -50,6 +50,6 @@ class Counting:
                     content += part
             finally:
                 response.close()
-            return exact.prompt_ids(bytes(content)) if response.status == 200 else []
+            return placing.prompt_ids(bytes(content)) if response.status == 200 else []
         except (ConnectFailed, ConnectionLost, msgspec.DecodeError):
             return []
