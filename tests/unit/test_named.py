@@ -208,7 +208,6 @@ def test_what_could_go_on_is_told_by_the_parameters(endpoint: Endpoint) -> None:
 
     assert resumable()
     assert not named.resumable(Call(endpoint, "id", "m", fields(model="m")))
-    assert not resumable(tools=17), "which the engine refuses"
     if endpoint is Endpoint.RESPONSES:
         assert resumable(text={"format": {"type": "text"}})
         assert not resumable(previous_response_id="resp_1")
