@@ -27,7 +27,7 @@ pytestmark = pytest.mark.storm
 
 CHAT = "/v1/chat/completions"
 STREAMS, TOKENS, PACE_S, KILL_EVERY_S = 200, 100, 0.04, 2.0
-ON_S = float(os.environ.get("PENSTOCK_KILL_S", "60"))
+ON_S = float(os.environ.get("PENSTOCK_KILL_S", "20"))
 OFF_S = 10.0
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
 # What a client has of an answer: thoughts, words, and arguments of a call.

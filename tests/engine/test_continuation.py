@@ -109,9 +109,7 @@ def test_exactly_the_undisturbed_text_wherever_it_is_cut(cut: Gateway, dying: Cu
     assert not undisturbed.continued
     prompt_tokens = undisturbed.usages[0]["prompt_tokens"]
     undisturbed.assert_seamless(prompt_tokens)
-    dying.after, cuts = after, dying.cuts
-    disturbed = ask(cut, "exact", prompt)
-    assert dying.cuts == cuts + 1
+    disturbed = dying.cut_after(after, lambda: ask(cut, "exact", prompt))
     assert bool(disturbed.continued) == (after < TOKENS), "closing words alone are no continuation: no other host gives them"
     disturbed.assert_seamless(prompt_tokens)
     assert disturbed.text == undisturbed.text

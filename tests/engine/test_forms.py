@@ -85,10 +85,7 @@ def test_a_message_goes_on_in_the_middle(cut: Gateway, dying: Cutting) -> None:
     prompt, whole, as_ever = to_the_bound(message, cut)
     assert whole.stop_reason == "max_tokens"
     for after in (4, 9, 25, len(as_ever) - 2, len(as_ever) - 1):
-        dying.after, cuts = after, dying.cuts
-        found, events = message(cut, prompt)
-        dying.after = None
-        assert dying.cuts == cuts + 1
+        found, events = dying.cut_after(after, lambda: message(cut, prompt))
         kinds = [event.type for event in events]
         deltas = kinds.count("content_block_delta")
         assert kinds == ["message_start", "content_block_start", *["content_block_delta"] * deltas, *[event.type for event in as_ever][-3:]]
@@ -107,10 +104,7 @@ def test_a_response_goes_on_in_the_middle(cut: Gateway, dying: Cutting) -> None:
     prompt, whole, as_ever = to_the_bound(response, cut)
     assert whole.status == "incomplete"
     for after in (5, 9, 25, len(as_ever) - 3, len(as_ever) - 1):
-        dying.after, cuts = after, dying.cuts
-        found, events = response(cut, prompt)
-        dying.after = None
-        assert dying.cuts == cuts + 1
+        found, events = dying.cut_after(after, lambda: response(cut, prompt))
         assert [event.sequence_number for event in events] == list(range(len(events)))
         deltas = sum(event.type == "response.output_text.delta" for event in events)
         kinds = [event.type for event in events]
