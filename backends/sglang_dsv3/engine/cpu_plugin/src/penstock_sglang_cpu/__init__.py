@@ -24,8 +24,9 @@ def activate() -> None:
     problems = pinned.problems()
     if problems:
         sys.exit("penstock-sglang-cpu does not fit this SGLang:\n  " + "\n  ".join(problems))
-    from penstock_sglang_cpu import attention, fp8  # only now: they import the very names that were checked
+    from penstock_sglang_cpu import attention, fp8, processes  # only now: they import the very names that were checked
 
     attention.install()
     fp8.install()
+    processes.install()
     logger.info("penstock-sglang-cpu: absorbed MLA on torch_native, FP8 block weights dequantised once")

@@ -37,6 +37,9 @@ NAMES: Sequence[tuple[str, str, str | None]] = (
     ("sglang.srt.layers.moe.token_dispatcher", "StandardCombineInput", None),
     ("sglang.srt.models.deepseek_common.deepseek_weight_loader", "block_quant_to_tensor_quant", None),
     ("sglang.srt.models.deepseek_v2", "DeepseekV3ForCausalLM", None),
+    ("sglang.srt.plugins.hook_registry", "HookRegistry.register", "target hook hook_type source"),
+    ("sglang.srt.plugins.hook_registry", "HookType.AFTER", None),
+    ("sglang.srt.entrypoints.engine", "_set_envs_and_config", "server_args"),
 )
 
 
