@@ -12,14 +12,16 @@ FILTER := 2> >(grep -v '^WARNING: Location' >&2)
 SOURCES := $(shell find gateway backends middleware openapi -name __pycache__ -prune -o -print) scripts/compile.py pyproject.toml
 # -P and importlib: the installed packages are tested, not those of the current folder.
 COMPILED = .venv-compiled/bin/python -P
-COMPILED_TESTS = --import-mode=importlib --form compiled -m "not engine and not storm and not slow and not conformance"
+COMPILED_TESTS = --import-mode=importlib --form compiled
 
-# Three at a time: these mostly wait, for sockets and processes. What needs the engine, or is a storm, has the machine to itself.
-# With ARGS="-k ..." one of the two may have nothing to do: that (exit code 5) is no failure then.
+# Several at a time: these mostly wait, for sockets and processes. Of those with engines two, each file's with one process, since an engine
+# starts once for a file. A storm has the machine to itself.
+# With ARGS="-k ..." some of these may have nothing to do: that (exit code 5) is no failure then.
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? = 5 ])
-THREE = -n 3 --dist worksteal
+SEVERAL = -n 4 --dist worksteal
+NO_ENGINE = not engine and not storm and not conformance
 
-.PHONY: serve test test-fast test-compiled conformance check fix sbom audit bench bench-quick bench-stages bench-litellm bench-soak lock engine apt clean help
+.PHONY: serve test test-fast test-pure test-compiled conformance check fix sbom audit bench bench-quick bench-stages bench-litellm bench-soak lock engine apt clean help
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -27,16 +29,22 @@ help: ## what there is
 serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded engine
 	@exec .venv/bin/penstock serve $(ARGS)
 
-test: .venv-dev/ready .venv-compiled/ready .venv-transfer/ready engine node apt ## everything, the real engine included, and what needs none once more on the compiled form
-	.venv-dev/bin/python -m pytest -m "not engine and not storm and not conformance" $(THREE) $(ARGS) $(NONE_IS_FINE)
-	$(COMPILED) -m pytest $(COMPILED_TESTS) $(THREE) $(ARGS) $(NONE_IS_FINE)
-	.venv-dev/bin/python -m pytest -m "engine or storm" $(ARGS) $(NONE_IS_FINE)
+# What is served is compiled where that can be, so this is what is tested; what can differ in the other form is found by the unit tests, which
+# are run in both, and by test-pure.
+test: .venv-dev/ready .venv-compiled/ready .venv-transfer/ready engine node apt ## everything, the real engine included
+	$(COMPILED) -m pytest $(COMPILED_TESTS) -m "$(NO_ENGINE)" $(SEVERAL) $(ARGS) $(NONE_IS_FINE)
+	.venv-dev/bin/python -m pytest -m "(unit and not once or pure) and $(NO_ENGINE)" $(SEVERAL) $(ARGS) $(NONE_IS_FINE)
+	.venv-dev/bin/python -m pytest -m "engine and not storm" -n 2 --dist loadfile $(ARGS) $(NONE_IS_FINE)
+	.venv-dev/bin/python -m pytest -m storm $(ARGS) $(NONE_IS_FINE)
+
+test-pure: .venv-dev/ready node apt ## what make test runs in the compiled form alone, once more in pure Python
+	.venv-dev/bin/python -m pytest -m "not unit and not pure and $(NO_ENGINE)" $(SEVERAL) $(ARGS)
 
 test-compiled: .venv-compiled/ready node apt ## what needs no engine and no patience, on the compiled form
-	$(COMPILED) -m pytest $(COMPILED_TESTS) $(THREE) $(ARGS)
+	$(COMPILED) -m pytest $(COMPILED_TESTS) -m "$(NO_ENGINE) and not slow" $(SEVERAL) $(ARGS)
 
 test-fast: .venv-dev/ready node apt ## what needs no engine, kills nothing and takes no patience
-	.venv-dev/bin/python -m pytest -m "not engine and not chaos and not slow and not conformance" $(THREE) $(ARGS)
+	.venv-dev/bin/python -m pytest -m "$(NO_ENGINE) and not chaos and not slow" $(SEVERAL) $(ARGS)
 
 CLIENTS = .venv-clients/newest/ready .venv-clients/openai2/ready .venv-clients/suite/source/ready
 

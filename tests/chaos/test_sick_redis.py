@@ -188,7 +188,9 @@ def test_a_redis_that_is_nearly_late_for_everything_decides_all_the_same(scripte
             answers = list(clients.map(lambda _: ask(running), range(2 * BURST)))
         admitted, most = sum(answer.status == 200 for answer in answers), BURST + 10 * (time.monotonic() - began) + 1
         assert {answer.status for answer in answers} == {200, 429}
-        assert BURST <= admitted <= most * 1.02
+        # On a machine so busy that some answers were late all the same, up to a burst was decided here, and is owed.
+        late = metric(running, "penstock_store_late_total")
+        assert BURST <= admitted <= most * 1.02 + (BURST if late else 0)
         assert metric(running, "penstock_store_up") == 1
         assert metric(running, "penstock_store_failures_total") == 0
         assert "the shared store" not in running.output()

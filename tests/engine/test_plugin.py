@@ -65,7 +65,7 @@ print('not reached')
     assert done.returncode == 1
     assert "does not fit this SGLang" in done.stderr
     assert "fused_moe_native.moe_forward_native is gone" in done.stderr
-    assert done.stdout.count("checked ") == 13
+    assert done.stdout.count("checked ") == 15
     assert "not reached" not in done.stdout
 
 

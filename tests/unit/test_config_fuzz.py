@@ -31,6 +31,8 @@ from gateway.serving import registry
 from gateway.serving.balance.settings import Health
 from gateway.store import connect
 
+pytestmark = pytest.mark.once
+
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
 SECRET = "hunter2hunter2"
 fuzzed = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))

@@ -20,6 +20,8 @@ from backends.sglang_dsv3.engine.monitor import Gpu, Monitor
 from backends.sglang_dsv3.engine.supervise import Progress
 from tests.support.processes import ROOT, environment
 
+pytestmark = pytest.mark.once
+
 EXAMPLES = ROOT / "deploy" / "engine"
 GOLDEN = ROOT / "tests" / "data" / "engine"
 

@@ -25,7 +25,9 @@ from tests.support.processes import Gateway, Rehearsal
 # PENSTOCK_FUZZ=500000 runs the two fuzz tests that often.
 FUZZ = settings(max_examples=int(os.environ.get("PENSTOCK_FUZZ", "1500")), deadline=None, suppress_health_check=list(HealthCheck))
 USER = [{"role": "user", "content": "hi"}]
+# What means something, in a request or an answer.
 KNOWN = set(ChatRequest.__struct_fields__) | translate.INTERNAL_FIELDS | {"priority", "rehearsal_answer"}
+TOLD = {"id", "choices", "usage", "finish_reason", "error"}
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 JSON = st.recursive(
@@ -33,7 +35,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
-UNKNOWN = st.dictionaries(TEXT.filter(lambda name: name not in KNOWN), JSON, max_size=4)
+UNKNOWN = st.dictionaries(TEXT.filter(lambda name: name not in KNOWN | TOLD), JSON, max_size=4)
 PARAMETERS = st.fixed_dictionaries(
     {},
     optional={

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -21,6 +22,8 @@ from gateway.serving import calls
 from tests.support import raw
 from tests.support.processes import ROOT, Gateway
 
+# FUZZ_EXAMPLES asks for more.
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
 DOCUMENT: dict[str, Any] = json.loads((ROOT / "openapi" / "openapi.json").read_text())
 
 
@@ -87,7 +90,7 @@ def test_no_request_brings_a_failure_or_an_answer_that_is_not_documented(operati
     """Good and bad requests out of the document: no 5xx, no undocumented status, no answer against its schema. Whether a bad one is taken
     is the engine's word."""
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=EXAMPLES // 4, deadline=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))
     def play(case: schemathesis.Case) -> None:
         judged = [schemathesis.checks.positive_data_acceptance, schemathesis.checks.negative_data_rejection]
@@ -104,7 +107,7 @@ def test_openais_rules_are_those_of_the_document(operation: Any) -> None:
     wrong = jsonschema.Draft202012Validator(schema)
     refused = 0
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE))
     def play(case: schemathesis.Case) -> None:
         nonlocal refused
