@@ -14,11 +14,11 @@ SOURCES := $(shell find gateway backends middleware openapi -name __pycache__ -p
 COMPILED = .venv-compiled/bin/python -P
 COMPILED_TESTS = --import-mode=importlib --form compiled
 
-# Several at a time: these mostly wait, for sockets and processes. Of those with engines two, each file's with one process, since an engine
+# Several at a time: these mostly wait, for sockets and processes. Of those with engines three, each file's in one process, since an engine
 # starts once for a file. A storm has the machine to itself.
 # With ARGS="-k ..." some of these may have nothing to do: that (exit code 5) is no failure then.
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? = 5 ])
-SEVERAL = -n 4 --dist worksteal
+SEVERAL = -n 5 --dist worksteal
 NO_ENGINE = not engine and not storm and not conformance
 
 .PHONY: serve test test-fast test-pure test-compiled conformance check fix sbom audit bench bench-quick bench-stages bench-litellm bench-soak lock engine apt clean help
@@ -34,7 +34,7 @@ serve: .venv/ready engine ## serve http://127.0.0.1:8000/v1 with the embedded en
 test: .venv-dev/ready .venv-compiled/ready .venv-transfer/ready engine node apt ## everything, the real engine included
 	$(COMPILED) -m pytest $(COMPILED_TESTS) -m "$(NO_ENGINE)" $(SEVERAL) $(ARGS) $(NONE_IS_FINE)
 	.venv-dev/bin/python -m pytest -m "(unit and not once or pure) and $(NO_ENGINE)" $(SEVERAL) $(ARGS) $(NONE_IS_FINE)
-	.venv-dev/bin/python -m pytest -m "engine and not storm" -n 2 --dist loadfile $(ARGS) $(NONE_IS_FINE)
+	.venv-dev/bin/python -m pytest -m "engine and not storm" -n 3 --dist loadfile $(ARGS) $(NONE_IS_FINE)
 	.venv-dev/bin/python -m pytest -m storm $(ARGS) $(NONE_IS_FINE)
 
 test-pure: .venv-dev/ready node apt ## what make test runs in the compiled form alone, once more in pure Python
