@@ -17,15 +17,18 @@ from gateway.access.keys import KeyList, Keys
 from gateway.access.limits.memory import Memory
 from gateway.access.limits.rules import Store
 from gateway.account import Accounts, Spent, nothing_spent
-from gateway.config import Settings
+from gateway.config import Sentinel, Settings
 from gateway.exchange import Exchanges
 from gateway.lifecycle import Lifecycle
 from gateway.pages import front
 from gateway.plugin import BackendEnv
+from gateway.sentinel.sample import Sample, sample
 from gateway.serving import calls
 from gateway.serving.hostview import HostView
 from gateway.serving.registry import Registry
+from gateway.telemetry.metrics import UNJUDGED
 from gateway.telemetry.observe import Observer
+from gateway.telemetry.record import Record
 from gateway.wire.asgi import App, Receive, Scope, Send
 from middleware.auth import Auth
 from middleware.cors import Cors
@@ -38,8 +41,16 @@ class Gateway:
     """The ASGI application, and what the worker's report says of it."""
 
     def __init__(
-        self, app: App, registry: Registry, observer: Observer, keys: Keys, usage: ledger.Unreported, calls: Callable[[], Calls]
+        self,
+        app: App,
+        registry: Registry,
+        observer: Observer,
+        keys: Keys,
+        usage: ledger.Unreported,
+        calls: Callable[[], Calls],
+        sentinel: Sentinel,
     ) -> None:
+        self._eject, self._keep_prompts = sentinel.eject, sentinel.keep_prompts
         self._app = app
         self._registry = registry
         self.observer = observer
@@ -63,6 +74,26 @@ class Gateway:
     def drain(self, targets: frozenset[str]) -> None:
         """Targets that get no new requests."""
         self._registry.drain(targets)
+
+    def doubt(self, doubted: Mapping[str, Mapping[str, str]]) -> None:
+        """Targets whose answers are under alert, by backend, and why."""
+        self._registry.doubt(doubted, self._eject)
+
+    def judged(self, tell: Callable[[Sample], None]) -> None:
+        """Hand on the answers that are to be judged."""
+        registry, prompts, metrics = self._registry, self._keep_prompts, self.observer.metrics
+
+        def judge(record: Record) -> None:
+            if record.outcome != "ok" or record.call is None or not record.attempts:
+                return
+            pool = registry.serving(record.served, record.call.endpoint).pool
+            found = sample(record, record.call, pool.backend.markup, pool.name, prompts)
+            if isinstance(found, Sample):
+                tell(found)
+            elif found:
+                metrics.add(UNJUDGED, (found,))
+
+        self.observer.judge = judge
 
     def waiting(self) -> str:
         """Why a request could not be served now, or ""."""
@@ -163,7 +194,7 @@ def build(
         rate_limit.called, rate_limit.exhausted = {}, set()
         return Calls(at, sorted(exhausted), tokens.fresh() if tokens is not None else [])
 
-    return Gateway(entry, registry, observer, keys, usage, calls_since)
+    return Gateway(entry, registry, observer, keys, usage, calls_since, settings.sentinel)
 
 
 def _routed(litestar: Litestar, table: Sequence[routes.Route]) -> App:

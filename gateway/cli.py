@@ -21,6 +21,7 @@ import gateway
 from gateway import config
 from gateway.access.limits.rules import StoreFailed
 from gateway.admin import commands, operating, secret
+from gateway.admin.sentinel import sentinel
 from gateway.admin.top import top
 from gateway.errors import ConfigError, ConfigErrors
 from gateway.form import FORM
@@ -325,7 +326,7 @@ def show_schema() -> None:
 
 for command in (
     commands.keys, commands.usage, commands.explain,
-    operating.console, operating.hosts, operating.requests, operating.reload, operating.status, operating.show_audit, top,
+    operating.console, operating.hosts, operating.requests, operating.reload, operating.status, operating.show_audit, top, sentinel,
 ):  # fmt: skip
     main.add_command(command)
 

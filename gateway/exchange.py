@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.plugin import AttemptFailed, Call, Endpoint
+from gateway.sentinel.sample import MAX_HELD, Sampler
 from gateway.serving import affinity, calls, gathered, relay
 from gateway.serving.affinity import Affinities
 from gateway.serving.dispatch import Dispatcher, Exchange
@@ -38,6 +39,7 @@ class Exchanges:
         self._memory = BodyMemory(settings.security.body_memory_mb << 20)
         self._strict = settings.security.strict_parameters
         self._hedges = settings.retry.hedge_json
+        self._sampler = Sampler(settings.sentinel, settings.listen.workers)
 
     def of(self, endpoint: Endpoint) -> App:
         """The handler of one endpoint."""
@@ -85,10 +87,25 @@ class Exchanges:
             async with self._rate_limit.admitted(call, served, record) as terms:
                 with Watch(self._watches, connection, receive) as watch:
                     exchange = Exchange(call, bound, terms, served, record, watch, scope["headers"])
+                    # Whether the answer is to be judged. In place, since it must cost nothing.
+                    sampler = self._sampler
+                    sampler.due += sampler.share
+                    if sampler.due >= 1.0:
+                        sampler.due -= 1.0
+                        if record.mark >= sampler.until:
+                            sampler.until, sampler.left = record.mark + 1.0, sampler.per_second
+                        if sampler.left > 0 and (terms.keep or not call.stream or sampler.held < MAX_HELD):
+                            sampler.left -= 1
+                            record.sampled = True
+                    held = record.sampled and call.stream and not terms.keep and gathering is None
                     if gathering is not None:
                         await gathered.whole(exchange, gathering, self._dispatcher, self._timeouts.between_tokens_s, send)
                     elif call.stream:
-                        await relay.Stream(exchange, self._dispatcher, self._timeouts, connection, send).run()
+                        sampler.held += held
+                        try:
+                            await relay.Stream(exchange, self._dispatcher, self._timeouts, connection, send).run()
+                        finally:
+                            sampler.held -= held
                     else:
                         await relay.whole(exchange, await self._dispatcher.begin(exchange), send)
         except (AttemptFailed, GatewayError):

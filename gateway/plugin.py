@@ -312,8 +312,20 @@ class CommandEnv:
     sections: Callable[[Path, str], Mapping[str, Any]]
 
 
+class Markup(msgspec.Struct, frozen=True):
+    """What an engine's parsers take out of an answer before it is text, so that it is bad output where it is still there: what begins a
+    call of a tool or stands in one, and what begins and what ends reasoning."""
+
+    tools: tuple[str, ...] = ()
+    opens: tuple[str, ...] = ()
+    closes: tuple[str, ...] = ()
+
+
 class Backend(abc.ABC):
     """A live backend. Every method runs in the worker's event loop; the first three are all that it needs."""
+
+    # What must not be left in the text of its answers, for whoever looks at them.
+    markup = Markup()
 
     @abc.abstractmethod
     def endpoints(self) -> frozenset[Endpoint]:

@@ -199,6 +199,9 @@ class Admitted:
         generated, estimated = _generated(usage, late)
         if usage is not None and record.outcome == "ok" and not usage.estimated:
             limits.estimators[model].learn(self._size, usage.prompt_tokens, usage.completion_tokens // self._choices)
+        if (wasted := record.wasted) is not None:
+            generated += wasted.completion_tokens
+            estimated += wasted.completion_tokens if wasted.estimated else 0
         prompt = usage.prompt_tokens if usage is not None else 0
         for found in late:
             if found is not None and found.prompt_tokens > prompt:

@@ -21,6 +21,7 @@ from backends.sglang_dsv3.continuation.named import Going
 from backends.sglang_dsv3.continuation.named.reply import NamedReply
 from backends.sglang_dsv3.files import key_in, verify_files
 from backends.sglang_dsv3.host import PROBE_TIMEOUT_S, EngineHost
+from backends.sglang_dsv3.markup import MARKUP
 from backends.sglang_dsv3.pair import PairReply
 from backends.sglang_dsv3.reply import Nowhere, SGLangReply
 from backends.sglang_dsv3.shapes import Parsers
@@ -41,6 +42,7 @@ class SGLang(Backend):
     """SGLang servers behind one configuration section."""
 
     def __init__(self, name: str, config: Config, env: BackendEnv) -> None:
+        self.markup = MARKUP
         self._config = config
         fixed = [
             EngineHost(name, index, host, env.services.get, config.canary)

@@ -208,6 +208,12 @@ def _table(process: Operated, kept: Audit) -> list[Route]:
         done = await process.reload("the operator asked")
         return as_json(done, 200 if done.ok else 400)
 
+    async def show_sentinel(request: Request) -> Answer:
+        found = process.judged()
+        if request.role != "all":  # what clients were answered is for whoever may do everything
+            found["examples"] = []
+        return as_json(found)
+
     async def show_operator(request: Request) -> Answer:
         return as_json({"name": request.operator, "role": request.role})
 
@@ -259,6 +265,7 @@ def _table(process: Operated, kept: Audit) -> list[Route]:
         ("/admin/usage", {"GET": usage.handler(process)}, None),
         ("/admin/requests", {"GET": requests.show}, None),
         ("/admin/requests/(?P<id>[^/]+)", {"GET": requests.explain}, None),
+        ("/admin/sentinel", {"GET": show_sentinel}, None),
         ("/admin/operator", {"GET": show_operator}, None),
         ("/admin/audit", {"GET": show_audit}, None),
         ("/livez", {"GET": livez}, None),

@@ -66,6 +66,9 @@ class Operated(Protocol):
     def effective(self) -> list[dict[str, Any]]:
         """Every effective value with its origin, secrets masked."""
 
+    def judged(self) -> dict[str, Any]:
+        """What the sentinel has found: rules, hosts, alerts, examples."""
+
     async def find(self, name: str) -> dict[str, Any] | None:
         """What became of the request of this id; None where it is not known, or not any more."""
 

@@ -14,6 +14,7 @@ from gateway.config.environment import strangers
 from gateway.config.loader import Loaded, load
 from gateway.config.rules import admin_address, is_loopback, key_problems, verify_files, verify_key
 from gateway.config.schema import schema
+from gateway.config.sentinel import Sentinel
 from gateway.config.strict import convert, problems
 from gateway.config.tree import (
     Admin,
@@ -36,7 +37,7 @@ from gateway.serving.balance.settings import Admission
 
 __all__ = [
     "Admin", "Admission", "Alerts", "Allowance", "Budget", "Cors", "Group", "Issuer", "KeyEntry", "LimitRules", "Limits", "Listen",
-    "Loaded", "Log", "ModelEntry", "Price", "Redis", "Retry", "Security", "Settings", "Team", "Timeouts", "Tls", "Tracing",
+    "Loaded", "Log", "ModelEntry", "Price", "Redis", "Retry", "Security", "Sentinel", "Settings", "Team", "Timeouts", "Tls", "Tracing",
     "admin_address", "convert", "instant", "is_loopback", "key_problems", "leaves", "load", "masked", "problems", "schema", "strangers",
     "verify_files", "verify_key", "without_secrets",
 ]  # fmt: skip

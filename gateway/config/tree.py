@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from gateway.config import checks
 from gateway.config.access import Alerts, Allowance, Issuer, KeyEntry, Limits, Team
+from gateway.config.sentinel import Sentinel
 from gateway.config.vocabulary import END, Count, File, HostPort, KeyHash, ModelName, Money, Name, Seconds, Section, Share
 from gateway.serving.balance.settings import Admission, Affinity
 from gateway.wire.check import Check
@@ -300,6 +301,7 @@ class Settings(Section, frozen=True):
     teams: list[Team] = []
     oidc: list[Issuer] = []
     alerts: Alerts = Alerts()
+    sentinel: Sentinel = Sentinel()
     limits: LimitRules = LimitRules()
     redis: Redis = Redis()
     tracing: Tracing = Tracing()

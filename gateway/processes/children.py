@@ -13,13 +13,16 @@ from gateway import lifeline
 from gateway.lifeline import Backoff
 
 
-async def spawn(argv: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int]) -> asyncio.subprocess.Process:
+async def spawn(
+    argv: Sequence[str], environment: Mapping[str, str], descriptors: Sequence[int], stdout: int | None = None
+) -> asyncio.subprocess.Process:
     """Start a child in a session of its own, with a pipe as standard input that ends when we do."""
     me = os.getpid()
     return await asyncio.create_subprocess_exec(
         *argv,
         env=dict(environment),
         stdin=asyncio.subprocess.PIPE,
+        stdout=stdout,
         pass_fds=tuple(descriptors),
         start_new_session=True,
         # A service must outlive us for the blink it takes to clean up behind itself, so it gets SIGTERM, not SIGKILL.

@@ -21,6 +21,7 @@ from gateway.plugin import ServiceState
 from gateway.processes import children, protocol
 from gateway.processes.callers import Callers
 from gateway.processes.usage import Usage
+from gateway.sentinel.sample import Sample
 from gateway.supervision import supervise
 from gateway.telemetry import exposition, metrics
 from gateway.telemetry.metrics import Metrics, Snapshot
@@ -114,6 +115,9 @@ class Fleet:
         self._usage = usage
         self._callers = callers
         self._drained: list[str] = []
+        self._doubt = protocol.Doubt({})
+        # Who judges answers.
+        self.judge: Callable[[Sample], None] = lambda sample: None
         self._stored_keys = stored_keys
         self._asked = asked
         self.workers: set[Worker] = set()
@@ -159,6 +163,11 @@ class Fleet:
         self._drained = targets
         self.send(protocol.Drain(targets))
 
+    def doubt(self, doubted: dict[str, dict[str, str]]) -> None:
+        """Every worker learns whose answers are under alert; those to come as well."""
+        self._doubt = protocol.Doubt(doubted)
+        self.send(self._doubt)
+
     async def retire(self, order: protocol.Retire) -> None:
         """Have every worker end; returns when they have. May be called again with less patience."""
         self._order = order
@@ -191,6 +200,7 @@ class Fleet:
             worker.send(protocol.Hello(msgspec.to_builtins(self.settings), str(self._home), used, self._stored_keys(), teams))
             worker.send(protocol.Services(dict(self._states)))
             worker.send(protocol.Drain(self._drained))
+            worker.send(self._doubt)
             self.workers.add(worker)
             if self._order is not None:  # which came while this one was being started
                 self._dismiss(worker, self._order)
@@ -209,6 +219,9 @@ class Fleet:
         if isinstance(message, protocol.Serving):
             worker.serving = message.accepting
             self._count_serving()
+            return
+        if isinstance(message, Sample):
+            self.judge(message)
             return
         if isinstance(message, protocol.Spent):
             self._asked(worker, message)

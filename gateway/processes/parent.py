@@ -114,6 +114,8 @@ class Parent:
         await self._tree.services.change(self._tree.plan.services)
         self._background(once("start", self._announce(self._tree.grow(1, self.settings)), failed))
         self._background(supervise("outages", Outages(self._view.reported).run, failed))
+        self._background(supervise("judge of answers", self._view.sentinel.judge_forever, failed))
+        self._background(supervise("comparison of hosts", self._view.sentinel.look_forever, failed))
         admin = self._admin_listener is not None and supervise("admin API", self._serve_admin, failed)
         if (store := self._view.stored_keys()) is not None:
             store.open()

@@ -11,6 +11,7 @@ import msgspec
 from gateway.access.callers import Calls
 from gateway.access.keys import KeyList
 from gateway.plugin import ServiceState
+from gateway.sentinel.sample import Sample
 from gateway.serving.hostview import HostView
 from gateway.telemetry.listing import Row, Sought
 from gateway.telemetry.metrics import Exemplars, Snapshot
@@ -106,6 +107,12 @@ class Drain(msgspec.Struct, tag="drain", frozen=True):
     targets: list[str]
 
 
+class Doubt(msgspec.Struct, tag="doubt", frozen=True):
+    """Parent to worker: the answers of these targets are under alert, and of no others; by backend, the worst first, and why."""
+
+    doubted: dict[str, dict[str, str]]
+
+
 class Serving(msgspec.Struct, tag="serving", frozen=True):
     """Worker to parent: it accepts connections now, or not any more."""
 
@@ -130,13 +137,13 @@ class Report(msgspec.Struct, tag="report", frozen=True):
     calls: Calls = Calls()
 
 
-ToWorker = Hello | Services | Ask | Find | List | Ledger | Retire | Drain
-ToParent = Serving | Report | Found | Listed | Spent
+ToWorker = Hello | Services | Ask | Find | List | Ledger | Retire | Drain | Doubt
+ToParent = Serving | Report | Found | Listed | Spent | Sample
 # What a worker is asked, and what it answers.
 Question = Ask | Find | List
 Answer = Report | Found | Listed
-_to_worker = msgspec.json.Decoder(Hello | Services | Ask | Find | List | Ledger | Retire | Drain)
-_to_parent = msgspec.json.Decoder(Serving | Report | Found | Listed | Spent)
+_to_worker = msgspec.json.Decoder(Hello | Services | Ask | Find | List | Ledger | Retire | Drain | Doubt)
+_to_parent = msgspec.json.Decoder(Serving | Report | Found | Listed | Spent | Sample)
 _encoder = msgspec.json.Encoder()
 
 

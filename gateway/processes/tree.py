@@ -16,6 +16,7 @@ from gateway.processes.callers import Callers
 from gateway.processes.fleet import Counts, Fleet, Worker
 from gateway.processes.services import Observer, Services
 from gateway.processes.usage import Usage
+from gateway.sentinel.sample import Sample
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -44,6 +45,9 @@ class Tree:
         self._listener = listener
         self._observe = observe
         self._drained: set[str] = set()
+        self._doubted: dict[str, dict[str, str]] = {}
+        # Who judges answers.
+        self.judge: Callable[[Sample], None] = lambda sample: None
         # The stored keys as they are known here, for workers to come.
         self.stored_keys: Callable[[], KeyList] = KeyList
         # Who answers workers that ask for the ledger.
@@ -59,6 +63,8 @@ class Tree:
         states, keys, asked = self.services.states, self._known_keys, self._asked
         fleet = Fleet(generation, settings, self._home, self._listener, states, self.counts, self.usage, self.callers, keys, asked)
         fleet.drain(sorted(self._drained))
+        fleet.doubt(self._doubted)
+        fleet.judge = lambda sample: self.judge(sample)
         self.fleets.append(fleet)
         fleet.start()
         return fleet
@@ -74,6 +80,12 @@ class Tree:
         (self._drained.add if drained else self._drained.discard)(target)
         for fleet in self.fleets:
             fleet.drain(sorted(self._drained))
+
+    def doubt(self, doubted: dict[str, dict[str, str]]) -> None:
+        """Whose answers are under alert, by backend, and why: for every worker that is or will be."""
+        self._doubted = doubted
+        for fleet in self.fleets:
+            fleet.doubt(doubted)
 
     def _service_changed(self, name: str, state: ServiceState) -> None:
         for fleet in self.fleets:

@@ -23,6 +23,7 @@ from gateway.config import Settings
 from gateway.processes import protocol
 from gateway.processes.alerts import Alerts
 from gateway.processes.fleet import Worker
+from gateway.processes.sentinel import Sentinel
 from gateway.processes.tree import Tree
 from gateway.serving import registry
 from gateway.serving.hostview import HostView
@@ -54,6 +55,8 @@ class View:
         self._answering: set[asyncio.Task[None]] = set()
         tree.asked = self._asked
         tree.callers.store = self._caller_store
+        self.sentinel = Sentinel(lambda: self.settings, tree.counts.own, tree.doubt)
+        tree.judge = self.sentinel.take
         self.alerts = Alerts(lambda: self.settings, tree.usage, tree.callers, self.stored_keys, tree.counts.own)
 
     @property
@@ -73,6 +76,7 @@ class View:
     async def aclose(self) -> None:
         """Tell nobody any more, and close the connection to Redis."""
         await self.alerts.aclose()
+        await self.sentinel.aclose()
         if self._stored is not None:
             await self._stored.aclose()
 
@@ -97,11 +101,16 @@ class View:
         counts = self._tree.counts.total(living)
         counts[metrics.OPEN.name] = {"": [float(sum(view.open for view in views))]}
         counts[metrics.BUDGET_USED.name] = self.alerts.shares
+        counts[metrics.DOUBTED.name] = self.sentinel.gauges()
         counts[metrics.WORKERS.name] = {}
         for view in views:
             counts[metrics.WORKERS.name].setdefault(str(view.generation), [0.0])[0] += view.state != "starting"
         workers = float(sum(view.resident_bytes for view in views))
-        counts[metrics.MEMORY.name] = {"parent": [float(lifeline.resident_bytes())], "workers": [workers]}
+        counts[metrics.MEMORY.name] = {
+            "parent": [float(lifeline.resident_bytes())],
+            "workers": [workers],
+            "sentinel": [float(self.sentinel.resident_bytes)],
+        }
         counts.update(exposition.of_hosts((row.backend, row.id, row.state, row.in_flight, row.stats, row.role) for row in self.reported()))
         return counts
 
@@ -146,8 +155,17 @@ class View:
         """See `Operated`."""
         return registry.rows(self._tree.plan.loaded)
 
-    async def find(self, name: str) -> dict[str, Any] | None:
+    def judged(self) -> dict[str, Any]:
         """See `Operated`."""
+        return self.sentinel.shown()
+
+    async def find(self, name: str) -> dict[str, Any] | None:
+        """See `Operated`. What its answer broke is known here."""
+        found = await self._find(name)
+        broken = self.sentinel.of(found["id"]) if found is not None else {}
+        return {**found, "bad_output": broken} if found is not None and broken else found
+
+    async def _find(self, name: str) -> dict[str, Any] | None:
         question = protocol.Find(next(self._numbers), name)
         waiting = {worker.ask(question) for worker in self._tree.workers if worker.serving or worker.retiring}
         known: list[dict[str, Any]] = []

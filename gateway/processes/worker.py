@@ -27,6 +27,7 @@ from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv, ServiceState
 from gateway.processes import http, protocol
 from gateway.processes.http import tls
+from gateway.sentinel.sample import Sample
 from gateway.serving.hostview import HostView
 from gateway.supervision import listen, once, supervise
 from gateway.telemetry import listing, log, metrics
@@ -62,6 +63,7 @@ class Worker:
         env = BackendEnv(home, self._states, settings.timeouts.connect_s)
         self._gateway = app.build(settings, env, self._lifecycle, used, stored_keys, self._spent, teams)
         self._metrics = self._gateway.observer.metrics
+        self._gateway.judged(self._judge)
         self._server = http.server(
             self._gateway,
             settings,
@@ -73,6 +75,13 @@ class Worker:
             proxy_headers=bool(settings.security.trusted_proxies),
             forwarded_allow_ips=settings.security.trusted_proxies,
         )
+
+    def _judge(self, sample: Sample) -> None:
+        """Have an answer judged; where the parent does not keep up it is left out."""
+        if self._writer.transport.get_write_buffer_size() < MAX_UNREAD:
+            self._tell(sample)
+        else:
+            self._metrics.add(metrics.UNJUDGED, ("full",))
 
     def _tell(self, message: protocol.ToParent) -> None:
         self._writer.write(protocol.line(message))
@@ -193,6 +202,8 @@ class Worker:
                 self._answered(message)
             elif isinstance(message, protocol.Drain):
                 self._gateway.drain(frozenset(message.targets))
+            elif isinstance(message, protocol.Doubt):
+                self._gateway.doubt(message.doubted)
             elif isinstance(message, protocol.Retire):
                 self._begin(self._server.retire(message))
         # The parent is gone, and with it the engine and whoever would replace us: serving on would only look alive.

@@ -15,6 +15,7 @@ from gateway.access.keys import Caller
 from gateway.config import Settings
 from gateway.errors import GatewayError, GatewayTimeout, Headers, Unavailable
 from gateway.plugin import BOUNDS, AttemptFailed, Call, Reply, Target, Terms, Verdict
+from gateway.sentinel import reask
 from gateway.serving.balance.affinity import UNBOUND, Affinity
 from gateway.serving.balance.hosts import BUSY_S, Host, NoHost
 from gateway.serving.balance.policies import First
@@ -77,6 +78,8 @@ class Dispatcher:
     def __init__(self, settings: Settings) -> None:
         self._timeouts = settings.timeouts
         self._retry = settings.retry
+        # Which answers are asked for once more.
+        self._reask = frozenset(settings.sentinel.reask)
 
     async def begin(self, exchange: Exchange, last: AttemptFailed | None = None) -> Attempt:
         """An answer that has begun (first event or whole body); raises GatewayError. `last`: what the attempt before it has ended with, of
@@ -86,7 +89,9 @@ class Dispatcher:
             exchange.served.pool.budget.deposit(exchange.terms.prompt_tokens, now)
         exchange.watch.begin_by(now + self._timeouts.request_s)
         try:
-            attempt = await self._attempts(exchange, exchange.call, False, last)
+            attempt = await self._attempts(exchange, exchange.call, False, self._timeouts.queue_s, last)
+            if self._reask and (wrong := self._wrong(exchange, attempt)):
+                attempt = await self._again(exchange, attempt, wrong)
         except asyncio.CancelledError:
             if not exchange.watch.was_too_late():
                 raise
@@ -95,8 +100,57 @@ class Dispatcher:
         exchange.watch.begun()
         return attempt
 
-    async def _attempts(self, exchange: Exchange, call: Call, continues: bool, last: AttemptFailed | None = None) -> Attempt:
-        """Try hosts until one has begun to answer; a continuation's retries are not charged to the budget."""
+    def _wrong(self, exchange: Exchange, attempt: Attempt) -> str:
+        """What is wrong with an answer of which nothing has left yet."""
+        call, reply = exchange.call, attempt.reply
+        assert reply is not None
+        if exchange.record.status or (call.stream and not attempt.ended_empty):
+            return ""
+        answer = attempt.held if call.stream else reply.body
+        return reask.wrong(self._reask, call, answer, call.stream, exchange.served.pool.backend.markup)
+
+    async def _again(self, exchange: Exchange, first: Attempt, wrong: str) -> Attempt:
+        """Another host's answer in place of one that is bad; that one again where no other is well and free, the budget is spent, or nobody
+        answers. Never more than once."""
+        record, pool, now = exchange.record, exchange.served.pool, time.monotonic()
+        record.reasked = wrong
+        if first.prefill is not None:  # which is not to blame
+            exchange.tried.discard(first.prefill.target)
+        if not pool.has_another(exchange.tried, exchange.call.endpoint in BOUNDS):
+            record.reask_result = "no_host"
+            return first
+        if not pool.budget.withdraw(exchange.terms.prompt_tokens, now):
+            record.reask_result = "no_budget"
+            return first
+        begun_at, record.first_event_at = record.first_event_at, 0.0
+        try:
+            second = await self._attempts(exchange, exchange.call, False, 0.0)
+        except GatewayError as error:
+            log.info("%s keeps its answer with bad output: %s", record.request_id, error, extra=about(record, first.target, str(error)))
+            record.first_event_at, record.reask_result = begun_at, "failed"
+            return first
+        except BaseException:
+            first.end(None, "given up")
+            raise
+        first.end(Verdict.OK, "bad_output")
+        record.wasted, record.usage, record.finishes = record.usage, None, ()
+        record.reask_result = "still_bad" if self._wrong(exchange, second) else "mended"
+        record.headers.append((b"x-penstock-reasked", wrong.encode()))
+        log.info(
+            "%s was asked again at %s: %s from %s",
+            record.request_id,
+            second.target,
+            wrong,
+            first.target,
+            extra=about(record, first.target, wrong),
+        )
+        return second
+
+    async def _attempts(
+        self, exchange: Exchange, call: Call, continues: bool, wait_s: float, last: AttemptFailed | None = None
+    ) -> Attempt:
+        """Try hosts until one has begun to answer, waiting for a place for at most so long; a continuation's retries are not charged to
+        the budget."""
         served, record, tried = exchange.served, exchange.record, exchange.tried
         pool, prompt_tokens = served.pool, exchange.terms.prompt_tokens
         bound, affine = exchange.bound, served.affine
@@ -105,9 +159,9 @@ class Dispatcher:
             record.enter(QUEUE)
             place: Host | Pair | NoHost
             if pairs:
-                place = await pool.pair(served.policy, bound, tried, exchange.ticket, self._timeouts.queue_s)
+                place = await pool.pair(served.policy, bound, tried, exchange.ticket, wait_s)
             else:
-                place = await pool.host(served.policy, bound, tried, exchange.ticket, self._timeouts.queue_s)
+                place = await pool.host(served.policy, bound, tried, exchange.ticket, wait_s)
             if isinstance(place, NoHost):
                 raise not_ready(pool.waiting_for()) if last is None else _exhausted(last.error, record, pool) from last
             host, prefill = (place.decode, place.prefill) if isinstance(place, Pair) else (place, None)
@@ -165,6 +219,8 @@ class Dispatcher:
             watch.attempt_by(attempt.started_at + limit_s, exchange.others_are_full)
             try:
                 await reply.begin()
+                if self._reask and call.continues is None:
+                    attempt.held, attempt.ended_empty = await reask.prelude(reply)
             except asyncio.CancelledError as error:
                 raise watch.as_failure(error, f"The engine did not send its first token within {limit_s:.0f} s.") from None
             finally:
@@ -191,7 +247,7 @@ class Dispatcher:
         }
         exchange.watch.begin_by(time.monotonic() + self._timeouts.request_s)
         try:
-            attempt = await self._attempts(exchange, again, True)
+            attempt = await self._attempts(exchange, again, True, self._timeouts.queue_s)
             record.continuations += 1
             return attempt
         except asyncio.CancelledError:

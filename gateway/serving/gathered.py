@@ -11,7 +11,7 @@ import time
 
 from gateway.plugin import AttemptFailed, Gathering, Reply, Usage, Verdict
 from gateway.serving.dispatch import Dispatcher, Exchange, reason
-from gateway.serving.kept import Kept
+from gateway.serving.kept import Answer, Kept
 from gateway.serving.relay import MAX_KEPT_BYTES, log
 from gateway.serving.watch import Watch
 from gateway.telemetry.log import about
@@ -49,6 +49,8 @@ async def whole(exchange: Exchange, gathering: Gathering, dispatcher: Dispatcher
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         told = True
         watch.end()
+        if record.sampled:
+            record.answer = Answer(body)
         await send({"type": "http.response.body", "body": body})
     finally:
         if attempt is not None:
@@ -67,9 +69,11 @@ class _Gathered:
     async def listen(self, attempt: Attempt, reply: Reply, watch: Watch, silence_s: float) -> None:
         """To the end of the reply; raises AttemptFailed."""
         host = attempt.host
+        held, attempt.held = attempt.held, b""  # which was read before it was sure that the answer is wanted
         while True:
             watch.to_engine(time.monotonic() + silence_s)
-            block = await reply.next()
+            block = held or await reply.next()
+            held = b""
             watch.to_client()
             if not block:
                 return

@@ -27,3 +27,5 @@ class HostView(msgspec.Struct, frozen=True):
     broke: int = 0
     # Its part of a pair.
     role: Role = ""
+    # What is wrong with its answers, compared with the others', where it is under alert for that.
+    doubt: str = ""

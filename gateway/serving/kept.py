@@ -13,6 +13,17 @@ _BEGINNING: Final = 0x00
 _END: Final = 0x01
 
 
+class Answer:
+    """What a client was given, whole or packed with what its events share; see `unpacked`."""
+
+    __slots__ = ("beginning", "body", "end")
+
+    def __init__(self, body: bytes, beginning: bytes = b"", end: bytes = b"") -> None:
+        self.body = body
+        self.beginning = beginning
+        self.end = end
+
+
 class Kept:
     """Blocks in their order. Whoever relays them appends to `fresh`, and calls `pack` every now and then. `size`: bytes that were packed,
     as they were given."""
@@ -28,10 +39,13 @@ class Kept:
 
     def whole(self) -> bytes:
         """All of them."""
-        packed = bytes(self._packed)
-        if self._beginning:
-            packed = packed.replace(bytes((_END,)), self._end).replace(bytes((_BEGINNING,)), self._beginning)
-        return packed + b"".join(self.fresh)
+        return unpacked(bytes(self._packed), self._beginning, self._end) + b"".join(self.fresh)
+
+    def answer(self) -> Answer:
+        """All of them, for who looks at them elsewhere."""
+        if self.fresh:
+            self.pack()
+        return Answer(bytes(self._packed), self._beginning, self._end)
 
     def pack(self) -> None:
         """Take out of the fresh blocks what they share with those before."""
@@ -48,6 +62,13 @@ class Kept:
                 data = data.replace(self._beginning, bytes((_BEGINNING,))).replace(self._end, bytes((_END,)))
             self._packed += data
         self.fresh.clear()
+
+
+def unpacked(packed: bytes, beginning: bytes, end: bytes) -> bytes:
+    """Blocks as they were given."""
+    if not beginning:
+        return packed
+    return packed.replace(bytes((_END,)), end).replace(bytes((_BEGINNING,)), beginning)
 
 
 def _shared(blocks: list[bytes]) -> tuple[bytes, bytes]:

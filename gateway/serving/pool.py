@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple, TypeVar
 
@@ -133,6 +133,18 @@ class Pool:
         prefill = self.prefills.choose(policy, bound, tried, time.monotonic())
         return Pair(prefill, decode) if isinstance(prefill, Host) else prefill
 
+    def has_another(self, tried: Collection[str], generates: bool) -> bool:
+        """Whether somebody who was not tried is well and free, and nobody waits for a place."""
+        if self.queue.waiting or not self.hosts.has_another(tried):
+            return False
+        return not self.paired or not generates or self.prefills.has_another(tried)
+
+    def doubt(self, doubted: Mapping[str, str], eject: bool) -> None:
+        """What is wrong with targets' answers, the worst first; with `eject` these get nothing while others can."""
+        for hosts in (self.hosts, self.prefills):
+            hosts.doubt(doubted, eject, time.monotonic())
+        self._call_all()
+
     async def pair(self, policy: Policy, bound: Affinity, tried: Collection[str], waiting: Waiting, wait_s: float) -> Pair | NoHost:
         """The same as `host`, of two that answer together."""
         found: Pair | NoHost = NoHost.FULL
@@ -229,16 +241,20 @@ class Pool:
         return places - sum(ticket.called for ticket in self._called)
 
     def _places(self, hosts: Hosts) -> int:
-        places, now = 0, time.monotonic()
+        places, shunned, now = 0, 0, time.monotonic()
         for host in hosts:
             if not (host.target.ready and host.up) or host.drained:
                 continue
-            state = host.breaker.look(now)
+            state, free = host.breaker.look(now), 0
             if state is State.CLOSED:
-                places += self.queue.waiting if host.capacity is None else max(0, host.limit - host.in_flight)
+                free = self.queue.waiting if host.capacity is None else max(0, host.limit - host.in_flight)
             elif state is State.PROBATION and host.in_flight == 0:
-                places += 1  # which is how it proves itself
-        return places
+                free = 1  # which is how it proves itself
+            if host.shunned:
+                shunned += free
+            else:
+                places += free
+        return places or shunned
 
     def considered(self) -> list[Standing]:
         """How every host stands; of very many only the first."""
@@ -295,7 +311,7 @@ class Pool:
                     target.weight,
                     target.priority,
                     state,
-                    why,
+                    why or host.doubt,
                     host.in_flight,
                     host.capacity,
                     target.stats,
@@ -303,6 +319,7 @@ class Pool:
                     host.moved,
                     host.broke,
                     target.role,
+                    host.doubt,
                 )
             )
         return rows

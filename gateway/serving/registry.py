@@ -241,6 +241,11 @@ class Registry:
         for pool in self._pools.values():
             pool.drain(drained)
 
+    def doubt(self, doubted: Mapping[str, Mapping[str, str]], eject: bool) -> None:
+        """What is wrong with the answers of targets, by backend."""
+        for name, pool in self._pools.items():
+            pool.doubt(doubted.get(name, {}), eject)
+
     async def check(self) -> list[str]:
         """Every backend's own findings, for `penstock check`; raises ConfigErrors with what cannot be served at all."""
         findings: list[str] = []

@@ -13,7 +13,7 @@ from gateway.config import Timeouts
 from gateway.errors import GatewayError, Unavailable
 from gateway.plugin import AttemptFailed, Reply, Verdict
 from gateway.serving.dispatch import Dispatcher, Exchange, reason
-from gateway.serving.kept import Kept
+from gateway.serving.kept import Answer, Kept
 from gateway.telemetry.log import about
 from gateway.telemetry.record import CLIENT, GENERATE, Attempt
 from gateway.wire.asgi import Connection, Send
@@ -24,6 +24,8 @@ _NUMBER = re.compile(rb'"sequence_number":\s*(\d{1,9})\b')
 
 # How much of an answer is kept so that it could be continued; a longer one that breaks ends in an error event.
 MAX_KEPT_BYTES: Final = 4 << 20
+# And of one that is only looked at when it has ended (`gateway.sentinel`).
+MAX_HELD_BYTES: Final = 1 << 20
 # What is kept is packed once in so many blocks, plus one, and at once after a block that is larger than this: what is not packed yet is not
 # counted either.
 PACKED_EVERY: Final = 0xF
@@ -48,6 +50,8 @@ async def whole(exchange: Exchange, attempt: Attempt, send: Send) -> None:
         headers = [(b"content-type", reply.content_type), (b"content-length", b"%d" % len(reply.body))]
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         exchange.watch.end()
+        if exchange.record.sampled:
+            exchange.record.answer = Answer(reply.body)
         await send({"type": "http.response.body", "body": reply.body})
     finally:
         attempt.end(Verdict.OK)  # the engine has done its work, whatever became of the client
@@ -66,7 +70,8 @@ class Stream:
         self._keepalive_s = timeouts.keepalive_s
         self._send = send
         # What the client was given, while the answer may have to be continued; nothing is decoded before that happens.
-        self._kept = Kept() if exchange.terms.keep else None
+        self._kept = Kept() if exchange.terms.keep or exchange.record.sampled else None
+        self._most = MAX_KEPT_BYTES if exchange.terms.keep else MAX_HELD_BYTES
         self._last = b""
 
     async def run(self) -> None:
@@ -83,6 +88,8 @@ class Stream:
                 assert reply is not None
                 try:
                     await self._relay(attempt, reply)
+                    if record.sampled and self._kept is not None:
+                        record.answer = self._kept.answer()
                     attempt.end(Verdict.OK)
                     return
                 except (AttemptFailed, asyncio.CancelledError) as error:
@@ -136,15 +143,19 @@ class Stream:
     async def _relay(self, attempt: Attempt, reply: Reply) -> None:
         record, watch, send = self._exchange.record, self._exchange.watch, self._send
         host, kept, connection = attempt.host, self._kept, self._connection
-        fresh = kept.fresh if kept is not None else []
+        fresh, most = kept.fresh if kept is not None else [], self._most
         silence_s = self._silence_s
         clock = time.monotonic
         after, blocked, largest, count = clock(), 0.0, record.largest_gap_s, 0
         block = self._last
+        held, attempt.held = attempt.held, b""
         try:
             while True:
-                watch.to_engine(after + silence_s)
-                block = await reply.next()
+                if held:  # which was read before it was sure that it is to be relayed
+                    block, held = held, b""
+                else:
+                    watch.to_engine(after + silence_s)
+                    block = await reply.next()
                 if not block:
                     return
                 before = clock()
@@ -168,7 +179,7 @@ class Stream:
                     fresh.append(block)
                     if not count & PACKED_EVERY or len(block) > _LARGE:
                         kept.pack()
-                        if kept.size > MAX_KEPT_BYTES:
+                        if kept.size > most:
                             self._kept = kept = None
         finally:
             # Time that the client took is no time of the engine's.
@@ -178,7 +189,7 @@ class Stream:
             record.largest_gap_s, record.events = largest, record.events + count
 
     async def _resume(self, broken: Attempt, reply: Reply) -> Attempt | None:
-        if self._kept is None:
+        if self._kept is None or not self._exchange.terms.keep:
             return None
         return await self._dispatcher.resume(self._exchange, broken, reply, self._kept.whole())
 

@@ -48,3 +48,4 @@ class Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     first_event_ms: float | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    reasked: str = ""

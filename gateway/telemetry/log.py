@@ -34,6 +34,7 @@ FIELDS = {
     "stream": "whether it asked for events",
     "host": "the one that answered, or was asked last",
     "attempts": "how many hosts were asked",
+    "reasked": "what was wrong with an answer that was to be asked for once more, and what came of it",
     "continuations": "how often an answer that had begun went on elsewhere",
     "first_event_ms": "until the answer began",
     "phases_ms": "where the time went; they add up to `ms`",
@@ -230,4 +231,5 @@ def _line(record: Record, offset: float) -> Line:
         _rounded(record.first_event_at - started_at) if record.first_event_at else None,
         usage.prompt_tokens if usage is not None else None,
         usage.completion_tokens if usage is not None else None,
+        f"{record.reasked}: {record.reask_result}" if record.reasked else "",
     )

@@ -139,11 +139,28 @@ WORKERS = Family("penstock_workers", "gauge", "Worker processes that serve.", ("
 WORKER_ENDS = Family("penstock_worker_ends_total", "counter", "Worker processes that ended without having been told to.")
 RELOADS = Family("penstock_reloads_total", "counter", "Reloads of the configuration.", ("result",))
 MEMORY = Family("penstock_resident_memory_bytes", "gauge", "Resident memory of our own processes.", ("process",))
+JUDGED = Family(
+    "penstock_sentinel_answers_total", "counter", "Answers that were held to a rule, and those that broke it.",
+    ("backend", "host", "weights", "rule", "result"),
+)  # fmt: skip
+FINISHES = Family(
+    "penstock_sentinel_finish_reasons_total", "counter", "Why the choices of judged answers ended.", ("backend", "host", "reason")
+)
+UNJUDGED = Family("penstock_sentinel_left_out_total", "counter", "Answers that were taken to be judged and were not, by why.", ("reason",))
+JUDGE_CPU = Family("penstock_sentinel_cpu_seconds_total", "counter", "What the process that judges answers has taken of a core.")
+DOUBTED = Family(
+    "penstock_sentinel_alert", "gauge", "1 while a host breaks a rule far more often than those that serve the same weights.",
+    ("backend", "host", "rule"),
+)  # fmt: skip
+REASKED = Family(
+    "penstock_sentinel_reasked_total", "counter", "Answers that were to be asked for once more, by what was wrong and what came of it.",
+    ("model", "wrong", "result"),
+)  # fmt: skip
 FAMILIES = (
     REQUESTS, ATTEMPTS, RETRIES, CONTINUATIONS, TOKENS, DURATION, FIRST_TOKEN, PER_TOKEN, GAP, PHASE, USED, LIMITED,
     AFFINITY, IGNORED, PREFIX_TOKENS, MOVES, MOVED_TOKENS,
     STORE_FAILURES, STORE_LATE, STORE_UP, STORE_LATENCY, LOST, KEY_LIST_AGE, STORED_KEYS, TASK_FAILURES,
-    BUDGET_USED, ALERTS, ISSUER_UP, ISSUER_FETCHES,
+    JUDGED, FINISHES, UNJUDGED, JUDGE_CPU, DOUBTED, REASKED, BUDGET_USED, ALERTS, ISSUER_UP, ISSUER_FETCHES,
     SPANS, QUEUED, SHED, DEADLINES_IGNORED, HOST_STATE, HOST_ROLE, HOST_IN_FLIGHT, HOST_CHANGES,
     *ENGINE.values(), *MACHINE.values(), *GPU.values(), OPEN, WORKERS, WORKER_ENDS, RELOADS, MEMORY, LOOP_LAG, FILES,
 )  # fmt: skip
@@ -240,6 +257,8 @@ class Metrics:
     def request(self, record: Record) -> None:
         """All that a finished request adds."""
         model, attempts = record.served, record.attempts
+        if record.reasked:
+            self.add(REASKED, (model, record.reasked, record.reask_result))
         for source in record.ignored:
             self.add(IGNORED, (source,))
         ticket = record.ticket

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from gateway.telemetry import log
@@ -37,6 +38,8 @@ class Observer:
         self.metrics = metrics if metrics is not None else Metrics()
         self.ring = Ring()
         self.tracer = tracer
+        # Who looks at answers, where anybody does.
+        self.judge: Callable[[Record], None] | None = None
         self._log_requests = log_requests
         self._gathered: list[Record] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -66,7 +69,9 @@ class Observer:
                 self.metrics.request(record)
                 if self.tracer is not None:
                     self.tracer.finish(record)
-                record.call = None
+                if record.sampled and self.judge is not None:
+                    self.judge(record)
+                record.call = record.answer = None
                 self.ring.keep(record)
             except Exception:  # of one request: the others are observed all the same
                 self._failed()

@@ -18,6 +18,7 @@ from gateway.serving.balance.cached import Placement
 from gateway.serving.balance.hosts import Host, Standing
 from gateway.serving.balance.queue import Ticket
 from gateway.serving.calls import SHAPES
+from gateway.serving.kept import Answer
 from gateway.wire.asgi import Scope, header
 from gateway.wire.error import Shape
 from gateway.wire.trace import Trace, new_id, new_span
@@ -103,8 +104,8 @@ class Attempt:
     """
 
     __slots__ = (
-        "_give_back", "_record", "connected_at", "considered", "continues", "ended_at", "first_at", "host", "placement", "prefill", "reply",
-        "result", "span", "started_at", "target", "weights",
+        "_give_back", "_record", "connected_at", "considered", "continues", "ended_at", "ended_empty", "first_at", "held", "host",
+        "placement", "prefill", "reply", "result", "span", "started_at", "target", "weights",
     )  # fmt: skip
 
     def __init__(
@@ -139,6 +140,9 @@ class Attempt:
         # What the host was expected to have in its cache, and what it had; where the model's policy asks.
         self.placement: Placement | None = None
         self.reply: Reply | None = None
+        # Of a stream, what was read of it before it was sure that it is to be relayed, and whether that is all of it, and says nothing.
+        self.held = b""
+        self.ended_empty = False
         # Of a pair, this being the half that decodes.
         self.prefill: Prefill | None = None
 
@@ -209,10 +213,11 @@ class Record:
     """One request, from its first byte to the end of its body; times are monotonic seconds."""
 
     __slots__ = (
-        "affinity", "attempts", "call", "call_id", "caller", "client", "continuations", "cost", "delivered", "ended_at", "error",
-        "events", "finishes", "first_event_at", "headers", "ignored", "key", "largest_gap_s", "late", "limits", "mark", "method", "model",
-        "outcome", "path", "phase", "phases", "point", "prefilled", "refused_by", "request_id", "route", "served", "settling", "shape",
-        "span", "started_at", "status", "stream", "ticket", "trace", "url", "usage", "why",
+        "affinity", "answer", "attempts", "call", "call_id", "caller", "client", "continuations", "cost", "delivered", "ended_at",
+        "error", "events", "finishes", "first_event_at", "headers", "ignored", "key", "largest_gap_s", "late", "limits", "mark",
+        "method", "model", "outcome", "path", "phase", "phases", "point", "prefilled", "reask_result", "reasked", "refused_by",
+        "request_id", "route", "sampled", "served", "settling", "shape", "span", "started_at", "status", "stream", "ticket", "trace",
+        "url", "usage", "wasted", "why",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, sampling: int = 0) -> None:
@@ -278,6 +283,13 @@ class Record:
         # By relay, of a stream: blocks of events that were sent, and the longest time the engine took for the next.
         self.events = 0
         self.largest_gap_s = 0.0
+        # By exchange: whether the answer is to be judged; and by relay what the client was given of it, until the request was observed.
+        self.sampled = False
+        self.answer: Answer | None = None
+        # By dispatch, of an answer that was asked once more of another host: what was wrong with it, and what became of that; and what the
+        # first one had used, which reached nobody.
+        self.reasked = self.reask_result = ""
+        self.wasted: Usage | None = None
         # By `end`: one of OUTCOMES, the error's own code, and in words what people should know of it (never what a client has sent).
         self.outcome = ""
         self.error = ""

@@ -69,6 +69,7 @@ def summary(record: Record) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens if usage is not None else None,
         "finish_reasons": list(record.finishes),
         "cost": record.cost,
+        **({"reasked": [record.reasked, record.reask_result]} if record.reasked else {}),
     }
 
 
@@ -272,6 +273,10 @@ def readable(found: dict[str, Any]) -> str:
     if found["continuations"]:
         times = f", {found['continuations']} times" if found["continuations"] > 1 else ""
         lines.append(f"  continued on another host{times}")
+    if found.get("reasked"):
+        wrong, result = found["reasked"]
+        lines.append(f"  its first answer had bad output ({wrong}), to be asked for once more: {result}")
+    lines += [f"  bad output: {rule} ({how})" for rule, how in found.get("bad_output", {}).items()]
     if found["limits"]:
         lines.append("")
         lines += [_limit_in_words(row) for row in found["limits"]]

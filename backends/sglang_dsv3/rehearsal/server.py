@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
-from backends.sglang_dsv3.rehearsal import kept, pairs, spoken
+from backends.sglang_dsv3.rehearsal import bad, kept, pairs, spoken
 from backends.sglang_dsv3.rehearsal.cache import PrefixCache
 
 _COMMAND = re.compile(r"\[\[([\w-]+) ?([\w.-]*)\]\]")
@@ -56,6 +56,8 @@ class Seen:
         self.role = ""
         # Tokens of prompts that it keeps, and says so in the usage of chats; none: it says nothing.
         self.caching = 0
+        # Shares of answers that are bad, by rule: see `bad`.
+        self.bad: dict[str, float] = {}
         # What `/model_info` says beside it, and the context length of `/v1/models`.
         self.info: dict[str, Any] = {}
         self.max_model_len = 16384
@@ -70,6 +72,7 @@ class Seen:
 
 
 _SEEN = web.AppKey("seen", Seen)
+_DUE = web.AppKey("due", bad.Due)
 _CACHE = web.AppKey("cache", PrefixCache)
 _GOLDEN = web.AppKey("golden", Path)
 
@@ -79,6 +82,7 @@ def application(golden: Path | None = None, speaks: bool = False) -> web.Applica
     app = web.Application(client_max_size=256 << 20)
     app[_SEEN] = Seen()
     app[_CACHE] = PrefixCache()
+    app[_DUE] = bad.Due()
     if golden is not None:
         app[_GOLDEN] = golden
     app.router.add_post("/v1/chat/completions", _generate)
@@ -122,7 +126,7 @@ async def _health_generate(request: web.Request) -> web.Response:
 
 async def _set(request: web.Request) -> web.Response:
     """How the server behaves from now on, whatever the prompts say: `ready`, `hung`, `deaf` (to commands), `failing`,
-    `max_running_requests`, `loads`, `weight_version`, `role`, `caching`, `info`, `max_model_len`."""
+    `max_running_requests`, `loads`, `weight_version`, `role`, `caching`, `bad`, `info`, `max_model_len`."""
     for name, value in (await request.json()).items():
         setattr(request.app[_SEEN], name, value)
         if name == "caching":
@@ -221,6 +225,8 @@ async def _generate(request: web.Request) -> web.StreamResponse:
         if "rehearsal_answer" in body:
             kind = "text/event-stream" if body.get("stream") else "application/json"
             return web.Response(body=body["rehearsal_answer"].encode(), content_type=kind, charset="utf-8")
+        if (answer := bad.answer(request.path, body, commands.get("bad"), seen.bad, request.app[_DUE])) is not None:
+            return answer
         if body.get("stream"):
             return await _stream(request, body, commands)
         return await _whole(request, body, commands)

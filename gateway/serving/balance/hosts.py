@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from gateway.plugin import Target, Verdict
 from gateway.serving.balance.affinity import Affinity
@@ -23,6 +23,8 @@ BUSY_S = 1.0
 SLOW_START_SHARE = 0.1
 
 _UNBOUNDED = 1 << 60
+# Until when whoever gets nothing for its answers' sake does: nobody can say.
+_FOR_NOW = float("inf")
 
 # Target, requests in flight, drained, up, why it is not, its breaker's state and until when, what it takes of ours, until when it is busy,
 # since when it is back.
@@ -41,8 +43,8 @@ class Host:
     """One target and its state. `share` is its weight as the policy shall see it now."""
 
     __slots__ = (
-        "breaker", "broke", "busy_until", "capacity", "drained", "in_flight", "last_event_at", "limit", "moved", "others", "recovered_at",
-        "reported", "share", "target", "told_at", "up", "verified_at", "why",
+        "breaker", "broke", "busy_until", "capacity", "doubt", "drained", "in_flight", "last_event_at", "limit", "moved", "others",
+        "recovered_at", "reported", "share", "shunned", "target", "told_at", "up", "verified_at", "why",
     )  # fmt: skip
 
     def __init__(self, target: Target, breaker: Breaker) -> None:
@@ -66,12 +68,18 @@ class Host:
         # Of streams that it has left in the middle: how many went on elsewhere, and how many ended.
         self.moved = 0
         self.broke = 0
+        # What is wrong with its answers, where it is under alert for that, and whether it gets nothing for it while others can.
+        self.doubt = ""
+        self.shunned = False
 
     def standing(self) -> Standing:
         """How it stands, to be put into words when somebody asks: a request's record holds that of every host there was."""
         breaker = self.breaker
+        state, until, why = breaker.state, breaker.until, self.why
+        if self.shunned and state is State.CLOSED:
+            state, until, why = State.OPEN, _FOR_NOW, self.doubt
         return (
-            self.target, self.in_flight, self.drained, self.up, self.why, breaker.state, breaker.until,
+            self.target, self.in_flight, self.drained, self.up, why, state, until,
             None if self.capacity is None else self.limit, self.busy_until, self.recovered_at,
         )  # fmt: skip
 
@@ -156,6 +164,7 @@ class Hosts:
         calm: list[Host] = []
         full = False
         sick: list[Host] = []
+        shunned: list[Host] = []
         tier = 0
         settled_until = float("inf")
         slow_s = self._health.slow_start_s
@@ -172,7 +181,10 @@ class Hosts:
                 sick.append(host)
                 continue
             if host.in_flight >= host.limit:
-                full = True
+                full = full or not host.shunned
+                continue
+            if host.shunned:
+                shunned.append(host)
                 continue
             since_s = now - host.recovered_at
             if since_s >= slow_s:
@@ -194,6 +206,8 @@ class Hosts:
             return policy.pick(candidates, bound)
         if full:
             return NoHost.FULL
+        if shunned:
+            return policy.pick(shunned, bound)
         if sick:
             return policy.pick(sick, bound) if self._health.all_sick == "try_all" else NoHost.SICK
         return NoHost.NOBODY
@@ -217,7 +231,7 @@ class Hosts:
         elif verdict is Verdict.SICK:
             if nobody:
                 host.up, host.why = False, nobody
-            if host.breaker.outcome(True, now) and self._may_be_ejected(host):
+            if host.breaker.outcome(True, now) and (self._may_be_ejected(host) or self._give_way(host)):
                 self.eject(host, "too many failures", now)
         elif verdict is Verdict.OK:
             was = host.breaker.state
@@ -244,9 +258,41 @@ class Hosts:
         total = ejected = 0.0
         for other in self._ordered:
             total += other.target.weight
-            if other.breaker.state is not State.CLOSED and other is not host:
+            if (other.breaker.state is not State.CLOSED or other.shunned) and other is not host:
                 ejected += other.target.weight
         return ejected + host.target.weight <= self._health.max_ejected_share * total
+
+    def _give_way(self, host: Host) -> bool:
+        """Whether a sick host may be ejected once those are back that only answer badly: they are, then."""
+        if not any(other.shunned for other in self._ordered):
+            return False
+        for other in self._ordered:
+            other.shunned = False
+        return self._may_be_ejected(host)
+
+    def doubt(self, doubted: Mapping[str, str], eject: bool, now: float) -> None:
+        """What is wrong with targets' answers, the worst first. With `eject` they get nothing while others can, as many of them as the
+        allowed share leaves room for beside those that are sick."""
+        before = [host for host in self._ordered if host.shunned]
+        for host in self._ordered:
+            host.doubt, host.shunned = doubted.get(host.target.id, ""), False
+        if eject:
+            for target in doubted:
+                doubtful = self._by_id.get(target)
+                if doubtful is not None:
+                    doubtful.shunned = self._may_be_ejected(doubtful)
+        for host in before:
+            if not host.shunned:
+                host.recovered_at = now
+        self._settled_until = 0.0
+
+    def has_another(self, tried: Collection[str]) -> bool:
+        """Whether somebody who was not tried is well, free, and not doubted."""
+        for host in self._ordered:
+            well = host.target.ready and host.up and not host.drained and not host.doubt and host.breaker.state is State.CLOSED
+            if well and host.in_flight < host.limit and host.target.id not in tried:
+                return True
+        return False
 
     def wedged(self, now: float) -> list[Host]:
         """Hosts with requests in flight that have sent nothing for a while, though others have."""
@@ -271,7 +317,7 @@ def in_words(standing: Standing, now: float, slow_start_s: float) -> tuple[str, 
     if not up:
         return "down", why
     if state is State.OPEN:
-        return "ejected", f"{why}; tried again in {max(0.0, until - now):.0f} s"
+        return "ejected", f"{why}; tried again in {max(0.0, until - now):.0f} s" if until < _FOR_NOW else why
     if state is State.PROBATION:
         return "probation", why
     if capacity is not None and in_flight >= capacity:
