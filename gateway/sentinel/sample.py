@@ -16,6 +16,7 @@ import msgspec
 
 from gateway.config import Sentinel
 from gateway.plugin import Call, Endpoint, Markup
+from gateway.serving.kept import Answer, Kept
 
 if TYPE_CHECKING:
     from gateway.telemetry.record import Record
@@ -83,12 +84,13 @@ class Sample(msgspec.Struct, tag="sample", frozen=True, omit_defaults=True):
 
 def sample(record: Record, call: Call, markup: Markup, backend: str, prompts: bool) -> Sample | str:
     """Of a request that was answered whole by one host; or in a word, why it cannot be judged. `prompts`: they may be kept."""
-    answer, last = record.answer, record.attempts[-1]
+    kept, last = record.answer, record.attempts[-1]
     if call.endpoint not in READ:
         return ""
     if record.continuations:
         return "continued"
-    if answer is None or len(answer.body) > MAX_ANSWER_BYTES:
+    answer = kept.answer() if isinstance(kept, Kept) else kept and Answer(kept)
+    if not answer or len(answer.body) > MAX_ANSWER_BYTES:
         return "large"
     fields = call.fields
     said = _said(call)

@@ -15,7 +15,7 @@ holds for any dependence between the tests. An alert ends when its difference do
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 ALPHA = 1e-3
@@ -42,6 +42,9 @@ class Share(NamedTuple):
         return self.bad / self.of if self.of else 0.0
 
 
+_NONE = Share(0, 0)
+
+
 class Alert(NamedTuple):
     """A host, its rule, how it stands and how the others do, by answers; and the test's probability, by conversations."""
 
@@ -53,11 +56,12 @@ class Alert(NamedTuple):
 
 
 class _Half:
-    """Half a window. By place: of each conversation the rules that it was held to and those that it broke, as bits; and answers counted
-    by rule, (all, bad)."""
+    """Half a window. By place: of each conversation the rules that it was held to and those that it broke, as bits; conversations, and
+    answers, counted by rule, [all, bad]."""
 
     def __init__(self) -> None:
         self.units: dict[Place, dict[int | str, list[int]]] = {}
+        self.conversations: dict[Place, dict[str, list[int]]] = {}
         self.answers: dict[Place, dict[str, list[int]]] = {}
         self.size = 0
 
@@ -84,16 +88,21 @@ class Window:
             found = answers.setdefault(rule, [0, 0])
             found[0] += 1
             found[1] += rule in broken
-        known = next((units[unit] for each in self._halves if unit in (units := each.units.get(place, {}))), None)
-        if known is None:
-            known = half.units.setdefault(place, {})[unit] = [0, 0]
-            half.size += 1
-        known[0] |= sum(self._bits[rule] for rule in applied)
-        known[1] |= sum(self._bits[rule] for rule in broken)
+        home = next((each for each in self._halves if unit in each.units.get(place, {})), half)
+        units = home.units.setdefault(place, {})
+        if unit not in units:
+            units[unit] = [0, 0]
+            home.size += 1
+        known, counted = units[unit], home.conversations.setdefault(place, {})
+        for number, rules in enumerate((applied, broken)):
+            for rule in rules:
+                if not known[number] & self._bits[rule]:
+                    known[number] |= self._bits[rule]
+                    counted.setdefault(rule, [0, 0])[number] += 1
 
     def turn(self, now: float) -> None:
         """Forget what is too old."""
-        if now - self._turned_at >= self._window_s / 2 or sum(half.size for half in self._halves) >= MAX_UNITS:
+        if now - self._turned_at >= self._window_s / 2 or self._halves[0].size >= MAX_UNITS // len(self._halves):
             gone = now - self._turned_at >= 2 * self._window_s
             self._halves = [_Half(), *([_Half(), _Half()] if gone else self._halves[:2])]
             self._turned_at = now
@@ -104,20 +113,10 @@ class Window:
 
     def shares(self, place: Place) -> dict[str, Share]:
         """Of its answers, by rule."""
-        found: dict[str, Share] = {}
-        for half in self._halves:
-            for rule, (of, bad) in half.answers.get(place, {}).items():
-                before = found.get(rule, Share(0, 0))
-                found[rule] = Share(before.bad + bad, before.of + of)
-        return found
+        return _added(half.answers.get(place, {}) for half in self._halves)
 
-    def _units(self, place: Place, bit: int) -> Share:
-        of = bad = 0
-        for half in self._halves:
-            for applied, broken in half.units.get(place, {}).values():
-                of += bool(applied & bit)
-                bad += bool(broken & bit)
-        return Share(bad, of)
+    def _conversations(self, place: Place) -> dict[str, Share]:
+        return _added(half.conversations.get(place, {}) for half in self._halves)
 
     def look(self, now: float) -> list[Alert]:
         """Everybody who is under alert now, the worst first."""
@@ -130,14 +129,14 @@ class Window:
 
     def _compare(self, places: list[Place], level: float) -> Iterator[Alert]:
         by_answers = {place: self.shares(place) for place in places}
-        for rule, bit in self._bits.items():
-            if not any(by_answers[place].get(rule, Share(0, 0)).bad for place in places):
-                continue
-            units = {place: self._units(place, bit) for place in places}
+        units = {place: self._conversations(place) for place in places}
+        for rule in self._bits:
             for place in places:
-                own = by_answers[place].get(rule, Share(0, 0))
-                rest = _sum(by_answers[other].get(rule, Share(0, 0)) for other in places if other != place)
-                one, others = units[place], _sum(units[other] for other in places if other != place)
+                own, one = by_answers[place].get(rule, _NONE), units[place].get(rule, _NONE)
+                if not own.bad:
+                    continue
+                rest = _sum(by_answers[other].get(rule, _NONE) for other in places if other != place)
+                others = _sum(units[other].get(rule, _NONE) for other in places if other != place)
                 on = (place, rule) in self._on
                 if min(one.of, others.of) < self._min_sample or own.part < LEAST_SHARE / (2 if on else 1):
                     continue
@@ -156,7 +155,16 @@ def _groups(places: list[Place]) -> list[list[Place]]:
     return [group for group in found.values() if len(group) > 1]
 
 
-def _sum(shares: Iterator[Share]) -> Share:
+def _added(halves: Iterable[dict[str, list[int]]]) -> dict[str, Share]:
+    found: dict[str, Share] = {}
+    for half in halves:
+        for rule, (of, bad) in half.items():
+            before = found.get(rule, _NONE)
+            found[rule] = Share(before.bad + bad, before.of + of)
+    return found
+
+
+def _sum(shares: Iterable[Share]) -> Share:
     bad = of = 0
     for share in shares:
         bad, of = bad + share.bad, of + share.of

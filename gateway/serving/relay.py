@@ -13,7 +13,7 @@ from gateway.config import Timeouts
 from gateway.errors import GatewayError, Unavailable
 from gateway.plugin import AttemptFailed, Reply, Verdict
 from gateway.serving.dispatch import Dispatcher, Exchange, reason
-from gateway.serving.kept import Answer, Kept
+from gateway.serving.kept import Kept
 from gateway.telemetry.log import about
 from gateway.telemetry.record import CLIENT, GENERATE, Attempt
 from gateway.wire.asgi import Connection, Send
@@ -51,7 +51,7 @@ async def whole(exchange: Exchange, attempt: Attempt, send: Send) -> None:
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         exchange.watch.end()
         if exchange.record.sampled:
-            exchange.record.answer = Answer(reply.body)
+            exchange.record.answer = reply.body
         await send({"type": "http.response.body", "body": reply.body})
     finally:
         attempt.end(Verdict.OK)  # the engine has done its work, whatever became of the client
@@ -89,7 +89,7 @@ class Stream:
                 try:
                     await self._relay(attempt, reply)
                     if record.sampled and self._kept is not None:
-                        record.answer = self._kept.answer()
+                        record.answer = self._kept
                     attempt.end(Verdict.OK)
                     return
                 except (AttemptFailed, asyncio.CancelledError) as error:

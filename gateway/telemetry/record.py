@@ -18,7 +18,7 @@ from gateway.serving.balance.cached import Placement
 from gateway.serving.balance.hosts import Host, Standing
 from gateway.serving.balance.queue import Ticket
 from gateway.serving.calls import SHAPES
-from gateway.serving.kept import Answer
+from gateway.serving.kept import Kept
 from gateway.wire.asgi import Scope, header
 from gateway.wire.error import Shape
 from gateway.wire.trace import Trace, new_id, new_span
@@ -285,7 +285,7 @@ class Record:
         self.largest_gap_s = 0.0
         # By exchange: whether the answer is to be judged; and by relay what the client was given of it, until the request was observed.
         self.sampled = False
-        self.answer: Answer | None = None
+        self.answer: bytes | Kept | None = None
         # By dispatch, of an answer that was asked once more of another host: what was wrong with it, and what became of that; and what the
         # first one had used, which reached nobody.
         self.reasked = self.reask_result = ""

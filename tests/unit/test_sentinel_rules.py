@@ -14,14 +14,14 @@ from gateway.plugin import Call, Endpoint
 from gateway.sentinel import sample as samples
 from gateway.sentinel.rules import RULES, judge
 from gateway.sentinel.sample import Sample, sample
-from gateway.serving.kept import Answer, Kept
+from gateway.serving.kept import Kept
 from gateway.telemetry.record import Attempt, Record
 from gateway.wire.body import peek
 
 GOOD = 10_000
 
 
-def of(call: dict[str, Any], answer: Answer, stream: bool, endpoint: Endpoint = Endpoint.CHAT, prompts: bool = False) -> Sample | str:
+def of(call: dict[str, Any], answer: bytes | Kept, stream: bool, endpoint: Endpoint = Endpoint.CHAT, prompts: bool = False) -> Sample | str:
     """As a worker makes it, from a request's bytes and what its client was given."""
     record = Record({"type": "http", "method": "POST", "path": endpoint.value, "raw_path": b"/", "headers": [], "client": None})
     written = json.dumps(call)
@@ -40,7 +40,7 @@ def event(choice: dict[str, Any], ascii: bool = False) -> bytes:
     return b"data: " + json.dumps(chunk, separators=(",", ":"), ensure_ascii=ascii).encode() + b"\n\n"
 
 
-def streamed(content: str, finish: str = "stop", calls: list[tuple[str, str]] | None = None, piece: int = 7, reasoning: str = "") -> Answer:
+def streamed(content: str, finish: str = "stop", calls: list[tuple[str, str]] | None = None, piece: int = 7, reasoning: str = "") -> Kept:
     """Events as SGLang writes them, kept as the relay keeps them."""
     events = [event({"delta": {"role": "assistant", "content": ""}})]
     events += [event({"delta": {"reasoning_content": reasoning[at : at + piece]}}) for at in range(0, len(reasoning), piece)]
@@ -57,10 +57,10 @@ def streamed(content: str, finish: str = "stop", calls: list[tuple[str, str]] | 
         kept.fresh.append(one)
         if not number % 16:
             kept.pack()
-    return kept.answer()
+    return kept
 
 
-def broken(prompt: str, answer: Answer, tools: list[dict[str, Any]] | None = None, **more: Any) -> list[str]:
+def broken(prompt: str, answer: bytes | Kept, tools: list[dict[str, Any]] | None = None, **more: Any) -> list[str]:
     found = of({"messages": [{"role": "user", "content": prompt}], **({"tools": tools} if tools else {}), **more}, answer, True)
     assert isinstance(found, Sample), found
     return list(judge(found).broken)
@@ -98,15 +98,15 @@ LEAK = '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>do<｜tool▁sep�
         ("utf8", streamed("It is \ufffd\ufffd\ufffd sunny.")),
     ],
 )
-def test_each_rule_finds_what_it_is_for_and_no_other_does(rule: str, answer: Answer) -> None:
+def test_each_rule_finds_what_it_is_for_and_no_other_does(rule: str, answer: Kept) -> None:
     assert broken("How is the weather?", answer, [CITY]) == [rule]
 
 
 def test_bytes_that_are_no_text() -> None:
     raw = event({"delta": {"content": "It is @ sunny."}}).replace(b"@", b"\xe4\xbd") + event({"delta": {}, "finish_reason": "stop"})
     half = event({"delta": {"content": "It is @ sunny."}}).replace(b"@", b"\\ud83d") + event({"delta": {}, "finish_reason": "stop"})
-    assert broken("hi", Answer(raw)) == ["utf8"]
-    assert broken("hi", Answer(half)) == ["utf8"]
+    assert broken("hi", raw) == ["utf8"]
+    assert broken("hi", half) == ["utf8"]
 
 
 def test_what_the_client_speaks_of_itself_is_no_leak() -> None:
@@ -145,14 +145,14 @@ def test_a_prompt_is_in_no_sample_unless_it_may_be() -> None:
 
 
 def test_what_is_too_large_is_left_out() -> None:
-    large = Answer(b"x" * (samples.MAX_ANSWER_BYTES + 1))
+    large = b"x" * (samples.MAX_ANSWER_BYTES + 1)
     assert of({"messages": []}, large, False) == "large"
     assert of({"messages": [{"role": "user", "content": "x" * samples.MAX_SAID_BYTES}]}, streamed("x"), True) == "large"
 
 
 # Good answers, in the variety that clients ask for.
 
-WORDS = "the model reads a prompt and writes what follows it token after token until it has said what there is to say".split()
+WORDS = ["the", "model", "reads", "a", "prompt", "and", "writes", "what", "follows", "token", "after", "until", "it", "has", "said", "all"]
 CHINESE = "模型读取提示然后一个接一个地写出后面的内容直到说完所有要说的话今天天气很好我们去公园散步吧"
 EMOJI = ["😀", "👩‍👩‍👧", "🇩🇪", "✅", "🚀", "é", "ﷺ", "한국어", "العربية", "\u200b", "𝕏"]
 
@@ -211,7 +211,7 @@ def jsons(chance: random.Random) -> str:
 
 
 def drawn(chance: random.Random) -> str:
-    return f"{prose(chance)}\n{chance.choice('-=_*~')* chance.randrange(3, 900)}\n{prose(chance)}"
+    return f"{prose(chance)}\n{chance.choice('-=_*~') * chance.randrange(3, 900)}\n{prose(chance)}"
 
 
 def unfinished_code(chance: random.Random) -> str:
@@ -274,7 +274,7 @@ def schema(chance: random.Random, depth: int = 0) -> dict[str, Any]:
     return {**found, "required": [name for name in names if chance.random() < 0.6]}
 
 
-def good(count: int) -> Iterator[tuple[str, list[dict[str, Any]], Answer]]:
+def good(count: int) -> Iterator[tuple[str, list[dict[str, Any]], Kept]]:
     chance = random.Random(17)
     for number in range(count):
         piece = chance.choice([1, 4, 7, 7, 40, 40, 4000, 4000])
@@ -302,7 +302,7 @@ def test_ten_thousand_good_answers_break_no_rule() -> None:
         found = of({"messages": [{"role": "user", "content": prompt}], **({"tools": tools} if tools else {})}, answer, True)
         if not isinstance(found, Sample):  # a letter an event, and very many of them
             assert found == "large"
-            assert len(answer.body) > samples.MAX_ANSWER_BYTES
+            assert len(answer.answer().body) > samples.MAX_ANSWER_BYTES
             continue
         said = judge(found)
         count += 1
