@@ -163,7 +163,7 @@ class Sentinel:
         if found is None:
             self._count.add(metrics.UNJUDGED, ("unreadable",))
             return
-        backend, host, weights = place = sample.backend, sample.host, sample.weights
+        backend, weights, host = place = sample.backend, sample.weights, sample.host
         for rule in found.applied:
             self._count.add(metrics.JUDGED, (backend, host, weights, rule, "bad" if rule in found.broken else "ok"))
         for finish in found.finishes:
@@ -285,11 +285,12 @@ class Sentinel:
 
 def in_words(alert: Alert) -> str:
     """What is wrong with a host's answers, beside the others'."""
-    return f"{_percent(alert.own)} {RULES[alert.rule]}, the others {_percent(alert.others)}"
+    own, others = alert.own, alert.others
+    return f"{_percent(own)} {RULES[alert.rule]} ({own.bad} of {own.of}), the others {_percent(others)} ({others.bad} of {others.of})"
 
 
 def _percent(share: Share) -> str:
-    return f"{100 * share.part:.2g}% ({share.bad} of {share.of})"
+    return f"{100 * share.part:.2g}%"
 
 
 def _about(alert: Alert) -> dict[str, dict[str, str]]:

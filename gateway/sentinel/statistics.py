@@ -9,7 +9,7 @@ the first has not said. A host is under alert for a rule when
 - the difference is worth a call at night: at least LEAST_SHARE of its answers, and TIMES as many as the others'.
 
 So among equal hosts a false alarm comes at most once in 1 / ALPHA windows, whatever the rules' own errors, which hosts share; the bound
-holds for any dependence between the tests. An alert ends when its difference does, or when the host has had no answers for a window.
+holds for any dependence between the tests. Who is under alert is no measure for the others, so that one that is very bad hides none. An alert ends when its difference does, or when the host has had no answers for a window.
 """
 
 from __future__ import annotations
@@ -131,12 +131,14 @@ class Window:
         by_answers = {place: self.shares(place) for place in places}
         units = {place: self._conversations(place) for place in places}
         for rule in self._bits:
-            for place in places:
+            # The worst first: whoever is under alert is no measure for the next one.
+            equals = set(places)
+            for place in sorted(places, key=lambda place: -by_answers[place].get(rule, _NONE).part):
                 own, one = by_answers[place].get(rule, _NONE), units[place].get(rule, _NONE)
                 if not own.bad:
                     continue
-                rest = _sum(by_answers[other].get(rule, _NONE) for other in places if other != place)
-                others = _sum(units[other].get(rule, _NONE) for other in places if other != place)
+                rest = _sum(by_answers[other].get(rule, _NONE) for other in equals if other != place)
+                others = _sum(units[other].get(rule, _NONE) for other in equals if other != place)
                 on = (place, rule) in self._on
                 if min(one.of, others.of) < self._min_sample or own.part < LEAST_SHARE / (2 if on else 1):
                     continue
@@ -144,6 +146,7 @@ class Window:
                     continue
                 p = fisher(one, others)
                 if p <= level or on:
+                    equals.discard(place)
                     yield Alert(place, rule, own, rest, p)
 
 

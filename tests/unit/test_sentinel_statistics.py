@@ -87,6 +87,14 @@ def test_the_bad_host_is_found_within_three_hundred_of_its_answers_and_nobody_el
     assert sum(count <= 300 for count, _ in found) >= 0.99 * len(found)
 
 
+def test_a_host_that_is_very_bad_hides_none_that_is_bad() -> None:
+    counted = window()
+    for number in range(400):
+        for host, every in enumerate((0, 8, 2)):
+            counted.count(place(host), f"{host}-{number}", [RULE], [RULE] if every and number % every == 0 else [], 1.0)
+    assert [alert.place for alert in counted.look(1.0)] == [place(2), place(1)]
+
+
 def test_a_small_sample_is_none_and_a_small_difference_is_not_worth_it() -> None:
     counted = window()
     for number in range(29):
