@@ -9,7 +9,8 @@ the first has not said. A host is under alert for a rule when
 - the difference is worth a call at night: at least LEAST_SHARE of its answers, and TIMES as many as the others'.
 
 So among equal hosts a false alarm comes at most once in 1 / ALPHA windows, whatever the rules' own errors, which hosts share; the bound
-holds for any dependence between the tests. Who is under alert is no measure for the others, so that one that is very bad hides none. An alert ends when its difference does, or when the host has had no answers for a window.
+holds for any dependence between the tests. Who is under alert is no measure for the others, so that one that is very bad hides none. An
+alert ends when its difference does, or when the host has had no answers for a window.
 """
 
 from __future__ import annotations

@@ -146,9 +146,7 @@ class Dispatcher:
         )
         return second
 
-    async def _attempts(
-        self, exchange: Exchange, call: Call, continues: bool, wait_s: float, last: AttemptFailed | None = None
-    ) -> Attempt:
+    async def _attempts(self, exchange: Exchange, call: Call, continues: bool, wait_s: float, last: AttemptFailed | None = None) -> Attempt:
         """Try hosts until one has begun to answer, waiting for a place for at most so long; a continuation's retries are not charged to
         the budget."""
         served, record, tried = exchange.served, exchange.record, exchange.tried

@@ -11,7 +11,7 @@ import time
 
 from gateway.plugin import AttemptFailed, Gathering, Reply, Usage, Verdict
 from gateway.serving.dispatch import Dispatcher, Exchange, reason
-from gateway.serving.kept import Answer, Kept
+from gateway.serving.kept import Kept
 from gateway.serving.relay import MAX_KEPT_BYTES, log
 from gateway.serving.watch import Watch
 from gateway.telemetry.log import about
@@ -50,7 +50,7 @@ async def whole(exchange: Exchange, gathering: Gathering, dispatcher: Dispatcher
         told = True
         watch.end()
         if record.sampled:
-            record.answer = Answer(body)
+            record.answer = body
         await send({"type": "http.response.body", "body": body})
     finally:
         if attempt is not None:

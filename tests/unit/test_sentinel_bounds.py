@@ -11,7 +11,7 @@ import pytest
 from gateway import config, exchange
 from gateway.config import Settings
 from gateway.plugin import Endpoint, Reply
-from gateway.processes import sentinel
+from gateway.processes import sentinel, webhook
 from gateway.sentinel import reask, sample, schemas
 from gateway.sentinel.judge import Verdict
 from gateway.sentinel.rules import Found
@@ -82,7 +82,7 @@ def test_so_many_alerts_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(0)
         await judging.aclose()
 
-    monkeypatch.setattr(sentinel.webhook, "post", hang)
+    monkeypatch.setattr(webhook, "post", hang)
     asyncio.run(look())
     assert under_way == sentinel.MAX_SENDING
 
