@@ -26,7 +26,7 @@ from gateway.access.keys import KeyList, Keys
 from gateway.access.tokens import Tokens
 from gateway.lifecycle import Lifecycle
 from gateway.plugin import BackendEnv, Service
-from gateway.processes import alerts, callers, children, http, outages, parent, protocol, services, tree, usage, worker
+from gateway.processes import alerts, callers, children, http, outages, parent, protocol, sentinel, services, tree, usage, worker
 from gateway.serving import pool, registry, watch
 from gateway.store import admin as store_admin
 from gateway.store import keysync, pipeline, shared
@@ -212,6 +212,8 @@ TASKS: list[tuple[str, Start, Any, str]] = [
     ("ledger", of_the_parent, usage.Usage, "write_forever"),
     ("admin API", of_the_parent, http, "server"),
     ("outages", of_the_parent, outages.Outages, "look"),
+    ("judge of answers", of_the_parent, sentinel.Sentinel, "judge_forever"),
+    ("comparison of hosts", of_the_parent, sentinel.Sentinel, "look_forever"),
     ("worker", of_the_parent, children, "keep"),
     ("service engine", of_its_services, services.Services, "_ended"),
     ("report", of_a_worker, worker.Worker, "_report"),
