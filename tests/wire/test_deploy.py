@@ -117,13 +117,16 @@ def _evaluated(api: str) -> list[Any]:
 
 
 def test_every_series_of_the_dashboards_is_really_there(watched: tuple[Gateway, str]) -> None:
-    """But for those that need a GPU, Redis, a limit, a collector, a failure or a cache: of those the name is known."""
+    """But for those that need a GPU, Redis, a limit, a collector, a failure, a bad answer or a cache: of those the name is known."""
     running, api = watched
     raw.call(running.port, "POST", CHAT, raw.chat("[[tokens 5]]", stream=True))
     until("it was scraped", lambda: ask(api, "gen_ai_server_time_to_first_token_seconds_count"), 20, 0.2)
+    until("and judged", lambda: ask(api, "penstock_sentinel_finish_reasons_total"), 60, 0.2)
     text = (DEPLOY / "grafana" / "dashboards" / "service.json").read_text() + (DEPLOY / "grafana" / "dashboards" / "host.json").read_text()
     asked = set(re.findall(r"\b(?:penstock|gen_ai_server)_\w+", text)) - {"gen_ai_request_model"}
-    elsewhere = re.compile(r"gpu|store|limited|spans|retries|continuations|host_changes|prefix_tokens|memory_used|swap|disk|batching")
+    elsewhere = re.compile(
+        r"gpu|store|limited|spans|retries|continuations|reasked|left_out|host_changes|prefix_tokens|memory_used|swap|disk|batching"
+    )
     absent = {name for name in asked if not elsewhere.search(name) and not ask(api, name)}
     assert absent == set()
 
