@@ -130,6 +130,7 @@ def sampled() -> list[int]:
     return seen
 
 
+@pytest.mark.pure
 def test_of_a_stream_that_is_only_looked_at_so_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     (size,) = sampled()
     assert size > 5000
