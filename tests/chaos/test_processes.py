@@ -161,10 +161,12 @@ def test_reloads_under_load_drop_nothing(tmp_path: Path, scripted_sglang: Rehear
             "# TYPE penstock_worker_ends", ""
         )
         answered = sum(thread.done for thread in threads)
-        counted = sum(
-            int(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith('penstock_requests_total{route="/v1/chat')
-        )
-        assert counted == answered + 1, "what workers that are gone have counted is counted"
+
+        def counted() -> int:
+            lines = running.admin("/metrics").body.decode().splitlines()
+            return sum(int(line.rsplit(" ", 1)[1]) for line in lines if line.startswith('penstock_requests_total{route="/v1/chat'))
+
+        until("what workers that are gone and those that serve have counted is counted", lambda: counted() == answered + 1)
 
 
 @pytest.mark.parametrize(
